@@ -1,0 +1,166 @@
+//! Types that the kernel programs and user space share: the descriptor, the tables of the bus, and
+//! how a bus socket's address names its owner.
+//!
+//! Everything here is plain old data with a layout that is proven at compile time. Nothing here
+//! decides anything; the program in `ebpf/programs` and the transports in `shm-bus` do.
+#![no_std]
+
+use core::mem::{offset_of, size_of};
+
+/// Bytes of a [`Descriptor`]: one bus message is exactly this long.
+pub const DESCRIPTOR_LEN: usize = size_of::<Descriptor>();
+
+/// What travels on the bus: where the payload lies, never the payload.
+///
+/// ```text
+///  0        4        8        12       16               24    26  27  28      32
+///  ├ segment┼ generat┼ offset ┼ length ┼ invocation ────┼route┼step┼flag┼source┤
+/// ```
+///
+/// All fields are in host byte order; a descriptor never leaves the node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Descriptor {
+    /// The segment's slot in the node's segment table.
+    pub segment: u32,
+    /// Incarnation of that slot: a reused slot can't answer for the old segment.
+    pub generation: u32,
+    /// First byte of the payload within the segment.
+    pub offset: u32,
+    /// Bytes of payload.
+    pub length: u32,
+    /// The invocation that this belongs to; never 0 in a valid descriptor.
+    pub invocation: u64,
+    /// Which route table is followed. For a plain function: its [`FunctionIndex`](u32) truncated, see docs.
+    pub route: u16,
+    /// Position on the route: 0 on the way from the gateway to the first function.
+    pub step: u8,
+    /// Bits of [`flags`], and in the low four bits a [`status`].
+    pub flags: u8,
+    /// Who sent it: an instance's [`Slot`] index, or `PORT_BIT | port` for a gateway port. Stamped
+    /// by the bus, whatever the sender wrote. From a gateway port (trusted) it is the port that
+    /// gets the answer.
+    pub source: u32,
+}
+
+const _: () = {
+    assert!(size_of::<Descriptor>() == 32);
+    assert!(offset_of!(Descriptor, segment) == 0);
+    assert!(offset_of!(Descriptor, generation) == 4);
+    assert!(offset_of!(Descriptor, offset) == 8);
+    assert!(offset_of!(Descriptor, length) == 12);
+    assert!(offset_of!(Descriptor, invocation) == 16);
+    assert!(offset_of!(Descriptor, route) == 24);
+    assert!(offset_of!(Descriptor, step) == 26);
+    assert!(offset_of!(Descriptor, flags) == 27);
+    assert!(offset_of!(Descriptor, source) == 28);
+};
+
+/// The low four bits of [`Descriptor::flags`]: how a step ended.
+pub mod status {
+    /// The mask of the status bits.
+    pub const MASK: u8 = 0x0f;
+    /// The payload is the result.
+    pub const OK: u8 = 0;
+    /// The function raised or returned an error; the payload says what.
+    pub const FAILED: u8 = 1;
+}
+
+/// The high four bits of [`Descriptor::flags`].
+pub mod flags {
+    /// The answer's payload is a bare body, without a response head (a pass-through).
+    pub const BARE: u8 = 0x10;
+    /// The instance wrote to its log: the kernel leaves it busy, so that spryd can read the log
+    /// before the next invocation writes to it. spryd puts the instance back in service.
+    pub const HOLD: u8 = 0x20;
+}
+
+/// Set in [`Descriptor::source`] when a gateway port, not an instance, is meant.
+pub const PORT_BIT: u32 = 0x8000_0000;
+
+/// Instances that one function can have at once: bits in [`Function::idle`].
+pub const SLOTS_PER_FUNCTION: u32 = 64;
+/// CPUs that [`Function::home`] tells apart; higher ones share (modulo).
+pub const HOME_CPUS: usize = 16;
+/// Gateway ports at most; they come before the slots in the socket map.
+pub const MAX_PORTS: u32 = 64;
+/// Functions at most, unless the loader asks for another number.
+pub const DEFAULT_FUNCTIONS: u32 = 1024;
+
+/// [`Slot::state`]: nobody is there, or nobody may be picked any more.
+pub const STATE_DETACHED: u64 = 0;
+/// [`Slot::state`]: waiting for an invocation. Any other value is the invocation being served.
+/// (Valid invocation ids are neither of the two.)
+pub const STATE_IDLE: u64 = u64::MAX;
+
+/// One instance's entry. The index is `function * SLOTS_PER_FUNCTION + bit`.
+///
+/// `state` is the single source of truth and changes by compare-and-swap only; `Function::idle` is a
+/// hint to find idle slots fast.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slot {
+    /// `STATE_DETACHED`, `STATE_IDLE`, or the invocation that is being served.
+    pub state: u64,
+    /// Who gets the answer: a gateway port, without `PORT_BIT`.
+    pub port: u32,
+    /// Incarnation: counts attaches of this slot.
+    pub generation: u32,
+    /// The route being followed (of the descriptor that was delivered).
+    pub route: u16,
+    /// The step being served.
+    pub step: u8,
+    /// Room for later use.
+    pub reserved: [u8; 5],
+    /// Messages that this instance sent against the rules.
+    pub violations: u64,
+}
+const _: () = assert!(size_of::<Slot>() == 32);
+
+/// One function's entry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Function {
+    /// Bit b: slot b is probably idle.
+    pub idle: u64,
+    /// Bit b of word c: slot b prefers CPU c (modulo `HOME_CPUS`). Written by user space only.
+    pub home: [u64; HOME_CPUS],
+}
+const _: () = assert!(size_of::<Function>() == 8 + 8 * HOME_CPUS);
+
+/// Counters of the program, one array entry per name.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Invocations redirected to an instance.
+    Delivered = 0,
+    /// Answers redirected to a gateway port.
+    Answered = 1,
+    /// No idle instance: handed back to the gateway.
+    Bounced = 2,
+    /// Messages against the rules, handed to spryd.
+    Violations = 3,
+}
+/// How many [`Counter`]s there are.
+pub const COUNTERS: u32 = 4;
+
+/// Where a bus socket's address keeps its owner: `127.a.b.c`, with `a.b.c` the index in the socket
+/// map, plus one (so that 127.0.0.0 is never used). The kernel program reads the identity of a
+/// sender from its socket's own address, which the sender can't change while the socket is connected.
+pub const fn address_of(socket_index: u32) -> u32 {
+    0x7f00_0000 | (socket_index + 1)
+}
+/// The other way round: the socket-map index of a (host order) IPv4 address.
+pub const fn index_of(address: u32) -> u32 {
+    (address & 0x00ff_ffff).wrapping_sub(1)
+}
+
+#[cfg(feature = "aya")]
+mod pod {
+    // SAFETY: `#[repr(C)]`, `Copy`, no padding (sizes asserted above), every bit pattern valid.
+    unsafe impl aya::Pod for super::Descriptor {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Slot {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Function {}
+}

@@ -1,0 +1,9 @@
+//! What spryd, zygotes and instances say to each other.
+//!
+//! - [`frame`]: how an HTTP request and its response lie in a segment. Read by untrusted and trusted
+//!   code alike, so decoding checks everything and never panics.
+//! - [`control`]: the messages of the control sockets (seqpacket, one message a packet, fds beside it).
+#![deny(unsafe_code)]
+
+pub mod control;
+pub mod frame;

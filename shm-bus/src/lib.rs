@@ -1,0 +1,15 @@
+//! Shared memory and the messages that point into it.
+//!
+//! - [`segment`]: a memfd with one writer; everybody else maps it read-only.
+//! - [`alloc`]: the size-class allocator that a segment's owner keeps in private memory.
+//! - [`descriptor`]: validation of the 32 bytes that travel.
+//! - [`ring`]: the single-producer single-consumer ring under the futex transport.
+//! - [`transport`]: how descriptors get from the hub to a peer and back: `sockmap`, `futex`, `broker`.
+//!
+//! The crate knows nothing of HTTP or of functions' code: a *peer* is a process with one connection
+//! to the *hub*, and belongs to a *function*, a set of interchangeable peers.
+
+pub mod ids;
+pub mod transport;
+
+pub use spry_ebpf_common::Descriptor;

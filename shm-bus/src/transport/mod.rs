@@ -1,0 +1,174 @@
+//! How a descriptor gets from the hub to an idle peer, and its answer back.
+//!
+//! One contract, three implementations, one conformance suite (`tests/conformance.rs`):
+//!
+//! | transport | carries by | picks the idle peer | needs |
+//! |---|---|---|---|
+//! | `sockmap` | sk_msg redirect between TCP sockets | the kernel program | CAP_BPF, CAP_NET_ADMIN, BTF |
+//! | `futex`   | two SPSC rings in shared memory per peer | the hub | io_uring FUTEX_WAIT (6.7) on the hub |
+//! | `broker`  | a Unix seqpacket pair per peer | the hub | nothing |
+//!
+//! The rules that all keep:
+//!
+//! - A peer serves one invocation at a time: it is *detached*, *idle* or *busy with an invocation*.
+//!   It gets a descriptor only while idle, and may send only the answer to the invocation it
+//!   holds. So every queue is bounded by the number of peers.
+//! - `source`, `route` and `step` of an answer are stamped by the transport; a peer's own are ignored.
+//! - A message against the rules (not exactly one descriptor, an answer to an invocation that
+//!   the peer doesn't hold) is never delivered; it is reported as a [`Fault`] and the hub's
+//!   owner ends the peer.
+//! - Nothing accepted is lost: after [`Port::send`] returned `Delivered(..)`, exactly one of these
+//!   happens: an [`Event::Answer`], an [`Event::Bounced`] (it wasn't delivered after all), or
+//!   [`Transport::detach`] returns the invocation.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use spry_ebpf_common::Descriptor;
+
+use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex};
+
+/// Which implementation; also what a peer must be told to open its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// sk_msg redirect.
+    Sockmap,
+    /// Shared-memory rings and futexes.
+    Futex,
+    /// Unix sockets through the hub.
+    Broker,
+}
+
+/// What went wrong on the bus, at which operation.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// A system call failed.
+    #[error("{operation}: {source}")]
+    Os {
+        /// What was being done, e.g. `"connect bus socket"`.
+        operation: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The kernel program could not be loaded or attached.
+    #[error("load the bus program: {0}")]
+    Program(String),
+    /// All of a function's slots, or all ports, are taken.
+    #[error("no free {0}")]
+    Full(&'static str),
+    /// The kernel lacks what this transport needs.
+    #[error("the {kind:?} transport is not available: {why}")]
+    Unavailable {
+        /// Which one.
+        kind: Kind,
+        /// Why, in words for `spry doctor`.
+        why: String,
+    },
+}
+
+/// What [`Port::send`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// On its way to an idle peer.
+    Delivered,
+    /// No peer of that function is idle; the caller keeps the descriptor.
+    NoIdlePeer,
+}
+
+/// What arrives at a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The answer to an invocation that this port (or another on its behalf) sent.
+    /// `source` is the stamped slot.
+    Answer(Descriptor),
+    /// A descriptor that `send` took but that could not be delivered: send it again or queue it.
+    Bounced(Descriptor),
+}
+
+/// A peer broke the rules or closed its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Who.
+    pub peer: PeerId,
+    /// What.
+    pub kind: FaultKind,
+}
+
+/// How a peer broke the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// It closed its end of the bus.
+    Closed,
+    /// It sent something that is not exactly one descriptor.
+    Malformed,
+    /// It answered an invocation that it doesn't hold (also: answered twice, a flood).
+    NotItsInvocation,
+}
+
+/// A new peer's connection: the hub's half is kept inside, the peer's half is to be handed over.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The peer's name.
+    pub peer: PeerId,
+    /// The peer's half, in the order that `Endpoint::open` expects.
+    pub endpoint: Vec<OwnedFd>,
+}
+
+/// The hub's side of a transport. Shared by all threads of the hub.
+pub trait Transport: Send + Sync + 'static {
+    /// Which one this is.
+    fn kind(&self) -> Kind;
+
+    /// Opens the hub's end number `port`. Each port is used by one thread at a time.
+    fn open_port(&self, port: PortIndex) -> Result<Box<dyn Port>, BusError>;
+
+    /// Makes a connection for a new peer of `function`. The peer is detached until [`Self::admit`].
+    fn attach(&self, function: FunctionIndex) -> Result<Attachment, BusError>;
+
+    /// Puts a peer in service: first after its hello, later after an answer with `flags::HOLD`.
+    /// True when it became idle; false when it is detached, or of another incarnation.
+    fn admit(&self, peer: PeerId) -> bool;
+
+    /// Takes a peer out of service for good, closes the hub's half, and returns the invocation that it
+    /// held, if any, with the port that waits for it. Call again: `None`.
+    fn detach(&self, peer: PeerId) -> Option<(InvocationId, PortIndex)>;
+
+    /// Takes an *idle* peer out of service, so that it can be ended without harm.
+    /// False when it wasn't idle (busy peers are left alone).
+    fn retire(&self, peer: PeerId) -> bool;
+
+    /// Probably an idle peer of `function` exists (a hint, free of system calls).
+    fn has_idle(&self, function: FunctionIndex) -> bool;
+
+    /// Which peer of `function` holds `invocation` now (to end it when its time runs out).
+    fn holder(&self, function: FunctionIndex, invocation: InvocationId) -> Option<PeerId>;
+
+    /// Prefer this peer for descriptors sent from `cpu` (`None`: no preference).
+    fn set_home(&self, peer: PeerId, cpu: Option<usize>);
+
+    /// Readable when [`Self::faults`] has something to report.
+    fn faults_fd(&self) -> BorrowedFd<'_>;
+
+    /// Appends the peers that broke the rules since the last call; each peer is reported once.
+    fn faults(&self, out: &mut Vec<Fault>);
+}
+
+/// One of the hub's ends.
+pub trait Port: Send {
+    /// Sends to an idle peer of `function`. `descriptor.source` is set to this port by the transport.
+    fn send(&mut self, function: FunctionIndex, descriptor: &Descriptor) -> Result<Sent, BusError>;
+
+    /// Readable when [`Self::receive`] has something (level-triggered; may be an epoll or io_uring fd).
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Appends what has arrived, without blocking; returns how many.
+    fn receive(&mut self, out: &mut Vec<Event>) -> Result<usize, BusError>;
+}
+
+/// A peer's end. Blocking: a peer does one thing at a time.
+pub trait Endpoint: Send {
+    /// Waits for the next invocation. `None`: the hub is gone, or put this peer out of service.
+    fn receive(&mut self) -> Result<Option<Descriptor>, BusError>;
+
+    /// Sends the answer to the invocation last received.
+    fn send(&mut self, descriptor: &Descriptor) -> Result<(), BusError>;
+}
