@@ -138,7 +138,11 @@ pub enum ControlError {
 }
 
 /// Sends one message and its descriptors.
-pub fn send<M: Serialize>(socket: BorrowedFd<'_>, message: &M, fds: &[BorrowedFd<'_>]) -> Result<(), ControlError> {
+pub fn send<M: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &M,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), ControlError> {
     let bytes = serde_json::to_vec(message)?;
     if bytes.len() > MESSAGE_MAX || fds.len() > FDS_MAX {
         return Err(ControlError::Truncated);
@@ -147,7 +151,8 @@ pub fn send<M: Serialize>(socket: BorrowedFd<'_>, message: &M, fds: &[BorrowedFd
     let rights = [ControlMessage::ScmRights(&raw)];
     let beside: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     loop {
-        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], beside, MsgFlags::MSG_NOSIGNAL, None) {
+        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], beside, MsgFlags::MSG_NOSIGNAL, None)
+        {
             Ok(_) => return Ok(()),
             Err(nix::Error::EINTR) => {}
             Err(source) => return Err(ControlError::Os { operation: "send", source }),
@@ -157,7 +162,9 @@ pub fn send<M: Serialize>(socket: BorrowedFd<'_>, message: &M, fds: &[BorrowedFd
 
 /// Receives one message and its descriptors (close-on-exec). `None`: the other side is gone.
 /// On a non-blocking socket with nothing there, the error is `Os` with `EAGAIN`.
-pub fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>) -> Result<Option<(M, Vec<OwnedFd>)>, ControlError> {
+pub fn receive<M: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+) -> Result<Option<(M, Vec<OwnedFd>)>, ControlError> {
     let mut bytes = vec![0; MESSAGE_MAX];
     let mut space = nix::cmsg_space!([RawFd; FDS_MAX]);
     let (len, fds, cut) = loop {
