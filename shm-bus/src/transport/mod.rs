@@ -154,7 +154,9 @@ pub trait Transport: Send + Sync + 'static {
 
 /// One of the hub's ends.
 pub trait Port: Send {
-    /// Sends to an idle peer of `function`. `descriptor.source` is set to this port by the transport.
+    /// Sends to an idle peer of `function`. `descriptor.source` (`PORT_BIT | port`) names the port that
+    /// gets the answer: usually this one, but a thread may dispatch what another thread queued, and
+    /// then names the other's port. The hub is trusted to name an open port.
     fn send(&mut self, function: FunctionIndex, descriptor: &Descriptor) -> Result<Sent, BusError>;
 
     /// Readable when [`Self::receive`] has something (level-triggered; may be an epoll or io_uring fd).
