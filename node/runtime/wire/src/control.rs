@@ -13,10 +13,10 @@
 //! socket, and serves. spryd puts it on the bus after it has both `Forked` and `Hello`. The socket stays
 //! open: its end of file tells each side that the other is gone.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// Where a zygote finds its control socket.
@@ -162,46 +162,117 @@ pub fn send<M: Serialize>(
 
 /// Receives one message and its descriptors (close-on-exec). `None`: the other side is gone.
 /// On a non-blocking socket with nothing there, the error is `Os` with `EAGAIN`.
+///
+/// Whatever the other side sends, no descriptor outlives a failed call: those of a refused packet are
+/// closed. The buffer is as long as the packet, so that a zygote's small messages touch no other memory.
 pub fn receive<M: DeserializeOwned>(
     socket: BorrowedFd<'_>,
 ) -> Result<Option<(M, Vec<OwnedFd>)>, ControlError> {
-    let mut bytes = vec![0; MESSAGE_MAX];
-    let mut space = nix::cmsg_space!([RawFd; FDS_MAX]);
-    let (len, fds, cut) = loop {
-        let mut parts = [IoSliceMut::new(&mut bytes)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        match recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags) {
-            Ok(got) => {
-                let fds = take_fds(&got)?;
-                break (got.bytes, fds, got.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC));
-            }
-            Err(nix::Error::EINTR) => {}
-            Err(source) => return Err(ControlError::Os { operation: "receive", source }),
-        }
-    };
-    if cut {
+    let len = crate::sys::next_len(socket).map_err(received)?;
+    let mut bytes = vec![0; len.min(MESSAGE_MAX)];
+    let packet = crate::sys::receive(socket, &mut bytes).map_err(received)?;
+    if packet.cut || packet.fds.len() > FDS_MAX {
         return Err(ControlError::Truncated);
     }
-    if len == 0 {
+    if packet.len == 0 {
         return Ok(None);
     }
-    Ok(Some((serde_json::from_slice(&bytes[..len])?, fds)))
+    Ok(Some((serde_json::from_slice(&bytes[..packet.len])?, packet.fds)))
 }
 
-fn take_fds(got: &nix::sys::socket::RecvMsg<'_, '_, ()>) -> Result<Vec<OwnedFd>, ControlError> {
-    let beside = got.cmsgs().map_err(|_| ControlError::Truncated)?;
-    Ok(beside
-        .filter_map(|message| match message {
-            ControlMessageOwned::ScmRights(fds) => Some(fds),
-            _ => None,
-        })
-        .flatten()
-        .map(own)
-        .collect())
+fn received(error: io::Error) -> ControlError {
+    let source = error.raw_os_error().map_or(nix::Error::UnknownErrno, nix::Error::from_raw);
+    ControlError::Os { operation: "receive", source }
 }
 
-#[allow(unsafe_code, reason = "the one place where a received descriptor number becomes an owned descriptor")]
-fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: the kernel has just put `fd` into this process for this message; nobody else knows it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send as send_bytes, socketpair};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .expect("socketpair")
+    }
+
+    /// Descriptors of this process that are open on a file made by `memfd_create(name)`.
+    fn open_on(name: &str) -> usize {
+        let entries = std::fs::read_dir("/proc/self/fd").expect("list fds");
+        entries
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| target.to_string_lossy().contains(name))
+            .count()
+    }
+
+    fn memfd(name: &str) -> OwnedFd {
+        nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("memfd")
+    }
+
+    #[test]
+    fn message_and_descriptors_arrive() {
+        let (a, b) = pair();
+        let (one, two) = (memfd("spry-wire-one"), memfd("spry-wire-two"));
+        let sent = FromZygote::Forked { instance: 7, pid: 42 };
+        send(a.as_fd(), &sent, &[one.as_fd(), two.as_fd()]).expect("send");
+        let (got, fds) = receive::<FromZygote>(b.as_fd()).expect("receive").expect("open");
+        assert_eq!(got, sent);
+        assert_eq!(fds.len(), 2);
+        let name =
+            |fd: &OwnedFd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("link");
+        assert!(name(&fds[0]).to_string_lossy().contains("spry-wire-one"));
+        assert!(name(&fds[1]).to_string_lossy().contains("spry-wire-two"));
+    }
+
+    #[test]
+    fn longest_message_fits_and_a_longer_one_is_refused() {
+        let (a, b) = pair();
+        let overhead =
+            serde_json::to_vec(&FromZygote::Failed { message: String::new() }).expect("json").len();
+        let message = "x".repeat(MESSAGE_MAX - overhead);
+        send(a.as_fd(), &FromZygote::Failed { message: message.clone() }, &[]).expect("send");
+        let got = receive::<FromZygote>(b.as_fd()).expect("receive").expect("open").0;
+        assert_eq!(got, FromZygote::Failed { message });
+        let longer = FromZygote::Failed { message: "x".repeat(MESSAGE_MAX) };
+        assert!(matches!(send(a.as_fd(), &longer, &[]), Err(ControlError::Truncated)));
+        send_bytes(a.as_raw_fd(), &[b' '; MESSAGE_MAX + 1], MsgFlags::empty()).expect("send");
+        assert!(matches!(receive::<FromZygote>(b.as_fd()), Err(ControlError::Truncated)));
+    }
+
+    #[test]
+    fn end_of_file_and_nothing_there_differ() {
+        let (a, b) = pair();
+        nix::fcntl::fcntl(&b, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("fcntl");
+        let nothing = receive::<FromZygote>(b.as_fd());
+        assert!(matches!(nothing, Err(ControlError::Os { source: nix::Error::EAGAIN, .. })), "{nothing:?}");
+        drop(a);
+        assert!(receive::<FromZygote>(b.as_fd()).expect("receive").is_none());
+    }
+
+    /// A hostile sender: too many descriptors, descriptors beside garbage, beside nothing, beside too much.
+    #[test]
+    fn no_descriptor_of_a_refused_packet_stays_open() {
+        let name = "spry-wire-refused";
+        let file = File::from(memfd(name));
+        let (a, b) = pair();
+        let empty: &[u8] = b"";
+        let long = vec![b' '; MESSAGE_MAX + 1];
+        for count in [1, FDS_MAX, FDS_MAX + 1, FDS_MAX + 20, 253] {
+            for bytes in [b"garbage".as_slice(), empty, &long] {
+                let raw = vec![file.as_raw_fd(); count];
+                let beside = [ControlMessage::ScmRights(&raw)];
+                sendmsg::<()>(a.as_raw_fd(), &[IoSlice::new(bytes)], &beside, MsgFlags::empty(), None)
+                    .expect("send");
+                let got = receive::<FromZygote>(b.as_fd());
+                assert!(!matches!(got, Ok(Some(_))), "{count} fds beside {} bytes", bytes.len());
+                assert_eq!(open_on(name), 1, "{count} fds beside {} bytes", bytes.len());
+            }
+        }
+        send(a.as_fd(), &FromInstance::Hello, &[]).expect("send");
+        let (after, _) = receive::<FromInstance>(b.as_fd()).expect("receive").expect("open");
+        assert_eq!(after, FromInstance::Hello);
+    }
 }

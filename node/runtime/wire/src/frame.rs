@@ -7,7 +7,11 @@
 //! ```
 //!
 //! Integers are little-endian. `head_len` counts from the frame's first byte to the body's first and is a
-//! multiple of [`ALIGN`]; the body fills the rest of the block that the descriptor names.
+//! multiple of [`ALIGN`]; the fields may end before it (an instance reserves the body's place before it knows
+//! all of the head). The body fills the rest of the block that the descriptor names.
+//!
+//! [`RequestHead`] and [`ResponseHead`] own their list of headers; [`RequestView`] and [`ResponseEncoder`] do the
+//! same work without allocating, for the instance's side of the warm path.
 
 /// The body starts at a multiple of this, so that a function can view it as an array of anything.
 pub const ALIGN: usize = 64;
@@ -32,8 +36,8 @@ pub enum FrameError {
         /// What is allowed.
         limit: usize,
     },
-    /// `head_len` is not where the head ends.
-    #[error("the head says it is {said} bytes long, but it is {is}")]
+    /// `head_len` is not a multiple of [`ALIGN`], or the fields go beyond it.
+    #[error("the head says it is {said} bytes long, but its fields take {is}")]
     HeadLength {
         /// What the frame says.
         said: usize,
@@ -89,10 +93,37 @@ impl<'a> RequestHead<'a> {
 
     /// Reads the head at the start of `frame`; returns it and where the body starts.
     pub fn decode(frame: &'a [u8]) -> Result<(Self, usize), FrameError> {
+        let (view, body_at) = RequestView::decode(frame)?;
+        let RequestView { deadline_unix_ns, call_id, method, path, query, headers } = view;
+        let headers = headers.collect();
+        Ok((Self { deadline_unix_ns, call_id, method, path, query, headers }, body_at))
+    }
+}
+
+/// The head of a request as it lies in its frame: checked as a whole, headers read when asked for.
+#[derive(Debug, Clone)]
+pub struct RequestView<'a> {
+    /// As [`RequestHead::deadline_unix_ns`].
+    pub deadline_unix_ns: u64,
+    /// As [`RequestHead::call_id`].
+    pub call_id: &'a str,
+    /// As [`RequestHead::method`].
+    pub method: &'a str,
+    /// As [`RequestHead::path`].
+    pub path: &'a str,
+    /// As [`RequestHead::query`].
+    pub query: &'a str,
+    /// Names and values.
+    pub headers: Headers<'a>,
+}
+
+impl<'a> RequestView<'a> {
+    /// Reads the head at the start of `frame`; returns it and where the body starts.
+    pub fn decode(frame: &'a [u8]) -> Result<(Self, usize), FrameError> {
         let mut reader = Reader::new(frame)?;
         reader.u32()?;
         let deadline_unix_ns = u64::from_le_bytes(reader.take(8)?.try_into().expect("eight bytes"));
-        let head = Self {
+        let view = Self {
             deadline_unix_ns,
             call_id: reader.text()?,
             method: reader.text()?,
@@ -100,7 +131,90 @@ impl<'a> RequestHead<'a> {
             query: reader.text()?,
             headers: reader.headers()?,
         };
-        Ok((head, reader.end()?))
+        Ok((view, reader.end()?))
+    }
+}
+
+/// Headers in a frame whose every length and name was checked when it was decoded.
+#[derive(Debug, Clone, Default)]
+pub struct Headers<'a> {
+    bytes: &'a [u8],
+    left: usize,
+}
+
+impl<'a> Iterator for Headers<'a> {
+    type Item = (&'a str, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        let mut reader = Reader { frame: self.bytes, at: 0, head_len: self.bytes.len() };
+        let header = (reader.text().ok()?, reader.bytes().ok()?);
+        self.bytes = &self.bytes[reader.at..];
+        Some(header)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Headers<'_> {}
+
+/// Builds the head of a response, header by header, in memory that is used again for the next one.
+#[derive(Debug, Clone)]
+pub struct ResponseEncoder {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+/// Bytes before the first header: `head_len`, status, zero, count.
+const RESPONSE_FIXED: usize = 12;
+
+impl Default for ResponseEncoder {
+    fn default() -> Self {
+        let mut bytes = Vec::with_capacity(512);
+        bytes.resize(RESPONSE_FIXED, 0);
+        Self { bytes, count: 0 }
+    }
+}
+
+impl ResponseEncoder {
+    /// Forgets all headers.
+    pub fn clear(&mut self) {
+        self.bytes.truncate(RESPONSE_FIXED);
+        self.count = 0;
+    }
+
+    /// Adds one header; nothing is changed when it doesn't fit.
+    pub fn header(&mut self, name: &str, value: &[u8]) -> Result<(), FrameError> {
+        bound("the number of headers", self.count + 1, HEADERS_MAX)?;
+        let len = self.bytes.len().saturating_add(8).saturating_add(name.len()).saturating_add(value.len());
+        bound("the head", len, HEAD_MAX)?;
+        put(&mut self.bytes, name.as_bytes());
+        put(&mut self.bytes, value);
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Whether no header was added.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Bytes that the head takes now, up to the body.
+    pub fn len(&self) -> usize {
+        self.bytes.len().next_multiple_of(ALIGN)
+    }
+
+    /// The head with its first fields filled in; the body starts at `body_at`, at least [`Self::len`].
+    /// What lies between the returned bytes and `body_at` has no meaning.
+    pub fn finish(&mut self, status: u16, body_at: u32) -> &[u8] {
+        debug_assert!(body_at as usize >= self.len() && (body_at as usize).is_multiple_of(ALIGN));
+        self.bytes[..4].copy_from_slice(&body_at.to_le_bytes());
+        self.bytes[4..6].copy_from_slice(&status.to_le_bytes());
+        self.bytes[6..8].copy_from_slice(&[0; 2]);
+        self.bytes[8..RESPONSE_FIXED].copy_from_slice(&(self.count as u32).to_le_bytes());
+        &self.bytes
     }
 }
 
@@ -122,7 +236,7 @@ impl<'a> ResponseHead<'a> {
         if !(200..=599).contains(&status) {
             return Err(FrameError::Status(status));
         }
-        let head = Self { status, headers: reader.headers()? };
+        let head = Self { status, headers: reader.headers()?.collect() };
         Ok((head, reader.end()?))
     }
 }
@@ -187,15 +301,25 @@ impl<'a> Reader<'a> {
     }
     fn text(&mut self) -> Result<&'a str, FrameError> {
         let at = self.at;
-        std::str::from_utf8(self.bytes()?).map_err(|_| FrameError::Truncated(at))
+        std::str::from_utf8(self.bytes()?).map_err(|_| FrameError::NotText(at))
     }
-    fn headers(&mut self) -> Result<Vec<(&'a str, &'a [u8])>, FrameError> {
+    /// Walks over the headers, checking each; the result reads them again without failing.
+    fn headers(&mut self) -> Result<Headers<'a>, FrameError> {
         let count = self.u32()? as usize;
         bound("the number of headers", count, HEADERS_MAX)?;
-        (0..count).map(|_| Ok((self.text()?, self.bytes()?))).collect()
+        let start = self.at;
+        for _ in 0..count {
+            self.text()?;
+            self.bytes()?;
+        }
+        Ok(Headers { bytes: &self.frame[start..self.at], left: count })
     }
     fn end(&self) -> Result<usize, FrameError> {
-        let is = self.at.next_multiple_of(ALIGN);
-        if is == self.head_len { Ok(is) } else { Err(FrameError::HeadLength { said: self.head_len, is }) }
+        let (said, is) = (self.head_len, self.at);
+        if said.is_multiple_of(ALIGN) { Ok(said) } else { Err(FrameError::HeadLength { said, is }) }
     }
 }
+
+#[cfg(test)]
+#[path = "frame_tests.rs"]
+mod tests;
