@@ -21,7 +21,11 @@
 //!   happens: an [`Event::Answer`], an [`Event::Bounced`] (it wasn't delivered after all), or
 //!   [`Transport::detach`] returns the invocation.
 
+pub mod endpoint;
+
+use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::str::FromStr;
 
 use spry_ebpf_common::Descriptor;
 
@@ -36,6 +40,36 @@ pub enum Kind {
     Futex,
     /// Unix sockets through the hub.
     Broker,
+}
+
+impl Kind {
+    /// Its name in settings and control messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sockmap => "sockmap",
+            Self::Futex => "futex",
+            Self::Broker => "broker",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// There is no such transport.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no transport {0:?} (there are sockmap, futex and broker)")]
+pub struct UnknownKind(pub String);
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+    fn from_str(name: &str) -> Result<Self, UnknownKind> {
+        let found = [Self::Sockmap, Self::Futex, Self::Broker].into_iter().find(|kind| kind.name() == name);
+        found.ok_or_else(|| UnknownKind(name.to_owned()))
+    }
 }
 
 /// What went wrong on the bus, at which operation.
