@@ -1,2 +1,52 @@
-//! See docs/architecture.md.
-fn main() {}
+//! The project's own commands: `cargo xtask help` lists them.
+//!
+//! This crate only starts other programs, in the right order and with what they need, and says what it
+//! does. What is built, tested or measured lives in the crates themselves. It depends on next to
+//! nothing, because it is the first thing that a newcomer compiles.
+
+mod bench;
+mod ci;
+mod cli;
+mod demo;
+mod ebpf;
+mod failure;
+mod fuzz;
+mod process;
+mod setup;
+mod stage;
+mod suite;
+mod sys;
+
+use std::process::ExitCode;
+
+use cli::Command;
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let outcome = cli::parse(std::env::args().skip(1)).and_then(run);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    std::env::set_current_dir(process::root())
+        .map_err(|source| Failure::io("enter", process::root(), source))?;
+    match command {
+        Command::Help => {
+            print!("{}", cli::USAGE);
+            Ok(())
+        }
+        Command::Setup => setup::everything(),
+        Command::Test(args) => suite::run(&args),
+        Command::Ci(stages) => ci::run(&stages),
+        Command::Demo(options) => demo::run(&options),
+        Command::Bench(args) => bench::run(&args),
+        Command::Fuzz(options) => fuzz::run(&options).map(drop),
+        Command::Ebpf { check } => ebpf::run(check).map_err(Failure::from_display("ebpf")),
+    }
+}

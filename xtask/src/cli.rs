@@ -1,0 +1,158 @@
+//! The command line of `cargo xtask`.
+
+use std::path::PathBuf;
+
+use crate::failure::Failure;
+
+/// What `cargo xtask help` prints.
+pub(crate) const USAGE: &str = "\
+The project's own commands. Usage: cargo xtask COMMAND
+
+  setup                    install what this machine lacks (asks for root only when something is missing)
+  demo [--out DIR] [--photo FILE]
+                           build, start a node, deploy the examples, call them, show where the time went
+  test [ARGS]              every test; with ARGS, `cargo test ARGS` with the same set-up
+  ci [STAGE]...            what CI runs: fmt clippy doc deny ebpf test demo bench (default: all of them)
+  bench NAME [--json FILE] a benchmark, in release mode; `bench list` names them
+  fuzz [TARGET] [--seconds N]
+                           fuzz one target, or all of them (default: 20 s each)
+  ebpf [--check]           rebuild the eBPF object from source; --check: compare it with the one checked in
+  help                     this text
+";
+
+/// A command, its arguments checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Help,
+    Setup,
+    Test(Vec<String>),
+    Ci(Vec<String>),
+    Demo(DemoOptions),
+    Bench(Vec<String>),
+    Fuzz(FuzzOptions),
+    Ebpf { check: bool },
+}
+
+/// Options of `demo`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct DemoOptions {
+    /// Where the thumbnail is written; `target/demo` unless given.
+    pub(crate) out: Option<PathBuf>,
+    /// A JPEG of the user's own.
+    pub(crate) photo: Option<PathBuf>,
+}
+
+/// Options of `fuzz`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct FuzzOptions {
+    /// One target, or all.
+    pub(crate) target: Option<String>,
+    /// Time for each target.
+    pub(crate) seconds: u32,
+}
+
+impl Default for FuzzOptions {
+    fn default() -> Self {
+        Self { target: None, seconds: 20 }
+    }
+}
+
+/// Parses what follows `cargo xtask`.
+pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, Failure> {
+    let mut args = args.into_iter();
+    let Some(name) = args.next() else { return Ok(Command::Help) };
+    let rest: Vec<String> = args.collect();
+    match name.as_str() {
+        "help" | "-h" | "--help" => Ok(Command::Help),
+        "setup" => none_left(rest).map(|()| Command::Setup),
+        "test" => Ok(Command::Test(rest)),
+        "ci" => Ok(Command::Ci(rest)),
+        "demo" => demo(rest).map(Command::Demo),
+        "bench" if rest.is_empty() => Err(usage("bench needs a NAME")),
+        "bench" => Ok(Command::Bench(rest)),
+        "fuzz" => fuzz(rest).map(Command::Fuzz),
+        "ebpf" => match rest.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            [] => Ok(Command::Ebpf { check: false }),
+            ["--check"] => Ok(Command::Ebpf { check: true }),
+            _ => Err(usage("ebpf takes only --check")),
+        },
+        _ => Err(usage(&format!("there is no command `{name}`"))),
+    }
+}
+
+fn demo(args: Vec<String>) -> Result<DemoOptions, Failure> {
+    let mut options = DemoOptions::default();
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--out" => options.out = Some(value(&arg, args.next())?.into()),
+            "--photo" => options.photo = Some(value(&arg, args.next())?.into()),
+            _ => return Err(usage(&format!("demo does not know `{arg}`"))),
+        }
+    }
+    Ok(options)
+}
+
+fn fuzz(args: Vec<String>) -> Result<FuzzOptions, Failure> {
+    let mut options = FuzzOptions::default();
+    let mut args = args.into_iter();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--seconds" => {
+                let text = value(&arg, args.next())?;
+                let seconds = text.parse().ok().filter(|seconds| *seconds > 0);
+                options.seconds = seconds.ok_or_else(|| usage(&format!("--seconds {text}: at least 1")))?;
+            }
+            _ if options.target.is_none() && !arg.starts_with('-') => options.target = Some(arg),
+            _ => return Err(usage(&format!("fuzz does not know `{arg}`"))),
+        }
+    }
+    Ok(options)
+}
+
+fn value(name: &str, value: Option<String>) -> Result<String, Failure> {
+    value.ok_or_else(|| usage(&format!("{name} needs a value")))
+}
+
+fn none_left(rest: Vec<String>) -> Result<(), Failure> {
+    if rest.is_empty() { Ok(()) } else { Err(usage(&format!("unexpected: {}", rest.join(" ")))) }
+}
+
+fn usage(what: &str) -> Failure {
+    Failure::Usage(what.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command, Failure> {
+        parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn commands_and_their_options() {
+        assert_eq!(parsed("").unwrap(), Command::Help);
+        assert_eq!(parsed("ebpf --check").unwrap(), Command::Ebpf { check: true });
+        assert_eq!(parsed("test -p shm-bus").unwrap(), Command::Test(vec!["-p".into(), "shm-bus".into()]));
+        let options = DemoOptions { out: Some("here".into()), photo: None };
+        assert_eq!(parsed("demo --out here").unwrap(), Command::Demo(options));
+        let options = FuzzOptions { target: Some("hub".into()), seconds: 5 };
+        assert_eq!(parsed("fuzz hub --seconds 5").unwrap(), Command::Fuzz(options));
+    }
+
+    #[test]
+    fn nonsense_is_bad_usage() {
+        for line in ["dance", "setup now", "demo --out", "bench", "fuzz --seconds 0", "fuzz a b", "ebpf -x"] {
+            let failure = parsed(line).expect_err(line);
+            assert_eq!(failure.exit_code(), 64, "{line}: {failure}");
+        }
+    }
+
+    #[test]
+    fn every_command_is_in_the_help() {
+        for name in ["setup", "demo", "test", "ci", "bench", "fuzz", "ebpf"] {
+            assert!(USAGE.contains(&format!("\n  {name} ")), "{name}");
+        }
+    }
+}
