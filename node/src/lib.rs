@@ -1,1 +1,7 @@
 //! See docs/architecture.md.
+
+pub mod api;
+pub mod config;
+pub mod manifest;
+pub mod store;
+pub mod units;

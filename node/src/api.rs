@@ -1,0 +1,360 @@
+//! What the control API shows and asks for: the types, serialised as documented in `docs/control-api.md`, and
+//! [`Engine`], which the node's core implements and [`crate::control`] serves.
+//!
+//! The names of fields and the words of enums are a contract with scripts: add, don't rename. Times are
+//! milliseconds; instants are milliseconds since the Unix epoch.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::{Egress, Isolation, Limits, Name, Runtime, Scale};
+use crate::store::{Staged, StoreError};
+use crate::units::Size;
+
+/// What an [`Engine`]'s methods return: a future that may move between threads.
+pub type Reply<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The node's core, seen from the control API. Shared by all threads that serve it.
+pub trait Engine: Send + Sync + 'static {
+    /// Starts the staged version's zygote, commits it ([`crate::store::Store::commit`]), moves traffic to it, lets
+    /// the old version drain and forgets it. On an error nothing has changed: dropping `staged` cleans up.
+    fn deploy(&self, staged: Staged) -> Reply<'_, Result<Deployed, DeployError>>;
+    /// Takes the function out of service, ends its processes, then removes it from the store.
+    fn remove<'a>(&'a self, name: &'a Name) -> Reply<'a, Result<(), RemoveError>>;
+    /// All functions, by name.
+    fn functions(&self) -> Reply<'_, Vec<FunctionView>>;
+    /// One function.
+    fn function<'a>(&'a self, name: &'a str) -> Reply<'a, Option<FunctionView>>;
+    /// The node.
+    fn status(&self) -> Reply<'_, StatusView>;
+    /// The newest invocations first, of one function or of all, at most `limit`; without their logs.
+    fn activations<'a>(&'a self, name: Option<&'a str>, limit: usize) -> Reply<'a, Vec<ActivationView>>;
+    /// One invocation by its call id, with its logs.
+    fn activation<'a>(&'a self, call_id: &'a str) -> Reply<'a, Option<ActivationView>>;
+    /// A function's output lines with numbers from `since` on, oldest first, at most `limit`. With `since` `None`:
+    /// the newest `limit`. While there are none, waits up to `wait` for one. `None`: no such function.
+    fn logs<'a>(
+        &'a self,
+        name: &'a str,
+        since: Option<u64>,
+        limit: usize,
+        wait: Duration,
+    ) -> Reply<'a, Option<LogPage>>;
+}
+
+/// A deploy that took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Deployed {
+    /// The function, as it is now.
+    pub function: FunctionView,
+    /// What its zygote is, e.g. `CPython 3.11.2`.
+    pub runtime_version: String,
+    /// From the start of the zygote to its readiness.
+    pub zygote_ms: f64,
+    /// The version that it took over from.
+    pub replaced: Option<u64>,
+}
+
+/// Why a deploy did not take; whatever served before still does.
+#[derive(Debug, thiserror::Error)]
+pub enum DeployError {
+    /// The function's code can't be loaded: its author's fault. The message is the interpreter's traceback, or
+    /// the loader's words.
+    #[error("{0}")]
+    Code(String),
+    /// It took too long to initialise: its author's fault.
+    #[error("the function was not ready within {} s", .0.as_secs_f64())]
+    InitTimeout(Duration),
+    /// The zygote died while it loaded the function: its author's fault.
+    #[error("the zygote died while it loaded the function: {0}")]
+    ZygoteDied(String),
+    /// The runtime isn't there or can't be used on this node: the operator's to mend.
+    #[error("the {runtime} runtime can't be used on this node: {why}")]
+    Runtime {
+        /// Which.
+        runtime: Runtime,
+        /// Why.
+        why: String,
+    },
+    /// The node has no room.
+    #[error("the node has no room: {0}")]
+    NoRoom(String),
+    /// The node is shutting down.
+    #[error("the node is shutting down")]
+    ShuttingDown,
+    /// A process could not be set up.
+    #[error("{step}: {source}")]
+    Os {
+        /// Which step.
+        step: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// It could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a function could not be removed.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// There is none of that name.
+    #[error("no function named \"{0}\" is deployed")]
+    NoSuchFunction(String),
+    /// The store refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Whether a function can serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FunctionState {
+    /// It serves.
+    Ready,
+    /// Its zygote is being started.
+    Starting,
+    /// Its code can't be loaded; calls fail until it is deployed again.
+    Broken,
+    /// It is being removed.
+    Removing,
+}
+
+/// Whether a function's zygote is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ZygoteState {
+    /// Not started; the next call starts it.
+    None,
+    /// It is loading the function.
+    Starting,
+    /// It forks instances.
+    Ready,
+    /// It could not load the function.
+    Failed,
+}
+
+/// Instances by what they do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Instances {
+    /// Waiting for a request.
+    pub idle: u32,
+    /// Serving one.
+    pub busy: u32,
+    /// Being forked.
+    pub starting: u32,
+}
+
+impl Instances {
+    /// All of them.
+    pub fn total(self) -> u32 {
+        self.idle + self.busy + self.starting
+    }
+}
+
+/// Calls since the daemon started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Calls {
+    /// Answered by the function.
+    pub ok: u64,
+    /// Ended in an error.
+    pub failed: u64,
+    /// Waited for the zygote.
+    pub cold: u64,
+    /// Waited for a fork.
+    pub forked: u64,
+    /// Met an idle instance.
+    pub warm: u64,
+}
+
+/// A deployed function.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FunctionView {
+    /// Its name.
+    pub name: String,
+    /// Counts its deploys.
+    pub version: u64,
+    /// Of the uploaded code.
+    pub sha256: String,
+    /// What runs it.
+    pub runtime: Runtime,
+    /// What is called.
+    pub handler: String,
+    /// What separates requests.
+    pub isolation: Isolation,
+    /// What an instance may use.
+    pub limits: Limits,
+    /// How many instances.
+    pub scale: Scale,
+    /// The names of its environment variables; values may be confidential.
+    pub env: Vec<String>,
+    /// What it can reach.
+    pub egress: Egress,
+    /// Whether it serves.
+    pub state: FunctionState,
+    /// Why it doesn't, when it doesn't.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Its processes.
+    pub instances: Instances,
+    /// Its zygote.
+    pub zygote: ZygoteState,
+    /// Requests that wait.
+    pub queued: u64,
+    /// What became of its calls.
+    pub calls: Calls,
+    /// When this version was deployed.
+    pub deployed_unix_ms: u64,
+}
+
+/// A transport that is better than the one in use, and why it isn't used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PassedOver {
+    /// Its name.
+    pub name: String,
+    /// Why not.
+    pub why: String,
+}
+
+/// The node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// spryd's version.
+    pub version: String,
+    /// Its pid.
+    pub pid: u32,
+    /// Since its start.
+    pub uptime_ms: u64,
+    /// Where HTTP is served.
+    pub listen: String,
+    /// Where state is kept.
+    pub state_dir: String,
+    /// `sockmap`, `futex` or `broker`.
+    pub transport: String,
+    /// The better transports and why they are not used.
+    pub passed_over: Vec<PassedOver>,
+    /// Gateway workers.
+    pub workers: u32,
+    /// `v2`, `hybrid`, `v1` or `none`, and what it can limit, in words.
+    pub cgroup: String,
+    /// Functions deployed.
+    pub functions: u32,
+    /// Instances of all functions.
+    pub instances: Instances,
+    /// Requests that wait.
+    pub queued: u64,
+    /// The sum of the memory limits of all processes there are.
+    pub memory_promised: Size,
+    /// Calls of all functions since the start.
+    pub calls: Calls,
+}
+
+/// What served a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StartKind {
+    /// The zygote had to be started.
+    Cold,
+    /// A process was forked for it.
+    Forked,
+    /// It met an idle process.
+    Warm,
+}
+
+impl StartKind {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Forked => "forked",
+            Self::Warm => "warm",
+        }
+    }
+}
+
+/// One invocation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ActivationView {
+    /// `X-Call-Id`.
+    pub call_id: String,
+    /// Which function.
+    pub function: String,
+    /// Which version of it.
+    pub version: u64,
+    /// When it was accepted.
+    pub started_unix_ms: u64,
+    /// What served it; `null`: nothing did.
+    pub start: Option<StartKind>,
+    /// Waiting for a free instance.
+    pub queue_ms: f64,
+    /// Waiting for an instance to start.
+    pub start_ms: f64,
+    /// In the function.
+    pub exec_ms: f64,
+    /// The HTTP status.
+    pub status: u16,
+    /// The error's code, if it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What it wrote; empty in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logs: Vec<LogLine>,
+}
+
+/// Which stream a line was written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// One line of output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Counts the function's lines; a cursor.
+    pub number: u64,
+    /// When spryd read it.
+    pub at_unix_ms: u64,
+    /// The invocation that wrote it; `null`: the zygote, while it loaded the function.
+    pub call_id: Option<String>,
+    /// Where it was written.
+    pub stream: LogStream,
+    /// The text, without the line end.
+    pub text: String,
+}
+
+/// Some of a function's output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogPage {
+    /// Oldest first.
+    pub lines: Vec<LogLine>,
+    /// What to ask for next (`since`).
+    pub next: u64,
+    /// How many lines between `since` and the first one here are no longer kept.
+    pub missed: u64,
+}
+
+/// The body of every error: `{"error":{"code","message","call_id"}}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// The error.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// Stable, for programs.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// The call, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call_id: Option<String>,
+}

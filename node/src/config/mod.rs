@@ -1,0 +1,183 @@
+//! `spryd.toml`: the daemon's configuration, from what is written to what is checked.
+//!
+//! Four layers, each winning over the next: the command line, the environment (`SPRY_STATE_DIR`, `SPRY_LISTEN`,
+//! `SPRY_CONTROL_SOCKET`), the file, the defaults. clap merges the first two into [`Flags`]; [`Config::load`]
+//! does the rest. Every key is explained in `docs/configuration.md`; a test holds the two together.
+
+pub mod raw;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::manifest::{Defaults, ManifestError};
+use crate::units::{Size, UnitError};
+
+/// The file that is read when none is named; it may be absent.
+pub const DEFAULT_FILE: &str = "/etc/spry/spryd.toml";
+/// Where the control socket is when nothing says otherwise; the client's default too.
+pub const DEFAULT_CONTROL_SOCKET: &str = "/run/spry/control.sock";
+
+/// What spryd's command line and environment say. `None`: nothing.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Flags {
+    /// The configuration file [default: /etc/spry/spryd.toml, which may be absent]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where functions and their database are kept [default: /var/lib/spry]
+    #[arg(long, value_name = "DIR", env = "SPRY_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where HTTP is served [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR:PORT", env = "SPRY_LISTEN")]
+    pub listen: Option<String>,
+    /// Where the command line `spry` finds this daemon [default: /run/spry/control.sock]
+    #[arg(long, value_name = "PATH", env = "SPRY_CONTROL_SOCKET")]
+    pub control_socket: Option<PathBuf>,
+}
+
+/// Which transport the bus is asked to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportChoice {
+    /// The best that works here: sockmap, then futex, then broker.
+    #[default]
+    Auto,
+    /// Only sockmap; spryd doesn't start without it.
+    Sockmap,
+    /// Only futex.
+    Futex,
+    /// Only the broker.
+    Broker,
+}
+
+impl TransportChoice {
+    /// As written in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Sockmap => "sockmap",
+            Self::Futex => "futex",
+            Self::Broker => "broker",
+        }
+    }
+}
+
+/// How much may wait in spryd before it refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// Requests that wait for one function; beyond it: 429.
+    pub per_function: usize,
+    /// Requests that wait on the whole node; beyond it: 503.
+    pub node: usize,
+    /// Bytes of requests' bodies held on the whole node; beyond it: 503.
+    pub memory: Size,
+}
+
+/// What may be uploaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UploadLimits {
+    /// Bytes of one upload, and of all its files together.
+    pub size: Size,
+    /// Files and folders in one upload.
+    pub files: u32,
+}
+
+impl Default for UploadLimits {
+    fn default() -> Self {
+        Self { size: Size::mib(256), files: 20_000 }
+    }
+}
+
+/// The daemon's configuration, checked: every value present and within its bounds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Functions and their database.
+    pub state_dir: PathBuf,
+    /// Where HTTP is served.
+    pub listen: SocketAddr,
+    /// Where the control API is served without a token, to those whom the file system lets in.
+    pub control_socket: PathBuf,
+    /// Gateway workers: threads with an event loop and a bus port each.
+    pub workers: usize,
+    /// Which transport the bus uses.
+    pub transport: TransportChoice,
+    /// Python zygotes run this: a name to be found in `PATH`, or an absolute path.
+    pub python: PathBuf,
+    /// Where the runtimes lie (the Python module, the native host); `None`: beside the executable.
+    pub runtime_dir: Option<PathBuf>,
+    /// The first of the 65536 user ids that functions run as.
+    pub uid_base: u32,
+    /// Bounds of the queues.
+    pub queue: Queue,
+    /// Bytes of output kept of one invocation; the rest is cut and said to be.
+    pub log_volume: Size,
+    /// What may be uploaded.
+    pub upload: UploadLimits,
+    /// Where the control API's bearer token is; made at the first start.
+    pub api_token_file: PathBuf,
+    /// For manifests that are silent.
+    pub defaults: Defaults,
+}
+
+/// Why there is no usable configuration. The operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("read the configuration {}: {source}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of the wrong kind; says the line.
+    #[error("{}: {message}", path.display())]
+    Toml {
+        /// Which file.
+        path: PathBuf,
+        /// Line, column and what is wrong.
+        message: String,
+    },
+    /// A value is outside its bounds.
+    #[error("{key} is {value}, but must be {bound}")]
+    Bound {
+        /// Which key.
+        key: &'static str,
+        /// What it says.
+        value: String,
+        /// What is allowed.
+        bound: String,
+    },
+    /// A size can't be read.
+    #[error("{key}: {source}")]
+    Unit {
+        /// Which key.
+        key: &'static str,
+        /// What is wrong.
+        source: UnitError,
+    },
+    /// One of `[defaults]` is not a manifest's value.
+    #[error(transparent)]
+    Defaults(#[from] ManifestError),
+}
+
+impl Config {
+    /// Reads the file that `flags` name (or the default one, if it is there) and puts `flags` on top.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let raw = match &flags.config {
+            Some(path) => raw::RawConfig::read(path)?,
+            None => {
+                let path = Path::new(DEFAULT_FILE);
+                if path.exists() { raw::RawConfig::read(path)? } else { raw::RawConfig::default() }
+            }
+        };
+        raw.under(flags).try_into()
+    }
+
+    /// Checks one file by itself (`spry check-config`).
+    pub fn check_file(path: &Path) -> Result<Self, ConfigError> {
+        raw::RawConfig::read(path)?.try_into()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,238 @@
+//! The shape of `spryd.toml` as written, and its checks.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+
+use serde::Deserialize;
+
+use super::{Config, ConfigError, DEFAULT_CONTROL_SOCKET, Flags, Queue, TransportChoice, UploadLimits};
+use crate::manifest::Defaults;
+use crate::manifest::raw::{Quantity, RawLimits, RawScale};
+use crate::units::Size;
+
+/// User ids set aside for functions, one each, from `uid_base` on.
+pub const UID_COUNT: u32 = 65_536;
+/// The default of `uid_base`: above what distributions, containers' subordinate ids and systemd's dynamic
+/// users (61184-65519, 524288-1879048191) hand out.
+pub const UID_BASE: u32 = 1_879_048_192;
+
+/// `spryd.toml` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawConfig {
+    /// A folder.
+    pub state_dir: Option<PathBuf>,
+    /// `address:port`.
+    pub listen: Option<String>,
+    /// A path.
+    pub control_socket: Option<PathBuf>,
+    /// A count.
+    pub workers: Option<i64>,
+    /// `auto`, `sockmap`, `futex` or `broker`.
+    pub transport: Option<String>,
+    /// A user id.
+    pub uid_base: Option<i64>,
+    /// A path.
+    pub api_token_file: Option<PathBuf>,
+    /// A folder.
+    pub runtime_dir: Option<PathBuf>,
+    /// `[python]`
+    pub python: RawPython,
+    /// `[queue]`
+    pub queue: RawQueue,
+    /// `[logs]`
+    pub logs: RawLogs,
+    /// `[upload]`
+    pub upload: RawUpload,
+    /// `[defaults]`
+    pub defaults: RawDefaults,
+}
+
+/// `[python]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPython {
+    /// A name or a path.
+    pub interpreter: Option<PathBuf>,
+}
+
+/// `[queue]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawQueue {
+    /// A count.
+    pub per_function: Option<i64>,
+    /// A count.
+    pub node: Option<i64>,
+    /// A size.
+    pub memory: Option<Quantity>,
+}
+
+/// `[logs]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLogs {
+    /// A size.
+    pub per_invocation: Option<Quantity>,
+}
+
+/// `[upload]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawUpload {
+    /// A size.
+    pub size: Option<Quantity>,
+    /// A count.
+    pub files: Option<i64>,
+}
+
+/// `[defaults]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawDefaults {
+    /// As in a manifest.
+    pub limits: RawLimits,
+    /// As in a manifest.
+    pub scale: RawScale,
+}
+
+impl RawConfig {
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        toml::from_str(&text)
+            .map_err(|error| ConfigError::Toml { path: path.to_owned(), message: error.to_string() })
+    }
+
+    /// Puts the command line and the environment on top.
+    pub fn under(mut self, flags: &Flags) -> Self {
+        let flags = flags.clone();
+        self.state_dir = flags.state_dir.or(self.state_dir);
+        self.listen = flags.listen.or(self.listen);
+        self.control_socket = flags.control_socket.or(self.control_socket);
+        self
+    }
+}
+
+impl TryFrom<RawConfig> for Config {
+    type Error = ConfigError;
+
+    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
+        let state_dir = absolute("state_dir", raw.state_dir, "/var/lib/spry")?;
+        let cores = available_parallelism().map_or(1, usize::from).min(32) as i64;
+        let queue = Queue {
+            per_function: count("queue.per_function", raw.queue.per_function, 256, 1, 1 << 20)? as usize,
+            node: count("queue.node", raw.queue.node, 4096, 1, 1 << 20)? as usize,
+            memory: size("queue.memory", raw.queue.memory, Size::mib(256), Size::mib(1), Size::gib(1024))?,
+        };
+        let volume = size("logs.per_invocation", raw.logs.per_invocation, Size::kib(64), Size::kib(1), Size::mib(16))?;
+        let upload = UploadLimits::default();
+        let highest = i64::from(u32::MAX - UID_COUNT);
+        Ok(Self {
+            listen: listen(raw.listen)?,
+            control_socket: control_socket(raw.control_socket)?,
+            workers: count("workers", raw.workers, cores, 1, 32)? as usize,
+            transport: transport(raw.transport.as_deref())?,
+            python: raw.python.interpreter.unwrap_or_else(|| "python3".into()),
+            runtime_dir: raw.runtime_dir.map(|dir| absolute("runtime_dir", Some(dir), "/")).transpose()?,
+            uid_base: count("uid_base", raw.uid_base, i64::from(UID_BASE), 65_536, highest)? as u32,
+            queue,
+            log_volume: volume,
+            upload: UploadLimits {
+                size: size("upload.size", raw.upload.size, upload.size, Size::kib(1), Size::gib(16))?,
+                files: count("upload.files", raw.upload.files, i64::from(upload.files), 1, 1 << 20)? as u32,
+            },
+            api_token_file: match raw.api_token_file {
+                Some(path) => absolute("api_token_file", Some(path), "/")?,
+                None => state_dir.join("api-token"),
+            },
+            defaults: Defaults {
+                limits: raw.defaults.limits.check(&Defaults::default().limits, "defaults.limits")?,
+                scale: raw.defaults.scale.check(&Defaults::default().scale, "defaults.scale")?,
+            },
+            state_dir,
+        })
+    }
+}
+
+fn bound<T>(key: &'static str, value: impl ToString, bound: impl Into<String>) -> Result<T, ConfigError> {
+    Err(ConfigError::Bound { key, value: value.to_string(), bound: bound.into() })
+}
+
+/// Relative paths would mean another place for the client than for the daemon: made absolute from where the
+/// daemon was started.
+fn absolute(key: &'static str, path: Option<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
+    let path = path.unwrap_or_else(|| default.into());
+    match std::path::absolute(&path) {
+        Ok(path) => Ok(path),
+        Err(_) => bound(key, format!("\"{}\"", path.display()), "a path"),
+    }
+}
+
+fn listen(written: Option<String>) -> Result<SocketAddr, ConfigError> {
+    let text = written.unwrap_or_else(|| "127.0.0.1:8080".into());
+    match text.parse() {
+        Ok(address) => Ok(address),
+        Err(_) => bound("listen", format!("\"{text}\""), "ADDRESS:PORT such as 127.0.0.1:8080 or [::1]:8080"),
+    }
+}
+
+/// `sockaddr_un` has room for 107 bytes and the final NUL.
+fn control_socket(written: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+    let path = absolute("control_socket", written, DEFAULT_CONTROL_SOCKET)?;
+    if path.as_os_str().len() > 107 {
+        return bound("control_socket", format!("\"{}\"", path.display()), "at most 107 bytes long");
+    }
+    Ok(path)
+}
+
+fn transport(written: Option<&str>) -> Result<TransportChoice, ConfigError> {
+    match written {
+        None | Some("auto") => Ok(TransportChoice::Auto),
+        Some("sockmap") => Ok(TransportChoice::Sockmap),
+        Some("futex") => Ok(TransportChoice::Futex),
+        Some("broker") => Ok(TransportChoice::Broker),
+        Some(other) => {
+            bound("transport", format!("\"{other}\""), "one of \"auto\", \"sockmap\", \"futex\", \"broker\"")
+        }
+    }
+}
+
+fn count(
+    key: &'static str,
+    written: Option<i64>,
+    default: i64,
+    least: i64,
+    most: i64,
+) -> Result<i64, ConfigError> {
+    let value = written.unwrap_or(default);
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    bound(key, value, format!("between {least} and {most}"))
+}
+
+fn size(
+    key: &'static str,
+    written: Option<Quantity>,
+    default: Size,
+    least: Size,
+    most: Size,
+) -> Result<Size, ConfigError> {
+    let value = match written {
+        None => default,
+        Some(Quantity::Text(text)) => {
+            text.parse().map_err(|source| ConfigError::Unit { key, source })?
+        }
+        Some(Quantity::Number(bytes)) => match u64::try_from(bytes) {
+            Ok(bytes) => Size::bytes(bytes),
+            Err(_) => return bound(key, bytes, format!("between {least} and {most}")),
+        },
+    };
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    bound(key, value, format!("between {least} and {most}"))
+}

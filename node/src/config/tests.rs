@@ -1,0 +1,144 @@
+use super::raw::RawConfig;
+use super::*;
+use crate::units::Period;
+use proptest::prelude::*;
+
+fn check(text: &str) -> Result<Config, String> {
+    let raw: RawConfig = toml::from_str(text).map_err(|error| error.to_string())?;
+    Config::try_from(raw).map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_empty_file_gives_the_contracts_defaults() {
+    let config = check("").expect("defaults are valid");
+    assert_eq!(config.state_dir, Path::new("/var/lib/spry"));
+    assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.control_socket, Path::new("/run/spry/control.sock"));
+    assert_eq!(config.api_token_file, Path::new("/var/lib/spry/api-token"));
+    assert_eq!(config.uid_base, 1_879_048_192);
+    assert_eq!(config.transport, TransportChoice::Auto);
+    assert!(config.workers >= 1);
+    assert_eq!(config.defaults, Defaults::default());
+}
+
+const FULL: &str = r#"
+state_dir = "/srv/spry"
+listen = "[::1]:9000"
+control_socket = "/srv/spry.sock"
+workers = 3
+transport = "futex"
+uid_base = 100000
+api_token_file = "/srv/token"
+runtime_dir = "/usr/lib/spry"
+[python]
+interpreter = "/usr/bin/python3.11"
+[queue]
+per_function = 10
+node = 100
+memory = "64MiB"
+[logs]
+per_invocation = "16KiB"
+[upload]
+size = "10MB"
+files = 50
+[defaults.limits]
+memory = "64MiB"
+cpu = 0.5
+timeout = "10s"
+payload = "1MiB"
+processes = 8
+[defaults.scale]
+min = 1
+max = 4
+idle = "1m"
+"#;
+
+#[test]
+fn every_key_is_read() {
+    let config = check(FULL).expect("valid");
+    assert_eq!(config.state_dir, Path::new("/srv/spry"));
+    assert_eq!(config.listen.port(), 9000);
+    assert_eq!(config.workers, 3);
+    assert_eq!(config.transport, TransportChoice::Futex);
+    assert_eq!(config.uid_base, 100_000);
+    assert_eq!(config.api_token_file, Path::new("/srv/token"));
+    assert_eq!(config.runtime_dir.as_deref(), Some(Path::new("/usr/lib/spry")));
+    assert_eq!(config.python, Path::new("/usr/bin/python3.11"));
+    assert_eq!(config.queue, Queue { per_function: 10, node: 100, memory: Size::mib(64) });
+    assert_eq!(config.log_volume, Size::kib(16));
+    assert_eq!(config.upload, UploadLimits { size: Size::bytes(10_000_000), files: 50 });
+    assert_eq!(config.defaults.limits.timeout, Period::seconds(10));
+    assert_eq!(config.defaults.scale.max, 4);
+}
+
+#[test]
+fn the_command_line_wins_over_the_file() {
+    let raw: RawConfig = toml::from_str(FULL).expect("valid");
+    let flags = Flags { state_dir: Some("/tmp/s".into()), listen: Some("127.0.0.1:1".into()), ..Flags::default() };
+    let config = Config::try_from(raw.under(&flags)).expect("valid");
+    assert_eq!(config.state_dir, Path::new("/tmp/s"));
+    assert_eq!(config.listen.port(), 1);
+    assert_eq!(config.control_socket, Path::new("/srv/spry.sock"));
+}
+
+#[test]
+fn each_refusal_names_key_value_and_bound() {
+    for (text, says) in [
+        ("workers = 0", "workers is 0, but must be between 1 and 32"),
+        ("listen = \"8080\"", "listen is \"8080\", but must be ADDRESS:PORT"),
+        ("transport = \"tcp\"", "transport is \"tcp\", but must be one of"),
+        ("uid_base = 0", "uid_base is 0, but must be between 65536"),
+        ("uid_base = 4294967295", "uid_base is 4294967295"),
+        ("[queue]\nmemory = -1", "queue.memory is -1, but must be between 1MiB and 1TiB"),
+        ("[queue]\nmemory = \"10xB\"", "queue.memory: \"10xB\" has the unknown unit"),
+        ("[queue]\nper_function = 0", "queue.per_function is 0"),
+        ("[logs]\nper_invocation = \"1B\"", "logs.per_invocation is 1B"),
+        ("[defaults.limits]\nmemory = \"1B\"", "defaults.limits.memory is 1B"),
+        ("[defaults.scale]\nmax = 100", "defaults.scale.max is 100, but must be between 1 and 64"),
+        ("statedir = 1", "unknown field `statedir`"),
+        ("workers = \"two\"", "line 1"),
+    ] {
+        let error = check(text).expect_err(text);
+        assert!(error.contains(says), "{text}: {error}");
+    }
+    let long = format!("control_socket = \"/{}\"", "x".repeat(107));
+    assert!(check(&long).expect_err("long").contains("at most 107 bytes"));
+}
+
+#[test]
+fn an_explicit_file_must_be_there() {
+    let flags = Flags { config: Some("/nonexistent/spryd.toml".into()), ..Flags::default() };
+    let error = Config::load(&flags).expect_err("absent").to_string();
+    assert!(error.contains("/nonexistent/spryd.toml"), "{error}");
+}
+
+/// The page that explains the keys has them all, with their defaults where they are fixed.
+#[test]
+fn every_key_is_documented() {
+    let page = include_str!("../../../docs/configuration.md");
+    let keys: toml::Table = toml::from_str(FULL).expect("valid");
+    let mut open: Vec<(String, toml::Value)> = keys.into_iter().collect();
+    while let Some((key, value)) = open.pop() {
+        match value {
+            toml::Value::Table(table) => {
+                open.extend(table.into_iter().map(|(inner, value)| (format!("{key}.{inner}"), value)));
+            }
+            _ => assert!(page.contains(&format!("`{key}`")), "docs/configuration.md lacks `{key}`"),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "(?s).{0,200}") {
+        let _ = check(&text);
+    }
+    #[test]
+    fn numbers_are_bounded(workers: i64, uid: i64, node: i64) {
+        let text = format!("workers = {workers}\nuid_base = {uid}\n[queue]\nnode = {node}\n");
+        if let Ok(config) = check(&text) {
+            prop_assert!((1..=32).contains(&config.workers));
+            prop_assert!(config.uid_base.checked_add(super::raw::UID_COUNT).is_some());
+        }
+    }
+}

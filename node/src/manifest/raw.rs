@@ -1,0 +1,349 @@
+//! The shape of `spry.toml` as written, and the way from there to a checked [`Manifest`].
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::{
+    Defaults, ENV_MAX, Egress, Isolation, Limits, Manifest, ManifestError, Name, Network, Override, Runtime,
+    SCALE_MAX, Scale,
+};
+use crate::units::{Period, Size};
+
+/// Every key that `--set` knows; `env.` is followed by the variable's name.
+pub const KEYS: [&str; 14] = [
+    "name",
+    "runtime",
+    "handler",
+    "isolation",
+    "limits.memory",
+    "limits.cpu",
+    "limits.timeout",
+    "limits.payload",
+    "limits.processes",
+    "scale.min",
+    "scale.max",
+    "scale.idle",
+    "env.NAME",
+    "network.egress",
+];
+
+/// `spry.toml` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawManifest {
+    /// The function's name.
+    pub name: Option<String>,
+    /// `python` or `native`.
+    pub runtime: Option<String>,
+    /// What is called.
+    pub handler: Option<String>,
+    /// `instance` or `request`.
+    pub isolation: Option<String>,
+    /// `[limits]`
+    pub limits: RawLimits,
+    /// `[scale]`
+    pub scale: RawScale,
+    /// `[env]`
+    pub env: BTreeMap<String, String>,
+    /// `[network]`
+    pub network: RawNetwork,
+}
+
+/// A quantity: text with a unit, or a number.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, expecting = "expected a text with a unit (such as \"128MiB\" or \"30s\") or a number")]
+pub enum Quantity {
+    /// With a unit.
+    Text(String),
+    /// Without.
+    Number(i64),
+}
+
+/// `[limits]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLimits {
+    /// A size.
+    pub memory: Option<Quantity>,
+    /// A number of CPUs.
+    pub cpu: Option<f64>,
+    /// A period.
+    pub timeout: Option<Quantity>,
+    /// A size.
+    pub payload: Option<Quantity>,
+    /// A count.
+    pub processes: Option<i64>,
+}
+
+/// `[scale]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawScale {
+    /// A count.
+    pub min: Option<i64>,
+    /// A count.
+    pub max: Option<i64>,
+    /// A period.
+    pub idle: Option<Quantity>,
+}
+
+/// `[network]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawNetwork {
+    /// `none` or `host`.
+    pub egress: Option<String>,
+}
+
+impl RawManifest {
+    /// Reads the text and puts the overrides in place.
+    pub fn parse(text: &str, overrides: &[Override]) -> Result<Self, ManifestError> {
+        // Twice: an error in the file itself is shown with its line.
+        toml::from_str::<Self>(text).map_err(|error| ManifestError::Toml(error.to_string()))?;
+        let mut table: toml::Table =
+            toml::from_str(text).map_err(|error| ManifestError::Toml(error.to_string()))?;
+        for wanted in overrides {
+            put(&mut table, wanted)?;
+        }
+        table.try_into().map_err(|error: toml::de::Error| ManifestError::Toml(error.message().to_owned()))
+    }
+
+    /// Checks every value; what is silent gets its default. Name, runtime and handler must be there by now.
+    pub fn check(self, defaults: &Defaults) -> Result<Manifest, ManifestError> {
+        let missing = |key, hint: &str| ManifestError::Missing { key, hint: hint.into() };
+        let name = self.name.ok_or_else(|| missing("name", "write name = \"my-function\""))?;
+        let runtime = self.runtime.ok_or_else(|| missing("runtime", "write \"python\" or \"native\""))?;
+        let handler = self.handler.ok_or_else(|| missing("handler", "write handler = \"module:function\""))?;
+        let runtime = runtime_of(&runtime)?;
+        check_handler(runtime, &handler)?;
+        Ok(Manifest {
+            name: Name::try_from(name)?,
+            runtime,
+            handler,
+            isolation: isolation_of(self.isolation.as_deref())?,
+            limits: self.limits.check(&defaults.limits, "limits")?,
+            scale: self.scale.check(&defaults.scale, "scale")?,
+            env: check_env(self.env)?,
+            network: Network { egress: egress_of(self.network.egress.as_deref())? },
+        })
+    }
+}
+
+fn put(table: &mut toml::Table, wanted: &Override) -> Result<(), ManifestError> {
+    let no_such_key = || ManifestError::NoSuchKey(wanted.key.clone());
+    let text = || toml::Value::String(wanted.value.clone());
+    let (section, key) = match wanted.key.split_once('.') {
+        None if KEYS.contains(&wanted.key.as_str()) => {
+            table.insert(wanted.key.clone(), text());
+            return Ok(());
+        }
+        None => return Err(no_such_key()),
+        Some(parts) => parts,
+    };
+    let value = match (section, key) {
+        ("env", "") => return Err(no_such_key()),
+        ("env", _) => text(),
+        _ if !KEYS.contains(&wanted.key.as_str()) => return Err(no_such_key()),
+        ("limits", "cpu") => wanted.value.trim().parse().map(toml::Value::Float).unwrap_or_else(|_| text()),
+        ("limits", "processes") | ("scale", "min" | "max") => {
+            wanted.value.trim().parse().map(toml::Value::Integer).unwrap_or_else(|_| text())
+        }
+        _ => text(),
+    };
+    let entry = table.entry(section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+    entry.as_table_mut().ok_or_else(no_such_key)?.insert(key.to_owned(), value);
+    Ok(())
+}
+
+fn runtime_of(word: &str) -> Result<Runtime, ManifestError> {
+    match word {
+        "python" => Ok(Runtime::Python),
+        "native" => Ok(Runtime::Native),
+        "lambda" | "exec" => Err(ManifestError::NotInThisVersion(word.into())),
+        _ => Err(ManifestError::Word { key: "runtime", value: word.into(), known: "\"python\", \"native\"" }),
+    }
+}
+
+fn isolation_of(word: Option<&str>) -> Result<Isolation, ManifestError> {
+    match word {
+        None => Ok(Isolation::default()),
+        Some("instance") => Ok(Isolation::Instance),
+        Some("request") => Ok(Isolation::Request),
+        Some(other) => {
+            let known = "\"instance\", \"request\"";
+            Err(ManifestError::Word { key: "isolation", value: other.into(), known })
+        }
+    }
+}
+
+fn egress_of(word: Option<&str>) -> Result<Egress, ManifestError> {
+    match word {
+        None => Ok(Egress::default()),
+        Some("none") => Ok(Egress::None),
+        Some("host") => Ok(Egress::Host),
+        Some(other) => {
+            let known = "\"none\", \"host\"";
+            Err(ManifestError::Word { key: "network.egress", value: other.into(), known })
+        }
+    }
+}
+
+/// The handler's shape. That the file exists is checked where the folder is at hand.
+fn check_handler(runtime: Runtime, handler: &str) -> Result<(), ManifestError> {
+    let bad = |why: &str| ManifestError::Handler { handler: handler.into(), why: why.into() };
+    if handler.len() > 512 || handler.chars().any(char::is_control) {
+        return Err(bad("it must be one line of at most 512 bytes"));
+    }
+    match runtime {
+        Runtime::Python => {
+            let (module, function) =
+                handler.split_once(':').ok_or_else(|| bad("a Python handler is written module:function"))?;
+            let part = |text: &str| !text.is_empty() && !text.contains(['/', '\\', ':', ' ']);
+            let dotted = |text: &str| text.split('.').all(part);
+            if dotted(module) && dotted(function) {
+                Ok(())
+            } else {
+                Err(bad("a Python handler is written module:function, with no path in it"))
+            }
+        }
+        Runtime::Native => {
+            let inside = handler.split('/').all(|part| !matches!(part, "" | "." | ".."));
+            if inside { Ok(()) } else { Err(bad("a native handler is a .so file within the folder")) }
+        }
+    }
+}
+
+/// The interpreter's and the loader's own variables decide what code runs before the sandbox is shut.
+fn check_env(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, ManifestError> {
+    let mut total = 0;
+    for (name, value) in &env {
+        let bad = |why| ManifestError::Env { name: name.escape_default().to_string(), why };
+        let letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        if name.is_empty() || name.as_bytes()[0].is_ascii_digit() || !name.bytes().all(letter) {
+            return Err(bad("a variable's name has letters, digits and underscores, not a digit first"));
+        }
+        let reserved = ["LD_", "PYTHON", "SPRY_", "GLIBC_", "GCONV_"];
+        if reserved.iter().any(|prefix| name.starts_with(prefix)) {
+            return Err(bad("names that start with LD_, PYTHON, SPRY_, GLIBC_ or GCONV_ are spry's to set"));
+        }
+        if value.contains('\0') {
+            return Err(bad("its value has a NUL byte"));
+        }
+        total += name.len() + value.len() + 2;
+    }
+    let bound = format!("at most {ENV_MAX} bytes in all");
+    within(total <= ENV_MAX, "env", format!("{total} bytes"), bound)?;
+    Ok(env)
+}
+
+impl RawLimits {
+    /// Checks each limit; `section` names the table in errors (`limits`, or `defaults.limits`).
+    pub fn check(self, defaults: &Limits, section: &'static str) -> Result<Limits, ManifestError> {
+        let key = |name| key_in(section, name);
+        let limits = Limits {
+            memory: size(self.memory, key("memory"))?.unwrap_or(defaults.memory),
+            cpu: self.cpu.unwrap_or(defaults.cpu),
+            timeout: period(self.timeout, key("timeout"))?.unwrap_or(defaults.timeout),
+            payload: size(self.payload, key("payload"))?.unwrap_or(defaults.payload),
+            processes: count(self.processes, key("processes"), 1, 4096)?.unwrap_or(defaults.processes),
+        };
+        between(key("memory"), limits.memory, Size::mib(4), Size::gib(1024))?;
+        between(key("timeout"), limits.timeout, Period::millis(1), Period::minutes(24 * 60))?;
+        between(key("payload"), limits.payload, Size::kib(1), Size::gib(1))?;
+        let cpu_fits = (0.01..=1024.0).contains(&limits.cpu);
+        within(cpu_fits, key("cpu"), limits.cpu.to_string(), "between 0.01 and 1024".into())?;
+        Ok(limits)
+    }
+}
+
+impl RawScale {
+    /// Checks the section; `section` names it in errors.
+    pub fn check(self, defaults: &Scale, section: &'static str) -> Result<Scale, ManifestError> {
+        let key = |name| key_in(section, name);
+        let min = count(self.min, key("min"), 0, SCALE_MAX)?;
+        let max = count(self.max, key("max"), 1, SCALE_MAX)?;
+        let idle = period(self.idle, key("idle"))?.unwrap_or(defaults.idle);
+        between(key("idle"), idle, Period::millis(100), Period::minutes(7 * 24 * 60))?;
+        // One given without the other pulls the other's default along, so that `min = 12` alone works.
+        let (min, max) = match (min, max) {
+            (Some(min), Some(max)) => (min, max),
+            (Some(min), None) => (min, defaults.max.max(min)),
+            (None, Some(max)) => (defaults.min.min(max), max),
+            (None, None) => (defaults.min, defaults.max),
+        };
+        within(min <= max, key("min"), min.to_string(), format!("at most {} ({max})", key("max")))?;
+        Ok(Scale { min, max, idle })
+    }
+}
+
+/// The full key: a closed set, so that errors can name it without carrying text around.
+fn key_in(section: &'static str, name: &'static str) -> &'static str {
+    match (section, name) {
+        ("limits", "memory") => "limits.memory",
+        ("limits", "cpu") => "limits.cpu",
+        ("limits", "timeout") => "limits.timeout",
+        ("limits", "payload") => "limits.payload",
+        ("limits", "processes") => "limits.processes",
+        ("scale", "min") => "scale.min",
+        ("scale", "max") => "scale.max",
+        ("scale", "idle") => "scale.idle",
+        ("defaults.limits", "memory") => "defaults.limits.memory",
+        ("defaults.limits", "cpu") => "defaults.limits.cpu",
+        ("defaults.limits", "timeout") => "defaults.limits.timeout",
+        ("defaults.limits", "payload") => "defaults.limits.payload",
+        ("defaults.limits", "processes") => "defaults.limits.processes",
+        ("defaults.scale", "min") => "defaults.scale.min",
+        ("defaults.scale", "max") => "defaults.scale.max",
+        ("defaults.scale", "idle") => "defaults.scale.idle",
+        _ => name,
+    }
+}
+
+fn size(written: Option<Quantity>, key: &'static str) -> Result<Option<Size>, ManifestError> {
+    match written {
+        None => Ok(None),
+        Some(Quantity::Text(text)) => {
+            text.parse().map(Some).map_err(|source| ManifestError::Unit { key, source })
+        }
+        Some(Quantity::Number(bytes)) => match u64::try_from(bytes) {
+            Ok(bytes) => Ok(Some(Size::bytes(bytes))),
+            Err(_) => Err(ManifestError::Bound { key, value: bytes.to_string(), bound: "positive".into() }),
+        },
+    }
+}
+
+fn period(written: Option<Quantity>, key: &'static str) -> Result<Option<Period>, ManifestError> {
+    let text = match written {
+        None => return Ok(None),
+        Some(Quantity::Text(text)) => text,
+        Some(Quantity::Number(number)) => number.to_string(),
+    };
+    text.parse().map(Some).map_err(|source| ManifestError::Unit { key, source })
+}
+
+fn count(
+    written: Option<i64>,
+    key: &'static str,
+    least: u32,
+    most: u32,
+) -> Result<Option<u32>, ManifestError> {
+    let Some(number) = written else { return Ok(None) };
+    let fitting = u32::try_from(number).ok().filter(|number| (least..=most).contains(number));
+    let bound = || format!("between {least} and {most}");
+    fitting.map(Some).ok_or_else(|| ManifestError::Bound { key, value: number.to_string(), bound: bound() })
+}
+
+fn between<T: PartialOrd + std::fmt::Display>(
+    key: &'static str,
+    value: T,
+    least: T,
+    most: T,
+) -> Result<(), ManifestError> {
+    let fits = value >= least && value <= most;
+    within(fits, key, value.to_string(), format!("between {least} and {most}"))
+}
+
+fn within(fits: bool, key: &'static str, value: String, bound: String) -> Result<(), ManifestError> {
+    if fits { Ok(()) } else { Err(ManifestError::Bound { key, value, bound }) }
+}

@@ -1,0 +1,240 @@
+//! The SQLite file: which functions are deployed, in which version.
+//!
+//! WAL with `synchronous = FULL`: a committed transaction is on disk. Every method is one transaction.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
+
+use super::{StoreError, UID_COUNT};
+
+/// Stored as SQLite's `user_version`.
+const SCHEMA_VERSION: i32 = 1;
+/// Stored as SQLite's `application_id`: "spry".
+const APPLICATION_ID: i32 = 0x7370_7279;
+
+const SCHEMA: &str = "
+CREATE TABLE functions (
+    name    TEXT PRIMARY KEY,
+    slot    INTEGER NOT NULL UNIQUE,
+    current INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE TABLE versions (
+    name             TEXT NOT NULL REFERENCES functions(name) ON DELETE CASCADE,
+    version          INTEGER NOT NULL,
+    sha256           TEXT NOT NULL,
+    manifest         TEXT NOT NULL,
+    bytes            INTEGER NOT NULL,
+    deployed_unix_ms INTEGER NOT NULL,
+    PRIMARY KEY (name, version)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE counters (
+    key   TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+const SELECT: &str = "
+SELECT f.name, f.slot, v.version, v.sha256, v.manifest, v.bytes, v.deployed_unix_ms
+FROM functions f JOIN versions v ON v.name = f.name AND v.version = f.current";
+
+/// A function's current version, as it lies in the database.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) slot: u32,
+    pub(super) version: u64,
+    pub(super) sha256: String,
+    pub(super) manifest: String,
+    pub(super) bytes: u64,
+    pub(super) deployed_unix_ms: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Database {
+    connection: Connection,
+}
+
+impl Database {
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        // SQLite gives its -wal and -shm files the mode of the database.
+        let mut options = OpenOptions::new();
+        let made = options.write(true).create(true).truncate(false).mode(0o600).open(path);
+        made.map_err(StoreError::os("open", path))?;
+        let at_open = |source| describe(path, "open", source);
+        let mut connection = Connection::open(path).map_err(at_open)?;
+        prepare(&mut connection, path)?;
+        Ok(Self { connection })
+    }
+
+    /// The current version of every function, by name.
+    pub(super) fn functions(&self) -> Result<Vec<Row>, StoreError> {
+        let failed = failed("list the functions");
+        let mut statement =
+            self.connection.prepare_cached(&format!("{SELECT} ORDER BY f.name")).map_err(failed)?;
+        let rows = statement.query_map([], row).map_err(failed)?;
+        rows.collect::<Result<_, _>>().map_err(failed)
+    }
+
+    pub(super) fn function(&self, name: &str) -> Result<Option<Row>, StoreError> {
+        let failed = failed("look up a function");
+        let mut statement =
+            self.connection.prepare_cached(&format!("{SELECT} WHERE f.name = ?1")).map_err(failed)?;
+        statement.query_row([name], row).optional().map_err(failed)
+    }
+
+    /// The slot and the highest version of a function that is there.
+    pub(super) fn slot_and_version(&self, name: &str) -> Result<Option<(u32, u64)>, StoreError> {
+        let sql = "SELECT f.slot, max(v.version) FROM functions f JOIN versions v USING (name) \
+                   WHERE f.name = ?1 GROUP BY f.slot";
+        let found = self.connection.query_row(sql, [name], |row| Ok((row.get(0)?, row.get(1)?)));
+        found.optional().map_err(failed("look up a function"))
+    }
+
+    /// A slot that no function has and that `taken` doesn't hold; the one after the last given out first.
+    pub(super) fn free_slot(&self, taken: &dyn Fn(u32) -> bool) -> Result<u32, StoreError> {
+        let failed = failed("find a free user id");
+        let next = "SELECT value FROM counters WHERE key = 'next_slot'";
+        let next: Option<u32> =
+            self.connection.query_row(next, [], |row| row.get(0)).optional().map_err(failed)?;
+        let mut statement =
+            self.connection.prepare_cached("SELECT 1 FROM functions WHERE slot = ?1").map_err(failed)?;
+        for offset in 0..UID_COUNT {
+            let slot = (next.unwrap_or(0) + offset) % UID_COUNT;
+            if !taken(slot) && !statement.exists([slot]).map_err(failed)? {
+                return Ok(slot);
+            }
+        }
+        Err(StoreError::NoSlot)
+    }
+
+    /// Makes `row` the current version of its function. False when a later version already is.
+    pub(super) fn commit(&mut self, row: &Row) -> Result<bool, StoreError> {
+        let failed = failed("commit a version");
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let known: Option<u64> = transaction
+            .query_row("SELECT current FROM functions WHERE name = ?1", [&row.name], |found| found.get(0))
+            .optional()
+            .map_err(failed)?;
+        if known.is_some_and(|current| current >= row.version) {
+            return Ok(false);
+        }
+        let function = "INSERT INTO functions (name, slot, current) VALUES (?1, ?2, ?3) \
+                        ON CONFLICT (name) DO UPDATE SET current = excluded.current";
+        transaction.execute(function, params![row.name, row.slot, row.version]).map_err(failed)?;
+        let version = "INSERT INTO versions VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        let values =
+            params![row.name, row.version, row.sha256, row.manifest, row.bytes, row.deployed_unix_ms];
+        transaction.execute(version, values).map_err(failed)?;
+        if known.is_none() {
+            let next = "INSERT INTO counters VALUES ('next_slot', ?1) \
+                        ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+            transaction.execute(next, [(row.slot + 1) % UID_COUNT]).map_err(failed)?;
+        }
+        transaction.commit().map_err(failed)?;
+        Ok(true)
+    }
+
+    /// Removes a version that isn't current.
+    pub(super) fn forget(&self, name: &str, version: u64) -> Result<(), StoreError> {
+        let failed = failed("forget a version");
+        let current = "SELECT 1 FROM functions WHERE name = ?1 AND current = ?2";
+        let mut statement = self.connection.prepare_cached(current).map_err(failed)?;
+        if statement.exists(params![name, version]).map_err(failed)? {
+            return Err(StoreError::IsCurrent { name: name.into(), version });
+        }
+        let sql = "DELETE FROM versions WHERE name = ?1 AND version = ?2";
+        self.connection.execute(sql, params![name, version]).map_err(failed)?;
+        Ok(())
+    }
+
+    /// Removes all versions that aren't current; says how many.
+    pub(super) fn forget_superseded(&self) -> Result<usize, StoreError> {
+        let sql = "DELETE FROM versions WHERE version <> \
+                   (SELECT current FROM functions f WHERE f.name = versions.name)";
+        self.connection.execute(sql, []).map_err(failed("forget superseded versions"))
+    }
+
+    /// Removes a function; returns the versions that it had.
+    pub(super) fn remove(&mut self, name: &str) -> Result<Vec<u64>, StoreError> {
+        let failed = failed("remove a function");
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let versions: Vec<u64> = {
+            let sql = "SELECT version FROM versions WHERE name = ?1";
+            let mut statement = transaction.prepare(sql).map_err(failed)?;
+            let rows = statement.query_map([name], |row| row.get(0)).map_err(failed)?;
+            rows.collect::<Result<_, _>>().map_err(failed)?
+        };
+        let removed = transaction.execute("DELETE FROM functions WHERE name = ?1", [name]).map_err(failed)?;
+        transaction.commit().map_err(failed)?;
+        if removed == 0 { Err(StoreError::NoSuchFunction(name.into())) } else { Ok(versions) }
+    }
+}
+
+fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    Ok(Row {
+        name: row.get(0)?,
+        slot: row.get(1)?,
+        version: row.get(2)?,
+        sha256: row.get(3)?,
+        manifest: row.get(4)?,
+        bytes: row.get(5)?,
+        deployed_unix_ms: row.get(6)?,
+    })
+}
+
+fn failed(operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError + Copy {
+    move |source| StoreError::Database { operation, source }
+}
+
+/// Checks that the file is ours, whole, and of a version that is known; makes the tables in an empty one.
+fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    let at_open = |source| describe(path, "open", source);
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(at_open)?;
+    connection.pragma_update(None, "synchronous", "FULL").map_err(at_open)?;
+    connection.pragma_update(None, "foreign_keys", true).map_err(at_open)?;
+    let number = |connection: &Connection, pragma: &str| -> Result<i32, StoreError> {
+        connection.pragma_query_value(None, pragma, |row| row.get(0)).map_err(at_open)
+    };
+    let (application, version) =
+        (number(connection, "application_id")?, number(connection, "user_version")?);
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(at_open)?;
+    if application == 0 && version == 0 && tables == 0 {
+        let transaction = connection.transaction().map_err(at_open)?;
+        transaction.execute_batch(SCHEMA).map_err(at_open)?;
+        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(at_open)?;
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(at_open)?;
+        return transaction.commit().map_err(at_open);
+    }
+    let schema = |found: String, advice| {
+        let path = path.to_owned();
+        Err(StoreError::Schema { path, found, known: SCHEMA_VERSION, advice })
+    };
+    if application != APPLICATION_ID {
+        return schema("another program's mark".into(), "Name another --state-dir.");
+    }
+    if version != SCHEMA_VERSION {
+        return schema(format!("version {version}"), "Use the spryd that wrote it, or a newer one.");
+    }
+    let found: String =
+        connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(at_open)?;
+    if found != "ok" {
+        return Err(StoreError::Corrupt { path: path.to_owned(), problem: found });
+    }
+    Ok(())
+}
+
+fn describe(path: &Path, operation: &'static str, source: rusqlite::Error) -> StoreError {
+    let path: PathBuf = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            StoreError::Corrupt { path, problem: source.to_string() }
+        }
+        _ => StoreError::Database { operation, source },
+    }
+}
