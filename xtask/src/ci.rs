@@ -60,7 +60,7 @@ fn doc() -> Result<(), Failure> {
 fn deny() -> Result<(), Failure> {
     let program = setup::tool(Tool::CargoDeny)?;
     let mut check = Command::new(&program);
-    process::run(check.args(["--offline", "check", "bans", "licenses", "sources"]))?;
+    process::run(check.args(["check", "bans", "licenses", "sources"]))?;
     let mut fetch = Command::new(&program);
     if process::succeeds(fetch.args(["fetch", "db"])) {
         return process::run(Command::new(&program).args(["check", "--disable-fetch", "advisories"]));

@@ -59,7 +59,12 @@ fn build_what_tests_start() -> Result<(), Failure> {
 
 fn cargo_test<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
     let mut command = process::cargo(["test"]);
-    command.args(args);
+    let args: Vec<&str> = args.into_iter().collect();
+    command.args(&args);
+    if !args.contains(&"--") {
+        // libtest keeps back what a successful test prints, and so why it skipped something.
+        command.args(["--", "--show-output"]);
+    }
     if std::env::var_os("SPRY_TEST_ALL").is_none() && machine_has_everything() {
         command.env("SPRY_TEST_ALL", "1");
     }
@@ -91,9 +96,10 @@ fn count_into(tally: &mut Tally, command: &mut Command, out: &mut impl Write) ->
     let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).split(b'\n');
     for line in lines.map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line);
-        tally.read(&line);
-        // Whoever reads our output may have gone; the tests are still to be waited for.
-        let _reader_gone = writeln!(out, "{line}");
+        if tally.read(&line) {
+            // Whoever reads our output may have gone; the tests are still to be waited for.
+            let _reader_gone = writeln!(out, "{line}");
+        }
     }
     let status = child.wait().map_err(|source| process::cannot_start(command, source))?;
     if status.success() {

@@ -10,23 +10,28 @@ pub(crate) struct Tally {
     failed: u64,
     ignored: u64,
     skips: BTreeMap<String, u64>,
+    /// Between `successes:` and what follows: the output of tests that succeeded.
+    in_successes: bool,
 }
 
 impl Tally {
-    /// Reads one line of output.
-    pub(crate) fn read(&mut self, line: &str) {
+    /// Reads one line of output. False: nobody needs to see it.
+    pub(crate) fn read(&mut self, line: &str) -> bool {
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.passed += count(counts, " passed");
             self.failed += count(counts, " failed");
             self.ignored += count(counts, " ignored");
         }
-        // Also after libtest's "test name ... ", when a harness doesn't capture.
-        if let Some(at) = line.find("SKIP") {
-            let starts_a_word = line[..at].chars().next_back().is_none_or(char::is_whitespace);
-            if starts_a_word {
-                *self.skips.entry(line[at..].trim_end().to_owned()).or_default() += 1;
-            }
+        match line {
+            "successes:" => self.in_successes = true,
+            "failures:" => self.in_successes = false,
+            _ if line.starts_with("test result: ") => self.in_successes = false,
+            _ => {}
         }
+        if let Some(reason) = skip_reason(line) {
+            *self.skips.entry(reason.to_owned()).or_default() += 1;
+        }
+        !self.in_successes
     }
 
     /// Counts tests that aren't libtest's.
@@ -47,6 +52,12 @@ impl Tally {
     fn skipped(&self) -> u64 {
         self.ignored + self.skips.values().sum::<u64>()
     }
+}
+
+/// `SKIP why`, at the start of a line, or behind libtest's "test name ... " when a harness doesn't capture.
+fn skip_reason(line: &str) -> Option<&str> {
+    let start = line.find(" ... ").map_or(0, |at| at + " ... ".len());
+    [line, &line[start..]].into_iter().find(|text| text.starts_with("SKIP")).map(str::trim_end)
 }
 
 fn count(counts: &str, what: &str) -> u64 {
@@ -79,9 +90,28 @@ mod tests {
         let mut tally = Tally::default();
         tally.read("SKIP needs CAP_BPF");
         tally.read("test conformance ... SKIP needs CAP_BPF");
-        tally.read("the word NOSKIP is not one");
+        tally.read("the word SKIP in a sentence is not one");
         tally.read("test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
         assert_eq!(tally.to_string(), "3 passed, 0 failed, 2 skipped");
         assert_eq!(tally.skip_reasons().collect::<Vec<_>>(), ["  2x SKIP needs CAP_BPF"]);
+    }
+
+    #[test]
+    fn what_successful_tests_print_is_counted_but_not_shown() {
+        let mut tally = Tally::default();
+        let lines = [
+            ("test a ... ok", true),
+            ("successes:", false),
+            ("---- a stdout ----", false),
+            ("SKIP a: needs root", false),
+            ("failures:", true),
+            ("---- b stdout ----", true),
+            ("test result: ok. 1 passed; 0 failed; 0 ignored", true),
+            ("running 3 tests", true),
+        ];
+        for (line, shown) in lines {
+            assert_eq!(tally.read(line), shown, "{line}");
+        }
+        assert_eq!(tally.to_string(), "0 passed, 0 failed, 1 skipped");
     }
 }
