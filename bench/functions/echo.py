@@ -1,0 +1,7 @@
+"""Gives back the body as it came."""
+
+import spry
+
+
+def main(request: spry.Request):
+    return request.body

@@ -1,0 +1,158 @@
+//! The command line of the benchmarks: reads arguments, runs one, prints its table, writes its JSON.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use spry_bench::load::{self, Pace, Plan, Target, Until};
+use spry_bench::node::Programs;
+use spry_bench::stop::Stop;
+use spry_bench::suite::{SuiteError, chaos, http, idle, redeploy, soak};
+use spry_bench::{floor, report};
+
+/// Measures spry beside a floor that is measured in the same run.
+#[derive(Debug, Parser)]
+#[command(name = "spry-bench", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Warm functions against a bare hyper server.
+    Http(Suite<http::Options>),
+    /// Many requests in a row: no error, no growth.
+    Soak(Suite<soak::Options>),
+    /// A function deployed again and again under load: no failed request.
+    Redeploy(Suite<redeploy::Options>),
+    /// Instances and zygotes killed under load: only their own requests fail.
+    Chaos(Suite<chaos::Options>),
+    /// What spryd costs while nobody calls.
+    Idle(Suite<idle::Options>),
+    /// Load on any HTTP server, to compare with other generators.
+    Load(LoadOptions),
+    /// The bare hyper server itself; ends when its standard input does.
+    Floor {
+        /// How it is built.
+        #[arg(long, value_enum, default_value = "multi-thread")]
+        shape: floor::Shape,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Suite<O: Args> {
+    #[command(flatten)]
+    options: O,
+    #[command(flatten)]
+    programs: Programs,
+    /// Also writes the rows to FILE.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Exit status 1 when a bar is not met.
+    #[arg(long)]
+    strict: bool,
+}
+
+#[derive(Debug, Args)]
+struct LoadOptions {
+    /// ADDRESS:PORT
+    address: std::net::SocketAddr,
+    /// The path to get.
+    #[arg(default_value = "/function/nop")]
+    path: String,
+    /// The body that is right.
+    #[arg(long, default_value = r#"{"message":"hello, world!"}"#)]
+    expect: String,
+    /// Connections.
+    #[arg(long, default_value_t = 1)]
+    connections: usize,
+    /// Seconds.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Open loop, Poisson arrivals: requests per second.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Open loop, constant gaps instead of Poisson's.
+    #[arg(long, requires = "rate")]
+    constant: bool,
+}
+
+fn main() -> ExitCode {
+    match run(CommandLine::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("spry-bench: {error}");
+            ExitCode::from(if error.is_interrupt() { 130 } else { 2 })
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, SuiteError> {
+    if let Command::Floor { shape } = command {
+        return Ok(floor::serve(shape).map(|()| ExitCode::SUCCESS)?);
+    }
+    let stop = Stop::on_signals().map_err(|errno| poll_error("block signals", errno.into()))?;
+    match command {
+        Command::Http(suite) => {
+            let binary = std::env::current_exe().map_err(|error| poll_error("find this program", error))?;
+            let rows = http::run(&suite.options, &suite.programs, &binary, &stop)?;
+            Ok(finish(&rows, &suite))
+        }
+        Command::Soak(suite) => Ok(finish(&soak::run(&suite.options, &suite.programs, &stop)?, &suite)),
+        Command::Redeploy(suite) => {
+            Ok(finish(&redeploy::run(&suite.options, &suite.programs, &stop)?, &suite))
+        }
+        Command::Chaos(suite) => Ok(finish(&chaos::run(&suite.options, &suite.programs, &stop)?, &suite)),
+        Command::Idle(suite) => Ok(finish(&idle::run(&suite.options, &suite.programs, &stop)?, &suite)),
+        Command::Load(options) => load(&options, &stop),
+        Command::Floor { .. } => unreachable!("handled above"),
+    }
+}
+
+fn poll_error(operation: &'static str, source: std::io::Error) -> SuiteError {
+    load::LoadError::Poll { operation, source }.into()
+}
+
+fn finish<O: Args>(rows: &[report::Row], suite: &Suite<O>) -> ExitCode {
+    print!("{}", report::table(rows));
+    if let Some(path) = &suite.json
+        && let Err(error) = report::write_json(path, rows)
+    {
+        eprintln!("spry-bench: write {}: {error}", path.display());
+        return ExitCode::from(2);
+    }
+    let missed = rows.iter().filter(|row| row.met == Some(false)).count();
+    if missed > 0 {
+        eprintln!("{missed} bar(s) not met");
+    }
+    ExitCode::from(u8::from(suite.strict && missed > 0))
+}
+
+fn load(options: &LoadOptions, stop: &Stop) -> Result<ExitCode, SuiteError> {
+    let expect = options.expect.as_bytes().into();
+    let target = Target::new(options.address, "GET", &options.path, b"", expect);
+    let pace = match options.rate {
+        None => Pace::Closed,
+        Some(per_second) if options.constant => Pace::Constant { per_second },
+        Some(per_second) => Pace::Poisson { per_second, seed: 1 },
+    };
+    let until = Until::Elapsed(Duration::from_secs_f64(options.seconds));
+    let plan = Plan { connections: options.connections, pace, until, timeout: Duration::from_secs(10) };
+    let outcome = load::run(&target, &plan, stop)?;
+    println!(
+        "requests    {} in {:.2} s, {:.0}/s",
+        outcome.done,
+        outcome.elapsed.as_secs_f64(),
+        outcome.per_second()
+    );
+    println!("failures    {}", outcome.failures);
+    for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)] {
+        println!("{name:<11} {:.1} us", outcome.latency_us(quantile));
+    }
+    println!("client cpu  {:.2} us/request", outcome.client_cpu_us());
+    println!("backlog max {}", outcome.backlog_max);
+    println!("starts      {:?}", outcome.starts);
+    Ok(ExitCode::from(u8::from(outcome.failures.total() > 0)))
+}
