@@ -1,7 +1,11 @@
 //! See docs/architecture.md.
 
 pub mod api;
+pub mod cgroup;
 pub mod config;
 pub mod manifest;
+pub mod sandbox;
 pub mod store;
+pub mod sys;
 pub mod units;
+pub mod zygote;

@@ -1,0 +1,161 @@
+//! The groups that processes are in: one leaf per zygote and per instance, in every hierarchy of the tree.
+//!
+//! A leaf is leased, gets processes, and is retired: whatever is still in it is killed, and once it is empty it
+//! goes back to its function's pool or is removed. Making one costs some 150 µs in three hierarchies, so they are
+//! reused, unless memory that outlived the processes (shared memory that others hold) is still charged to it.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::dir::Dir;
+use super::layout::Controller;
+use super::limits::{self, GroupLimits};
+use super::{CgroupError, Tree};
+
+/// Memory that may stay charged to a leaf that is used again.
+const LEFTOVER_MAX_BYTES: u64 = 1 << 20;
+/// Empty leaves kept per function.
+const POOL_MAX: usize = 16;
+
+/// All groups of one function.
+#[derive(Debug)]
+pub struct FunctionGroup {
+    tree: Arc<Tree>,
+    dirs: Vec<Dir>,
+    next: AtomicU64,
+    pool: Mutex<Vec<Bare>>,
+}
+
+/// A leaf's folders, without the tie to its function.
+#[derive(Debug)]
+struct Bare {
+    name: String,
+    dirs: Vec<Dir>,
+    limits: Option<GroupLimits>,
+}
+
+/// See the module. Dropping a leaf removes it if it is empty; [`Leaf::kill`] first.
+#[derive(Debug)]
+pub struct Leaf {
+    function: Arc<FunctionGroup>,
+    /// `None` after it went back to the pool.
+    bare: Option<Bare>,
+    oom_kills_before: u64,
+}
+
+impl FunctionGroup {
+    /// Makes the function's folder in every hierarchy.
+    pub(super) fn create(tree: &Arc<Tree>, name: &str) -> Result<Self, CgroupError> {
+        let dirs = tree.create_below(tree.roots(), name, true)?;
+        Ok(Self { tree: tree.clone(), dirs, next: AtomicU64::new(0), pool: Mutex::new(Vec::new()) })
+    }
+
+    /// An empty group with these limits; `kind` is the first part of a new one's name.
+    pub fn lease(self: &Arc<Self>, kind: &str, wanted: &GroupLimits) -> Result<Leaf, CgroupError> {
+        let pooled = self.pool.lock().pop();
+        let mut bare = match pooled {
+            Some(bare) => bare,
+            None => {
+                let name = format!("{kind}-{}", self.next.fetch_add(1, Ordering::Relaxed));
+                let dirs = self.tree.create_below(&self.dirs, &name, false)?;
+                Bare { name, dirs, limits: None }
+            }
+        };
+        let applied = if bare.limits == Some(*wanted) { Ok(()) } else { self.tree.apply(&bare.dirs, wanted) };
+        bare.limits = Some(*wanted);
+        let mut leaf = Leaf { function: self.clone(), bare: Some(bare), oom_kills_before: 0 };
+        applied?;
+        leaf.oom_kills_before = leaf.oom_kills();
+        Ok(leaf)
+    }
+}
+
+impl Drop for FunctionGroup {
+    fn drop(&mut self) {
+        let pooled = std::mem::take(self.pool.get_mut()).into_iter().flat_map(|bare| bare.dirs);
+        for dir in pooled.chain(std::mem::take(&mut self.dirs)) {
+            self.tree.discard(dir);
+        }
+    }
+}
+
+impl Leaf {
+    fn dirs(&self) -> &[Dir] {
+        self.bare.as_ref().map_or(&[], |bare| &bare.dirs)
+    }
+
+    /// Its name below the function's.
+    pub fn name(&self) -> &str {
+        self.bare.as_ref().map_or("", |bare| &bare.name)
+    }
+
+    /// The `cgroup.procs` files, for a process that enters by itself.
+    pub fn open_procs(&self) -> Result<Vec<OwnedFd>, CgroupError> {
+        self.dirs().iter().map(Dir::open_procs).collect()
+    }
+
+    /// Moves a process into it. The caller knows that `pid` can't be reused meanwhile (its unreaped child).
+    pub fn place(&self, pid: i32) -> Result<(), CgroupError> {
+        self.dirs().iter().try_for_each(|dir| dir.write("cgroup.procs", &pid.to_string()))
+    }
+
+    /// Is this process in it, in every hierarchy?
+    pub fn holds(&self, pid: i32) -> bool {
+        let Ok(groups) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return false };
+        self.dirs().iter().all(|dir| {
+            // the last two components (function, leaf) and the tree's own name before them are ours alone
+            let Some(tail) = self.function.tree.path_within(&dir.path) else { return false };
+            groups.lines().any(|line| line.ends_with(&tail))
+        })
+    }
+
+    /// Kills everything in it; returns what was alive, to wait for.
+    pub fn kill(&mut self) -> Vec<OwnedFd> {
+        let killed: Vec<OwnedFd> = self.dirs().iter().flat_map(Dir::kill_members).collect();
+        if !killed.is_empty()
+            && let Some(bare) = &mut self.bare
+        {
+            bare.limits = None; // killing changed them
+        }
+        killed
+    }
+
+    /// Has the kernel killed a process in it for want of memory, since it was leased?
+    pub fn out_of_memory(&self) -> bool {
+        self.oom_kills() > self.oom_kills_before
+    }
+
+    fn oom_kills(&self) -> u64 {
+        let Some(dir) = self.function.tree.dir_of(Controller::Memory, self.dirs()) else { return 0 };
+        let text = dir.read(limits::oom_kills_file(dir.version)).unwrap_or_default();
+        limits::oom_kills(&text).unwrap_or(0)
+    }
+
+    /// Bytes charged to it; 0 where nobody counts.
+    pub fn memory_bytes(&self) -> u64 {
+        let Some(dir) = self.function.tree.dir_of(Controller::Memory, self.dirs()) else { return 0 };
+        let text = dir.read(limits::memory_usage_file(dir.version)).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
+    /// For the next lease, or away with it. The caller has seen that it is empty ([`Self::kill`] found nothing).
+    pub fn recycle(mut self) {
+        let clean = self.memory_bytes() <= LEFTOVER_MAX_BYTES;
+        let mut pool = self.function.pool.lock();
+        if clean && pool.len() < POOL_MAX {
+            pool.extend(self.bare.take());
+        }
+    }
+}
+
+impl Drop for Leaf {
+    fn drop(&mut self) {
+        for dir in self.bare.take().into_iter().flat_map(|bare| bare.dirs) {
+            self.function.tree.discard(dir);
+        }
+    }
+}

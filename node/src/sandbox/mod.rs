@@ -1,0 +1,234 @@
+//! What a function's process is kept from, as a list of steps that the process takes before it runs any code that
+//! isn't spry's.
+//!
+//! [`Plan::new`] turns a [`Confinement`] (what is wanted, for whom) into the ordered list; [`spawn()`] runs it in
+//! a new process; [`Ability`] knows what the kernel and spryd's own rights allow; [`probe`] says it to people.
+//! The zygote is confined so, and its instances inherit all of it by fork.
+//!
+//! Not here: control groups (`crate::cgroup`; the plan only enters one), and what a process is told after it
+//! has started (`crate::zygote`).
+//!
+//! The order matters:
+//!
+//! 1. what needs spryd's rights: control group, OOM score, mounts, host name, bounding set;
+//! 2. the change of user, which on the way clears the death signal and makes `/proc/self` unwritable;
+//! 3. what must come after it: capabilities, no-new-privileges, death signal, entering the code folder with the
+//!    function's own rights;
+//! 4. descriptors last, since the earlier steps use them.
+
+pub mod probe;
+mod spawn;
+mod step;
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, NulError, OsStr};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+pub use probe::{Ability, Outcome, Probe, probe};
+pub use spawn::{Spawned, StepFailed, StepReport, spawn};
+pub use step::Step;
+
+use crate::sys::ExecImage;
+
+/// The function's processes are the kernel's first choice when memory is short; spryd itself is not.
+const OOM_SCORE_ADJ: &CStr = c"500";
+
+/// Who the process is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credentials {
+    /// Another user; needs root.
+    Own {
+        /// The function's user.
+        uid: u32,
+        /// The function's group.
+        gid: u32,
+    },
+    /// spryd's own user, alone in a user namespace.
+    UserNamespace {
+        /// spryd's user.
+        uid: u32,
+        /// spryd's group.
+        gid: u32,
+    },
+    /// spryd's own user: there are neither root nor user namespaces.
+    Inherited,
+}
+
+/// A program to become.
+#[derive(Debug, Clone, Copy)]
+pub struct Program<'a> {
+    /// Its path.
+    pub path: &'a Path,
+    /// Its arguments after `argv[0]`.
+    pub arguments: &'a [std::ffi::OsString],
+    /// Its whole environment.
+    pub environment: &'a BTreeMap<String, String>,
+    /// Its working directory.
+    pub directory: &'a Path,
+}
+
+/// What a process gets as descriptors 0 to 3, and nothing else.
+#[derive(Debug, Clone, Copy)]
+pub struct Descriptors<'a> {
+    /// Standard input.
+    pub input: BorrowedFd<'a>,
+    /// Standard output and standard error.
+    pub output: BorrowedFd<'a>,
+    /// [`spry_wire::control::ZYGOTE_FD`].
+    pub control: BorrowedFd<'a>,
+}
+
+/// Resource limits; everything that a control group doesn't hold better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rlimits {
+    /// Open files of one process.
+    pub open_files: u64,
+    /// Processes and threads of the function's user; far above what the control group allows when there is one.
+    pub processes: Option<u64>,
+    /// Private writable memory of one process; only where no control group counts memory.
+    pub data_bytes: Option<u64>,
+}
+
+/// Everything that a plan is made from.
+#[derive(Debug)]
+pub struct Confinement<'a> {
+    /// What the kernel allows.
+    pub ability: &'a Ability,
+    /// Who.
+    pub credentials: Credentials,
+    /// Without the host's network.
+    pub private_network: bool,
+    /// Becomes the host name, where there is a namespace for it.
+    pub hostname: &'a str,
+    /// The `cgroup.procs` to enter.
+    pub control_groups: Vec<OwnedFd>,
+    /// See there.
+    pub limits: Rlimits,
+    /// What runs.
+    pub program: Program<'a>,
+    /// What it holds.
+    pub descriptors: Descriptors<'a>,
+}
+
+/// A plan could not be made: nothing has been started.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A path, argument, variable or name has a zero byte in it.
+    #[error("the {what} has a zero byte in it")]
+    ZeroByte {
+        /// Which.
+        what: &'static str,
+    },
+    /// A descriptor couldn't be copied.
+    #[error("prepare the descriptors of a new process: {0}")]
+    Descriptors(#[source] io::Error),
+}
+
+/// Namespaces and steps, ready to run.
+#[derive(Debug)]
+pub struct Plan {
+    namespaces: u64,
+    steps: Vec<Step>,
+}
+
+impl Plan {
+    /// The ordered list for this confinement.
+    pub fn new(wanted: Confinement<'_>) -> Result<Self, PlanError> {
+        let namespaces = wanted.ability.namespaces(wanted.credentials, wanted.private_network);
+        let has = |flag: i32| namespaces & flag as u64 != 0;
+        let mut steps = vec![Step::ResetSignals];
+        steps.extend(wanted.control_groups.into_iter().map(Step::JoinControlGroup));
+        steps.push(Step::RaiseOomScore(OOM_SCORE_ADJ.to_owned()));
+        if let Credentials::UserNamespace { uid, gid } = wanted.credentials {
+            let line = |id: u32| CString::new(format!("{id} {id} 1")).expect("digits and spaces");
+            steps.push(Step::MapUser { uid_map: line(uid), gid_map: line(gid) });
+        }
+        steps.push(Step::NewSession);
+        steps.extend(rlimits(wanted.limits));
+        if has(libc::CLONE_NEWNS) {
+            steps.push(Step::PrivateMounts);
+        }
+        if has(libc::CLONE_NEWUTS) {
+            let name: Vec<u8> = wanted.hostname.bytes().take(64).collect();
+            steps.push(Step::SetHostname(text("host name", OsStr::from_bytes(&name))?));
+        }
+        steps.push(Step::SetUmask(0o077));
+        if wanted.ability.can_drop_bounding_set(wanted.credentials) {
+            steps.push(Step::DropBoundingSet);
+        }
+        steps.push(Step::ClearAmbientSet);
+        if let Credentials::Own { uid, gid } = wanted.credentials {
+            steps.extend([Step::DropGroups, Step::SetGroup(gid), Step::SetUser(uid)]);
+        }
+        steps.extend([
+            Step::DropCapabilities,
+            Step::NoNewPrivileges,
+            Step::DieWithParent(nix::unistd::getpid().as_raw()),
+            Step::ChangeDirectory(text("code folder", wanted.program.directory.as_os_str())?),
+        ]);
+        let held = wanted.descriptors;
+        let places = [(held.input, 0), (held.output, 1), (held.output, 2), (held.control, 3)];
+        for (fd, to) in places {
+            let from = spawn::out_of_the_way(fd).map_err(PlanError::Descriptors)?;
+            steps.push(Step::InstallFd { from, to });
+        }
+        steps.push(Step::CloseFrom(spawn::REPORT_FD as u32 + 1));
+        steps.push(Step::Execute(image(wanted.program)?));
+        Ok(Self { namespaces, steps })
+    }
+
+    /// The steps, in order.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+}
+
+fn rlimits(limits: Rlimits) -> impl Iterator<Item = Step> {
+    let fixed = [
+        (libc::RLIMIT_CORE, Some(0)),
+        (libc::RLIMIT_NOFILE, Some(limits.open_files)),
+        (libc::RLIMIT_MEMLOCK, Some(64 * 1024)),
+        (libc::RLIMIT_MSGQUEUE, Some(0)),
+        (libc::RLIMIT_SIGPENDING, Some(256)),
+        (libc::RLIMIT_RTPRIO, Some(0)),
+        (libc::RLIMIT_NICE, Some(0)),
+        (libc::RLIMIT_NPROC, limits.processes),
+        (libc::RLIMIT_DATA, limits.data_bytes),
+    ];
+    fixed.into_iter().filter_map(|(resource, value)| {
+        Some(Step::LimitResource { resource: resource as i32, value: value? })
+    })
+}
+
+fn image(program: Program<'_>) -> Result<ExecImage, PlanError> {
+    let path = text("program", program.path.as_os_str())?;
+    let arguments = program.arguments.iter().map(|argument| text("argument", argument));
+    let variables = program.environment.iter().map(|(name, value)| {
+        CString::new(format!("{name}={value}")).map_err(|_| PlanError::ZeroByte { what: "environment" })
+    });
+    Ok(ExecImage::new(path, arguments.collect::<Result<_, _>>()?, variables.collect::<Result<_, _>>()?))
+}
+
+fn text(what: &'static str, text: &OsStr) -> Result<CString, PlanError> {
+    CString::new(text.as_bytes()).map_err(|_: NulError| PlanError::ZeroByte { what })
+}
+
+/// `/dev/null`, for standard input.
+pub(crate) fn null_input() -> io::Result<OwnedFd> {
+    Ok(std::fs::File::open("/dev/null")?.as_fd().try_clone_to_owned()?)
+}
+
+/// Waits until the process is dead; it stays to be reaped.
+pub(crate) fn await_death(pidfd: &OwnedFd) -> io::Result<()> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    loop {
+        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+            Ok(_) => return Ok(()),
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

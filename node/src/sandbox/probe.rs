@@ -1,0 +1,207 @@
+//! What the kernel, and spryd's own rights, allow: found by trying, said in three ways. "Not permitted" is not
+//! "not there", and an unexpected failure is neither.
+
+use std::io;
+
+use nix::errno::Errno;
+
+use super::Credentials;
+use crate::cgroup;
+use crate::sys::{self, Forked, SignalsBlocked};
+
+/// One line of `spry doctor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// What was tried.
+    pub name: &'static str,
+    /// How it went.
+    pub outcome: Outcome,
+}
+
+/// How a probe went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is there; in more words where there is something to say.
+    Yes {
+        /// Which version, which layout; may be empty.
+        detail: String,
+    },
+    /// It isn't, and something else is used.
+    No {
+        /// Why not.
+        why: String,
+        /// What is used instead.
+        instead: &'static str,
+    },
+    /// It could not be found out.
+    Error {
+        /// What went wrong.
+        what: String,
+    },
+}
+
+/// The kinds of namespace that a function gets, with the words for each.
+const NAMESPACES: [(i32, &str, &str); 4] = [
+    (libc::CLONE_NEWNET, "network namespaces", "functions share the host's network"),
+    (libc::CLONE_NEWNS, "mount namespaces", "functions share the host's mounts"),
+    (libc::CLONE_NEWIPC, "IPC namespaces", "functions share the host's System V IPC and message queues"),
+    (libc::CLONE_NEWUTS, "UTS namespaces", "functions see the host's name"),
+];
+
+/// What can be asked of `clone3` here. Made once, by trying each kind on a process that ends at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Ability {
+    root: bool,
+    user_namespaces: Result<(), Errno>,
+    /// One per [`NAMESPACES`], made from root or within a user namespace, whichever is used.
+    others: [Result<(), Errno>; NAMESPACES.len()],
+}
+
+impl Ability {
+    /// Tries. Starts and reaps a few processes of the calling thread.
+    pub fn find() -> io::Result<Self> {
+        let root = nix::unistd::geteuid().is_root();
+        let user_namespaces = try_namespaces(libc::CLONE_NEWUSER)?;
+        let base = if root { 0 } else { libc::CLONE_NEWUSER };
+        let mut others = [Err(Errno::EPERM); NAMESPACES.len()];
+        for (result, (flag, ..)) in others.iter_mut().zip(NAMESPACES) {
+            *result = try_namespaces(base | flag)?;
+        }
+        Ok(Self { root, user_namespaces, others })
+    }
+
+    /// Can processes be given users of their own?
+    pub fn is_root(&self) -> bool {
+        self.root
+    }
+
+    /// Who a function's process can be. Root needs to be told whose user to take.
+    pub fn credentials(&self, own: Option<(u32, u32)>) -> Option<Credentials> {
+        match own {
+            Some((uid, gid)) if self.root => Some(Credentials::Own { uid, gid }),
+            None if !self.root && self.user_namespaces.is_ok() => {
+                let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+                Some(Credentials::UserNamespace { uid, gid })
+            }
+            None if !self.root => Some(Credentials::Inherited),
+            _ => None,
+        }
+    }
+
+    /// Is this one of the namespaces that functions get?
+    pub fn has_private_network(&self) -> bool {
+        self.others[0].is_ok()
+    }
+
+    /// The flags for `clone3`.
+    pub(super) fn namespaces(&self, credentials: Credentials, private_network: bool) -> u64 {
+        let mut flags = match credentials {
+            Credentials::UserNamespace { .. } => libc::CLONE_NEWUSER,
+            Credentials::Own { .. } => 0,
+            Credentials::Inherited => return 0,
+        };
+        for (result, (flag, ..)) in self.others.iter().zip(NAMESPACES) {
+            if result.is_ok() && (flag != libc::CLONE_NEWNET || private_network) {
+                flags |= flag;
+            }
+        }
+        flags as u64
+    }
+
+    /// Root may, and so may the first process of a user namespace; anyone else has nothing to drop.
+    pub(super) fn can_drop_bounding_set(&self, credentials: Credentials) -> bool {
+        credentials != Credentials::Inherited
+    }
+
+    /// One line per kind.
+    pub fn probes(&self) -> Vec<Probe> {
+        let users = match (self.user_namespaces, self.root) {
+            (Ok(()), _) => Outcome::Yes { detail: String::new() },
+            (Err(errno), true) => {
+                no(errno, "nothing is lost: spryd is root and functions have users of their own")
+            }
+            (Err(errno), false) => no(errno, "functions run as spryd's own user, in the host's namespaces"),
+        };
+        let mut probes = vec![Probe { name: "user namespaces", outcome: users }];
+        for (result, (_, name, instead)) in self.others.iter().zip(NAMESPACES) {
+            let outcome = match result {
+                Ok(()) => Outcome::Yes { detail: String::new() },
+                Err(errno) => no(*errno, instead),
+            };
+            probes.push(Probe { name, outcome });
+        }
+        let own = match self.root {
+            true => Outcome::Yes { detail: "a user and group per function".to_owned() },
+            false => Outcome::No {
+                why: "spryd is not root".to_owned(),
+                instead: "functions run as spryd's own user",
+            },
+        };
+        probes.push(Probe { name: "own users", outcome: own });
+        probes
+    }
+}
+
+fn no(errno: Errno, instead: &'static str) -> Outcome {
+    Outcome::No { why: errno.desc().to_owned(), instead }
+}
+
+/// The inner result is the kernel's answer; the outer one is about the trying itself.
+#[allow(unsafe_code, reason = "fork; the child ends at once")]
+fn try_namespaces(flags: i32) -> io::Result<Result<(), Errno>> {
+    let _blocked = SignalsBlocked::new();
+    // SAFETY: the child does nothing but end.
+    let pidfd = match unsafe { sys::clone3_fork(flags as u64) } {
+        Ok(Forked::Child) => sys::exit_now(0),
+        Ok(Forked::Parent { pidfd, .. }) => pidfd,
+        Err(error) => return Ok(Err(Errno::from_raw(error.raw_os_error().unwrap_or(0)))),
+    };
+    super::await_death(&pidfd)?;
+    sys::wait(sys::Which::Child(std::os::fd::AsFd::as_fd(&pidfd)), true)?;
+    Ok(Ok(()))
+}
+
+/// Everything in this module's reach, for `spry doctor`: what a daemon started by the caller, here, would find.
+pub fn probe() -> Vec<Probe> {
+    let mut probes = Vec::new();
+    match Ability::find() {
+        Ok(ability) => {
+            let detail = "with process descriptors".to_owned();
+            probes.push(Probe { name: "clone3", outcome: Outcome::Yes { detail } });
+            probes.extend(ability.probes());
+        }
+        Err(error) => {
+            probes.push(Probe { name: "clone3", outcome: Outcome::Error { what: error.to_string() } })
+        }
+    }
+    let me = std::process::id() as i32;
+    probes.push(Probe {
+        name: "pidfd",
+        outcome: match sys::pidfd_open(me) {
+            Ok(_) => Outcome::Yes { detail: String::new() },
+            Err(error) => Outcome::Error { what: format!("needed, Linux 5.4: {error}") },
+        },
+    });
+    probes.push(Probe {
+        name: "landlock",
+        outcome: match sys::landlock_version() {
+            Ok(version) => Outcome::Yes { detail: format!("version {version}") },
+            Err(Errno::ENOSYS) => lacks("not in this kernel"),
+            Err(Errno::EOPNOTSUPP) => lacks("switched off at boot (lsm=)"),
+            Err(errno) => Outcome::Error { what: errno.desc().to_owned() },
+        },
+    });
+    probes.push(Probe {
+        name: "seccomp",
+        outcome: match sys::seccomp_filter_available() {
+            Ok(()) => Outcome::Yes { detail: "filters".to_owned() },
+            Err(errno) => no(errno, "no filter on system calls"),
+        },
+    });
+    probes.extend(cgroup::probe());
+    probes
+}
+
+fn lacks(why: &str) -> Outcome {
+    Outcome::No { why: why.to_owned(), instead: "file permissions and the function's own user" }
+}

@@ -1,0 +1,471 @@
+//! The node's one gate to the kernel: every system call that neither the standard library nor `nix` offers
+//! safely, each as a small function with checked arguments.
+//!
+//! Not here: any decision. What is called when, and why, is told where it is used.
+//!
+//! Functions marked *child-safe* may run between `clone3` and `execve` in the child of a process with many
+//! threads: they allocate nothing, take no lock, touch no thread-local but `errno`, and don't panic. glibc's own
+//! `setuid` family is not child-safe (it signals the threads that it believes exist), so those are raw.
+#![allow(unsafe_code, reason = "this module is the gate")]
+
+use std::ffi::{CStr, CString, c_char, c_int, c_long};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::io::unix::AsyncFd;
+
+/// What [`clone3_fork`] returned as.
+#[derive(Debug)]
+pub enum Forked {
+    /// In the new process.
+    Child,
+    /// In the old one.
+    Parent {
+        /// The child's pid, in this pid namespace.
+        pid: i32,
+        /// The child, by descriptor (close-on-exec).
+        pidfd: OwnedFd,
+    },
+}
+
+/// Forks with `clone3`: a copy of the address space, `SIGCHLD` at its end, a pidfd, and the namespaces of `flags`
+/// (`CLONE_NEW*`). The calling thread becomes the child's parent.
+///
+/// # Safety
+/// In the child, only child-safe functions may be called, and it must end with [`exit_now`] or `execve`: every
+/// other thread of the process is missing there, and whatever locks they held stay locked.
+pub unsafe fn clone3_fork(flags: u64) -> io::Result<Forked> {
+    let mut pidfd: c_int = -1;
+    // SAFETY: all-zero is a valid `clone_args` (it means "nothing asked for").
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: `args` and `pidfd` outlive the call; without CLONE_VM and with no stack given, the child runs on a
+    // private copy of this one, so returning twice is sound. The caller keeps the child within its bounds.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
+    match Errno::result(pid)? {
+        0 => Ok(Forked::Child),
+        // SAFETY: the kernel stored a new descriptor in `pidfd`, known to nobody else.
+        pid => Ok(Forked::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// Ends the process at once: no destructors, no flushing, no unwinding. Child-safe.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: `_exit` touches no memory of this process.
+    unsafe { libc::_exit(code) }
+}
+
+/// Blocks every signal of the calling thread until the guard is dropped, so that no handler of this process runs
+/// in a child that has just been forked.
+#[derive(Debug)]
+pub struct SignalsBlocked(libc::sigset_t);
+
+impl SignalsBlocked {
+    /// Blocks all of them.
+    pub fn new() -> Self {
+        // SAFETY: both sets are local; `sigfillset` initialises the one, `pthread_sigmask` the other.
+        unsafe {
+            let mut all: libc::sigset_t = std::mem::zeroed();
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+            Self(before)
+        }
+    }
+}
+
+impl Default for SignalsBlocked {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for SignalsBlocked {
+    fn drop(&mut self) {
+        // SAFETY: `self.0` was filled by the kernel in `new`.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+    }
+}
+
+/// Every signal at its default, none blocked. Child-safe.
+pub fn reset_signals() -> Result<(), Errno> {
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL is no pointer into this program. The signals that libc keeps for itself, and KILL and
+        // STOP, refuse; the first have handlers, which `execve` resets.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: an all-zero set is the empty set on Linux; it is only read.
+    let result = unsafe {
+        let none: libc::sigset_t = std::mem::zeroed();
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Makes sure that dead children stay until they are waited for, whatever disposition was inherited.
+pub fn keep_dead_children() {
+    // SAFETY: querying and resetting one disposition; no handler is installed by this.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGCHLD, std::ptr::null(), &raw mut now);
+        if now.sa_sigaction == libc::SIG_IGN || now.sa_flags & libc::SA_NOCLDWAIT != 0 {
+            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        }
+    }
+}
+
+/// A new session, without a terminal. Child-safe.
+pub fn new_session() -> Result<(), Errno> {
+    // SAFETY: no memory is involved.
+    Errno::result(unsafe { libc::setsid() }).map(drop)
+}
+
+/// The mask for new files. Child-safe.
+pub fn set_umask(mask: u32) {
+    // SAFETY: no memory is involved.
+    unsafe { libc::umask(mask) };
+}
+
+/// Sets the soft and the hard limit of `resource` (`RLIMIT_*`), or both to the present hard limit where that is lower.
+/// Child-safe.
+pub fn limit_resource(resource: c_int, value: u64) -> Result<(), Errno> {
+    // SAFETY: `limit` is local; the kernel reads or fills just it. prlimit is called raw: the type of its first
+    // argument differs between libcs.
+    unsafe {
+        let mut limit: libc::rlimit64 = std::mem::zeroed();
+        let none = std::ptr::null_mut::<libc::rlimit64>();
+        Errno::result(libc::syscall(libc::SYS_prlimit64, 0, resource, none, &raw mut limit))?;
+        let value = value.min(limit.rlim_max);
+        limit = libc::rlimit64 { rlim_cur: value, rlim_max: value };
+        Errno::result(libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, none)).map(drop)
+    }
+}
+
+/// Stops mounts from travelling between this mount namespace and the one it was copied from. Child-safe.
+pub fn make_mounts_private() -> Result<(), Errno> {
+    // SAFETY: constant, terminated strings.
+    let result = unsafe {
+        let flags = libc::MS_REC | libc::MS_PRIVATE;
+        libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), flags, std::ptr::null())
+    };
+    Errno::result(result).map(drop)
+}
+
+/// The name of this UTS namespace. Child-safe.
+pub fn set_hostname(name: &CStr) -> Result<(), Errno> {
+    // SAFETY: pointer and length are of the same string.
+    Errno::result(unsafe { libc::sethostname(name.as_ptr(), name.to_bytes().len()) }).map(drop)
+}
+
+/// Changes the working directory. Child-safe.
+pub fn change_directory(path: &CStr) -> Result<(), Errno> {
+    // SAFETY: a terminated string.
+    Errno::result(unsafe { libc::chdir(path.as_ptr()) }).map(drop)
+}
+
+/// Writes `bytes` in one go to an open file. Child-safe.
+pub fn write_once(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
+    // SAFETY: pointer and length are of the same slice.
+    let wrote = Errno::result(unsafe { libc::write(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) })?;
+    if wrote as usize == bytes.len() { Ok(()) } else { Err(Errno::EIO) }
+}
+
+/// Writes `bytes` in one go to an existing file. Child-safe.
+pub fn write_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
+    // SAFETY: a terminated string; the descriptor is owned by nobody else.
+    let fd = Errno::result(unsafe { libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) })?;
+    // SAFETY: `fd` was just opened and is closed only below.
+    let result = write_once(unsafe { BorrowedFd::borrow_raw(fd) }, bytes);
+    // SAFETY: `fd` is ours and not used again.
+    unsafe { libc::close(fd) };
+    result
+}
+
+/// Takes away every capability that a later `execve` could give. Needs CAP_SETPCAP. Child-safe.
+pub fn drop_bounding_set() -> Result<(), Errno> {
+    for capability in 0..64 {
+        // SAFETY: no memory is involved.
+        match Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }) {
+            Ok(_) => {}
+            Err(Errno::EINVAL) => break, // past the kernel's last one
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Clears the ambient set. Child-safe.
+pub fn clear_ambient_set() -> Result<(), Errno> {
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
+    Errno::result(result).map(drop)
+}
+
+/// Empties the effective, permitted and inheritable sets. Child-safe.
+pub fn drop_capabilities() -> Result<(), Errno> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header: [u32; 2] = [VERSION_3, 0];
+    let sets = [0_u32; 6];
+    // SAFETY: version 3 reads a header of two words and two times three words of sets.
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+    Errno::result(result).map(drop)
+}
+
+/// No supplementary groups. Child-safe.
+pub fn drop_groups() -> Result<(), Errno> {
+    // SAFETY: a count of zero reads no list.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) }).map(drop)
+}
+
+/// Real, effective and saved group. Child-safe.
+pub fn set_gid(gid: u32) -> Result<(), Errno> {
+    // SAFETY: no memory is involved. Raw, because libc's would signal the parent's threads.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map(drop)
+}
+
+/// Real, effective and saved user. Child-safe.
+pub fn set_uid(uid: u32) -> Result<(), Errno> {
+    // SAFETY: as above.
+    Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map(drop)
+}
+
+/// From now on no `execve` gives more rights. Child-safe.
+pub fn set_no_new_privileges() -> Result<(), Errno> {
+    // SAFETY: no memory is involved.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map(drop)
+}
+
+/// SIGKILL when the thread that made this process ends. Cleared by a change of credentials and by fork.
+/// `ESRCH` when it had ended already: this process's parent isn't `parent` any more. Child-safe.
+pub fn die_with_parent(parent: i32) -> Result<(), Errno> {
+    // SAFETY: no memory is involved.
+    Errno::result(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) })?;
+    // SAFETY: no memory is involved.
+    if unsafe { libc::getppid() } == parent { Ok(()) } else { Err(Errno::ESRCH) }
+}
+
+/// Makes `to` a name of what `from` is. They must differ. Child-safe.
+pub fn install_fd(from: BorrowedFd<'_>, to: RawFd, close_on_exec: bool) -> Result<(), Errno> {
+    let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: no memory is involved. `to` may be a descriptor that something in this process owns: callers are
+    // children about to `execve`, where no owner will use or close it again.
+    Errno::result(unsafe { libc::dup3(from.as_raw_fd(), to, flags) }).map(drop)
+}
+
+/// Closes every descriptor from `first` on. Child-safe, and only for children about to `execve`.
+pub fn close_from(first: u32) -> Result<(), Errno> {
+    // SAFETY: no memory is involved; that owners of these descriptors are never used again is the caller's part
+    // (a child about to `execve`).
+    Errno::result(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) }).map(drop)
+}
+
+/// A program with its arguments and environment, laid out for `execve` ahead of time.
+#[derive(Debug)]
+pub struct ExecImage {
+    path: CString,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    _text: Vec<CString>,
+}
+
+// SAFETY: the pointers are into `_text`, which is owned, never changed and dropped together with them.
+unsafe impl Send for ExecImage {}
+
+impl ExecImage {
+    /// `argv[0]` is the path; `environment` has `NAME=value` strings.
+    pub fn new(path: CString, arguments: Vec<CString>, environment: Vec<CString>) -> Self {
+        let list = |strings: &[CString]| -> Vec<*const c_char> {
+            strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        let mut text = vec![path.clone()];
+        text.extend(arguments);
+        let argv = list(&text);
+        let envp = list(&environment);
+        text.extend(environment);
+        Self { path, argv, envp, _text: text }
+    }
+
+    /// The program's path.
+    pub fn path(&self) -> &CStr {
+        &self.path
+    }
+
+    /// Becomes the program; returns only if that failed. Child-safe.
+    pub fn execute(&self) -> Errno {
+        // SAFETY: both lists end with a null pointer and point to terminated strings owned by `self` (moving a
+        // CString doesn't move its bytes).
+        unsafe { libc::execve(self.path.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
+        Errno::last()
+    }
+}
+
+/// A descriptor on the event loop of the calling thread's tokio runtime.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` names one open descriptor until it is dropped, and the `AsyncFd` owns it.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// The process as a descriptor. The caller knows that `pid` can't have been reused (its unreaped child).
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: the kernel made `fd` for this call.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Sends a signal; a process that is gone is no error.
+pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null `info` asks the kernel to fill in the ordinary one.
+    match Errno::result(unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0)
+    }) {
+        Ok(_) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// SIGKILL to one process or, with a negative number, to a process group; none there is no error.
+pub fn kill_hard(pid: i32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    match Errno::result(unsafe { libc::kill(pid, libc::SIGKILL) }) {
+        Ok(_) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HowEnded {
+    /// It exited with this code.
+    Code(i32),
+    /// This signal killed it.
+    Signal(i32),
+}
+
+/// A dead child, as `waitid` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dead {
+    /// Its pid; free for reuse if it was reaped.
+    pub pid: i32,
+    /// How it ended.
+    pub how: HowEnded,
+    /// User and system time, of itself and its reaped children.
+    pub cpu_time: Duration,
+    /// Largest resident set, in bytes.
+    pub max_rss_bytes: u64,
+}
+
+/// Which children of the calling thread [`wait`] looks at.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// Any of them.
+    Any,
+    /// This one.
+    Child(BorrowedFd<'a>),
+    /// The one with this pid.
+    Pid(i32),
+}
+
+/// Looks for a dead child **of the calling thread**, without blocking, and reaps it if asked to.
+/// `ECHILD`: there are no such children. `None`: there are, and they live.
+pub fn wait(which: Which<'_>, reap: bool) -> Result<Option<Dead>, Errno> {
+    let (kind, id) = match which {
+        Which::Any => (libc::P_ALL, 0),
+        Which::Child(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd()),
+        Which::Pid(pid) => (libc::P_PID, pid),
+    };
+    let mut options = libc::WEXITED | libc::WNOHANG | libc::__WALL | libc::__WNOTHREAD;
+    if !reap {
+        options |= libc::WNOWAIT;
+    }
+    // SAFETY: all-zero is valid for both; the kernel fills just these two. The raw call is what takes a rusage.
+    let (info, usage) = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let mut usage: libc::rusage = std::mem::zeroed();
+        let call = libc::SYS_waitid;
+        Errno::result(libc::syscall(call, kind as c_long, id, &raw mut info, options, &raw mut usage))?;
+        (info, usage)
+    };
+    // SAFETY: after waitid the union is in its child form, or all zero.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    let how =
+        if info.si_code == libc::CLD_EXITED { HowEnded::Code(status) } else { HowEnded::Signal(status) };
+    let time = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000);
+    let cpu_time = time(usage.ru_utime) + time(usage.ru_stime);
+    Ok(Some(Dead { pid, how, cpu_time, max_rss_bytes: usage.ru_maxrss as u64 * 1024 }))
+}
+
+/// A set of CPUs, as the scheduler's affinity calls take it.
+#[derive(Clone, Copy)]
+pub struct CpuSet(libc::cpu_set_t);
+
+impl std::fmt::Debug for CpuSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries((0..libc::CPU_SETSIZE as usize).filter(|cpu| self.contains(*cpu))).finish()
+    }
+}
+
+impl CpuSet {
+    /// Just this CPU; `None` when there can't be such a number.
+    pub fn only(cpu: usize) -> Option<Self> {
+        if cpu >= libc::CPU_SETSIZE as usize {
+            return None;
+        }
+        // SAFETY: all-zero is the empty set; the index is within it.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(cpu, &mut set);
+            Some(Self(set))
+        }
+    }
+
+    /// Where the calling thread may run.
+    pub fn mine() -> io::Result<Self> {
+        // SAFETY: the kernel fills the local set, whose size it is told.
+        unsafe {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            Errno::result(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set))?;
+            Ok(Self(set))
+        }
+    }
+
+    /// Is this CPU in it?
+    pub fn contains(&self, cpu: usize) -> bool {
+        // SAFETY: the index is checked first.
+        cpu < libc::CPU_SETSIZE as usize && unsafe { libc::CPU_ISSET(cpu, &self.0) }
+    }
+}
+
+/// Where a thread (by default a process's first) may run.
+pub fn set_affinity(tid: i32, cpus: &CpuSet) -> io::Result<()> {
+    // SAFETY: the set is read, at the size given.
+    let result = unsafe { libc::sched_setaffinity(tid, size_of::<libc::cpu_set_t>(), &raw const cpus.0) };
+    Ok(Errno::result(result).map(drop)?)
+}
+
+/// The highest landlock version that the kernel offers.
+pub fn landlock_version() -> Result<u32, Errno> {
+    const CREATE_RULESET_VERSION: u32 = 1;
+    let none = std::ptr::null::<u8>();
+    // SAFETY: asking for the version reads no attributes.
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0_usize, CREATE_RULESET_VERSION) };
+    Errno::result(version).map(|version| version as u32)
+}
+
+/// Can seccomp filters kill a process? (`SECCOMP_GET_ACTION_AVAIL`)
+pub fn seccomp_filter_available() -> Result<(), Errno> {
+    let action = libc::SECCOMP_RET_KILL_PROCESS;
+    // SAFETY: the kernel reads one word.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
+    Errno::result(result).map(drop)
+}

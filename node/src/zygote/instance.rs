@@ -1,0 +1,99 @@
+//! An instance's process, as its owner holds it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::channel::Channel;
+use super::executor::Executor;
+use super::exit::Exit;
+use super::nursery::Child;
+use crate::cgroup::Controller;
+use crate::sys::{self, CpuSet};
+
+/// A forked instance that has said hello and sealed its outbox. Dropping it kills it.
+#[derive(Debug)]
+pub struct InstanceProcess {
+    /// The number that it was asked for by.
+    pub instance: u64,
+    /// Its pid. Valid as long as [`Self::exited`] hasn't returned: then it may be reused.
+    pub pid: i32,
+    /// Its process.
+    pub pidfd: Arc<OwnedFd>,
+    /// Its standard output, non-blocking.
+    pub stdout: OwnedFd,
+    /// Its standard error, non-blocking.
+    pub stderr: OwnedFd,
+    pub(super) control: Channel,
+    pub(super) child: Child,
+    pub(super) executor: Arc<Executor>,
+}
+
+impl InstanceProcess {
+    /// Kills it. Its own children die when it is reaped, with its control group; without control groups,
+    /// those that are still below it die now.
+    pub fn kill(&self) {
+        if !self.executor.has_control_group(Controller::Pids) && self.child.exit.borrow().is_none() {
+            for pid in descendants(self.pid) {
+                let _ = sys::kill_hard(pid);
+            }
+        }
+        self.child.kill();
+    }
+
+    /// Waits for its end: it has been reaped, and what it left behind has been killed.
+    pub async fn exited(&mut self) -> Exit {
+        self.child.exited_or_lost().await
+    }
+
+    /// Its end, if it has come.
+    pub fn exit(&self) -> Option<Exit> {
+        *self.child.exit.borrow()
+    }
+
+    /// Its control socket; readable at its end. (Later: requests for segments.)
+    pub fn control(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+
+    /// Lets it run on this CPU only, or wherever spryd may.
+    pub fn set_cpu_affinity(&self, cpu: Option<usize>) -> std::io::Result<()> {
+        let cpus = match cpu {
+            Some(cpu) => CpuSet::only(cpu).ok_or(std::io::ErrorKind::InvalidInput)?,
+            None => self.executor.cpus,
+        };
+        if self.child.exit.borrow().is_some() {
+            return Ok(());
+        }
+        sys::set_affinity(self.pid, &cpus)
+    }
+}
+
+impl Drop for InstanceProcess {
+    fn drop(&mut self) {
+        if self.exit().is_none() {
+            self.kill();
+        }
+    }
+}
+
+/// The processes below this one, nearest first.
+fn descendants(pid: i32) -> Vec<i32> {
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::from([pid]);
+    let mut next = vec![pid];
+    while let Some(parent) = next.pop() {
+        let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
+        for thread in threads.flatten() {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            for child in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+                if seen.insert(child) {
+                    found.push(child);
+                    next.push(child);
+                }
+            }
+        }
+    }
+    found
+}
