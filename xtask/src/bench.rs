@@ -3,14 +3,14 @@
 //! The benchmarks themselves are in `bench/`; this only makes sure that what they measure is there and
 //! is the same code that a user would run.
 
+use crate::artifacts::{self, Profile};
 use crate::failure::Failure;
 use crate::{process, setup};
 
 /// Runs one benchmark; all arguments go to it.
 pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
     setup::packages()?;
-    let mut build = process::cargo(["build", "--release", "--package", "spry-node"]);
-    process::run(build.args(["--package", "example-nop", "--package", "example-echo"]))?;
+    artifacts::build(Profile::Release, &["example-nop", "example-echo"])?;
     let mut bench = process::cargo(["run", "--release", "--package", "spry-bench", "--"]);
     process::run(bench.args(args))
 }

@@ -13,7 +13,7 @@ The project's own commands. Usage: cargo xtask COMMAND
                            build, start a node, deploy the examples, call them, show where the time went
   test [ARGS]              every test; with ARGS, `cargo test ARGS` with the same set-up
   ci [STAGE]...            what CI runs: fmt clippy doc deny ebpf test demo bench (default: all of them)
-  bench NAME [--json FILE] a benchmark, in release mode; `bench list` names them
+  bench NAME [--json FILE] a benchmark, in release mode; `bench --help` names them
   fuzz [TARGET] [--seconds N]
                            fuzz one target, or all of them (default: 20 s each)
   ebpf [--check]           rebuild the eBPF object from source; --check: compare it with the one checked in

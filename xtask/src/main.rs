@@ -4,6 +4,7 @@
 //! does. What is built, tested or measured lives in the crates themselves. It depends on next to
 //! nothing, because it is the first thing that a newcomer compiles.
 
+mod artifacts;
 mod bench;
 mod ci;
 mod cli;

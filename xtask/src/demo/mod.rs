@@ -20,6 +20,7 @@ mod timing;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::artifacts::{self, Profile};
 use crate::cli::DemoOptions;
 use crate::failure::Failure;
 use crate::{process, setup, sys};
@@ -33,8 +34,7 @@ pub(crate) fn run(options: &DemoOptions) -> Result<(), Failure> {
         Some(file) => setup::Photo { file: file.clone(), credit: "your photograph" },
         None => setup::photo()?,
     };
-    let mut build = process::cargo(["build", "--release", "--package", "spry-node"]);
-    process::run(build.args(["--package", "example-thumbnail"]))?;
+    artifacts::build(Profile::Release, &["example-thumbnail"])?;
     let out = options.out.clone().unwrap_or_else(|| process::target_dir().join("demo"));
     fs::create_dir_all(&out).map_err(|source| Failure::io("make folder", &out, source))?;
 
@@ -70,9 +70,7 @@ fn stage_thumbnail(folder: &Path) -> Result<PathBuf, Failure> {
     let staged = folder.join("thumbnail");
     fs::create_dir(&staged).map_err(|source| Failure::io("make folder", &staged, source))?;
     let library = "libexample_thumbnail.so";
-    for from in
-        [Path::new("examples/thumbnail/spry.toml"), &process::target_dir().join("release").join(library)]
-    {
+    for from in [Path::new("examples/thumbnail/spry.toml"), &artifacts::release(library)] {
         let to = staged.join(from.file_name().expect("both are files"));
         fs::copy(from, &to).map_err(|source| Failure::io("copy to the staging folder", from, source))?;
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::http::Client;
 use crate::failure::Failure;
-use crate::{process, sys};
+use crate::{artifacts, process, sys};
 
 /// Nothing here takes this long unless something is broken.
 const WATCHDOG: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ impl Node {
     pub(crate) fn start(folder: &Path) -> Result<Self, Failure> {
         let address = free_port()?;
         let control = folder.join("control.sock");
-        let mut command = Command::new(program("spryd"));
+        let mut command = Command::new(artifacts::release("spryd"));
         command.arg("--state-dir").arg(folder.join("state")).arg("--control-socket").arg(&control);
         command.arg("--listen").arg(address.to_string());
         // A process group of its own: Ctrl-C in the terminal is for xtask, which then stops spryd in order.
@@ -68,7 +68,7 @@ impl Node {
 
     /// Runs `spry` on this node, its output shown.
     pub(crate) fn spry<'a>(&self, args: impl IntoIterator<Item = &'a OsStr>) -> Result<(), Failure> {
-        let mut command = Command::new(program("spry"));
+        let mut command = Command::new(artifacts::release("spry"));
         command.env("SPRY_CONTROL_SOCKET", &self.control).args(args);
         // As one would type it; the socket's place is noise.
         let mut typed = Command::new("spry");
@@ -162,10 +162,6 @@ impl Drop for Node {
 
 fn not_ready(found: &str) -> Failure {
     Failure::Expectation { what: "spryd did not get ready", found: found.to_owned() }
-}
-
-fn program(name: &str) -> PathBuf {
-    process::target_dir().join("release").join(name)
 }
 
 fn free_port() -> Result<SocketAddr, Failure> {

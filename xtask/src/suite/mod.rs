@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::artifacts::{self, Profile};
 use crate::cli::FuzzOptions;
 use crate::failure::Failure;
 use crate::{fuzz, process, setup, sys};
@@ -19,6 +20,9 @@ use tally::Tally;
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_BPF: u32 = 39;
+
+/// Functions that integration tests deploy.
+const EXAMPLES: [&str; 3] = ["example-nop", "example-echo", "example-thumbnail"];
 
 /// Every test, or `cargo test ARGS`.
 pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
@@ -33,7 +37,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
 }
 
 fn everything(tally: &mut Tally) -> Result<(), Failure> {
-    build_what_tests_start()?;
+    artifacts::build(Profile::Dev, &EXAMPLES)?;
     // Not `--all-targets`: that would leave out the documentation's examples.
     let tests = run_counted(&mut cargo_test(["--workspace", "--no-fail-fast"]), tally);
     tests.and(loom(tally))?;
@@ -43,18 +47,8 @@ fn everything(tally: &mut Tally) -> Result<(), Failure> {
 }
 
 fn some(args: &[String], tally: &mut Tally) -> Result<(), Failure> {
-    build_what_tests_start()?;
+    artifacts::build(Profile::Dev, &EXAMPLES)?;
     run_counted(&mut cargo_test(args.iter().map(String::as_str)), tally)
-}
-
-/// Integration tests start the real daemon with real functions; cargo doesn't build another package's
-/// binaries and libraries for a test.
-fn build_what_tests_start() -> Result<(), Failure> {
-    let mut build = process::cargo(["build", "--package", "spry-node"]);
-    for example in ["example-nop", "example-echo", "example-thumbnail"] {
-        build.args(["--package", example]);
-    }
-    process::run(&mut build)
 }
 
 fn cargo_test<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {

@@ -1,0 +1,38 @@
+//! Building what a node consists of, and where it then lies.
+//!
+//! cargo builds a test's or a program's own package, but not the daemon, the runtimes and the functions'
+//! libraries that it starts; so whatever starts a node goes through here first.
+
+use std::path::PathBuf;
+
+use crate::failure::Failure;
+use crate::process;
+
+/// The daemon, the command line, and what runs inside function processes.
+const NODE: [&str; 3] = ["spry-node", "spry-runtime-native", "spry-runtime-python"];
+
+/// How to build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As `cargo test` does.
+    Dev,
+    /// As a user gets it.
+    Release,
+}
+
+/// Builds the node and these examples.
+pub(crate) fn build(profile: Profile, examples: &[&str]) -> Result<(), Failure> {
+    let mut build = process::cargo(["build"]);
+    if profile == Profile::Release {
+        build.arg("--release");
+    }
+    for package in NODE.iter().chain(examples) {
+        build.args(["--package", package]);
+    }
+    process::run(&mut build)
+}
+
+/// A program or library made by a release build.
+pub(crate) fn release(name: &str) -> PathBuf {
+    process::target_dir().join("release").join(name)
+}
