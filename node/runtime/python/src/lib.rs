@@ -1,1 +1,60 @@
-//! See docs/architecture.md.
+//! The Python runtime: an extension module that turns the interpreter it is imported into into a zygote.
+//!
+//! spryd starts the node's (or the function's own) interpreter with `bootstrap.py`, which imports this
+//! module and calls [`_spry::main`]. The module is built for the stable ABI of CPython 3.9, so that one file serves
+//! every interpreter since.
+//!
+//! - `python`: the [`Handler`](spry_runtime::Handler): loading, forking, one call after the other.
+//! - `arguments`: from a request to what the handler is called with.
+//! - `answer`: from what it returned to a response.
+//! - `json`: Python's own C scanner and encoder, prepared once.
+//! - `capi`: the two places where PyO3 has no safe words: memory views and the fork hooks.
+//! - `spry.py`: what function authors import. `glue.py`: what is shorter in Python, off the warm path.
+
+mod answer;
+mod arguments;
+mod capi;
+mod json;
+mod python;
+
+use pyo3::prelude::*;
+
+/// The extension module.
+#[pymodule]
+mod _spry {
+    use pyo3::prelude::*;
+
+    use crate::python::Python as Runtime;
+
+    /// Becomes a zygote. Never returns.
+    #[pyfunction]
+    fn main(py: Python<'_>) {
+        // Every call into Python attaches again; a thread that the function has started runs meanwhile.
+        py.detach(|| spry_runtime::run::<Runtime>())
+    }
+}
+
+/// Something went wrong between Python and a response.
+#[derive(Debug)]
+enum CallError {
+    /// The request isn't what the handler takes: 400 with this message.
+    BadRequest(String),
+    /// The function raised.
+    Raised(PyErr),
+    /// The function returned what can't be answered.
+    Nonsense(String),
+    /// The response wasn't taken.
+    Response(spry_runtime::ResponseError),
+}
+
+impl From<PyErr> for CallError {
+    fn from(error: PyErr) -> Self {
+        Self::Raised(error)
+    }
+}
+
+impl From<spry_runtime::ResponseError> for CallError {
+    fn from(error: spry_runtime::ResponseError) -> Self {
+        Self::Response(error)
+    }
+}

@@ -60,7 +60,7 @@ fn take(message: &libc::msghdr) -> Vec<OwnedFd> {
             // SAFETY: `current` lies in the control buffer and its data follows it.
             let data = unsafe { libc::CMSG_DATA(current) }.cast::<RawFd>();
             // The kernel shortens `cmsg_len` to what it installed, whole descriptors only.
-            let bytes = (current.cmsg_len as usize).saturating_sub(data as usize - header as usize);
+            let bytes = current.cmsg_len.saturating_sub(data as usize - header as usize);
             for index in 0..bytes / size_of::<RawFd>() {
                 // SAFETY: `index` is within the data by `cmsg_len`; the kernel has just put this descriptor
                 // into the process for this message, and nobody else knows it.

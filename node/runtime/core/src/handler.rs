@@ -1,0 +1,81 @@
+//! What a language implements to become a runtime.
+
+use spry_wire::control::Init;
+
+use crate::request::Request;
+use crate::response::{Response, ResponseError};
+
+/// A loaded function.
+///
+/// The order of calls: [`load`](Self::load) once; then for every instance [`around_fork`](Self::around_fork), in the
+/// zygote; and in the instance [`serve`](Self::serve) around everything, with one [`call`](Self::call) per invocation.
+pub trait Handler: Sized {
+    /// The runtime's own name and version, e.g. `CPython 3.11.2`.
+    fn runtime() -> String;
+
+    /// Loads the function. After it the process must have one thread: the zygote refuses to go on otherwise.
+    fn load(init: &Init) -> Result<Self, LoadError>;
+
+    /// Calls `clone`, which returns twice, with whatever the language needs before and after a fork. Output
+    /// that the zygote has buffered must be written before, or every instance would write it again.
+    fn around_fork(&mut self, clone: &mut dyn FnMut() -> Side) -> Side {
+        clone()
+    }
+
+    /// The threads that loading left behind, by name, for the message of the refusal.
+    fn threads(&self) -> Vec<String> {
+        crate::sys::other_threads()
+    }
+
+    /// Serves one invocation. `Err` (and a panic) fails the invocation and not the instance.
+    fn call(&mut self, request: &Request<'_>, response: &mut Response<'_>) -> Result<(), Failure>;
+
+    /// Writes what the language has buffered of the function's output; the C library's own is written after it.
+    fn flush(&mut self) {}
+}
+
+/// Which of the two returns of a fork this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The zygote; the fork may have failed.
+    Parent,
+    /// The new instance.
+    Child,
+}
+
+/// Why a function can't be loaded, in words for its author: what is wrong and what to do about it, or the
+/// interpreter's own traceback.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct LoadError {
+    /// The text.
+    pub message: String,
+}
+
+impl LoadError {
+    /// A refusal with this text.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into() }
+    }
+}
+
+/// Why an invocation failed: the first line is the message, the rest the traceback.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Failure {
+    /// The text.
+    pub text: String,
+}
+
+impl Failure {
+    /// A failure with this text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into() }
+    }
+}
+
+impl From<ResponseError> for Failure {
+    fn from(error: ResponseError) -> Self {
+        Self { text: error.to_string() }
+    }
+}

@@ -1,0 +1,110 @@
+//! A new instance's setup: a list of steps, each of which may fail and then says which it was.
+
+use std::error::Error;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use shm_bus::endpoint;
+use shm_bus::transport::{Endpoint, Kind};
+use spry_wire::control::Fork;
+
+use crate::outbox::{Inbox, Outbox};
+use crate::serve::Instance;
+use crate::sys;
+
+/// What happens between the fork and `Hello`, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// stdout and stderr become this instance's log pipes.
+    RedirectOutput,
+    /// The inbox is mapped, read-only.
+    MapInbox,
+    /// The outbox is mapped read-write and then sealed, so that nobody else ever can.
+    MapOutbox,
+    /// The bus endpoint is opened.
+    OpenBus,
+    /// What else is open is closed: the zygote's control socket, files that the function opened while it was
+    /// loaded (they would be shared between instances, with their positions).
+    CloseOthers,
+}
+
+impl Step {
+    /// For the message to spryd.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::RedirectOutput => "redirect output",
+            Self::MapInbox => "map inbox",
+            Self::MapOutbox => "map and seal outbox",
+            Self::OpenBus => "open bus endpoint",
+            Self::CloseOthers => "close other descriptors",
+        }
+    }
+}
+
+/// A step that failed.
+#[derive(Debug)]
+pub(crate) struct StepFailed {
+    pub(crate) step: Step,
+    pub(crate) cause: Box<dyn Error>,
+}
+
+/// The descriptors beside a [`Fork`] message, by their meaning.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    control: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    inbox: OwnedFd,
+    outbox: OwnedFd,
+    release: OwnedFd,
+    endpoint: Vec<OwnedFd>,
+}
+
+impl Handed {
+    /// Names them; `None` when they are too few.
+    pub(crate) fn sort(fds: Vec<OwnedFd>) -> Option<Self> {
+        let mut fds = fds.into_iter();
+        let handed = Self {
+            control: fds.next()?,
+            stdout: fds.next()?,
+            stderr: fds.next()?,
+            inbox: fds.next()?,
+            outbox: fds.next()?,
+            release: fds.next()?,
+            endpoint: fds.collect(),
+        };
+        (!handed.endpoint.is_empty()).then_some(handed)
+    }
+}
+
+/// Runs all steps. The control socket comes back in any case, to tell spryd how it went.
+pub(crate) fn run(fork: &Fork, handed: Handed) -> (OwnedFd, Result<Instance, StepFailed>) {
+    let Handed { control, stdout, stderr, inbox, outbox, release, endpoint } = handed;
+    let kept_control = control.as_raw_fd();
+    let steps = || {
+        let at = |step| move |cause: Box<dyn Error>| StepFailed { step, cause };
+        redirect(stdout, stderr).map_err(at(Step::RedirectOutput))?;
+        let inbox = Inbox::map(inbox, &fork.inbox).map_err(|e| at(Step::MapInbox)(e.into()))?;
+        let outbox = Outbox::map(outbox, release, &fork.outbox, fork.payload_max)
+            .map_err(|e| at(Step::MapOutbox)(e.into()))?;
+        let mut keep: Vec<RawFd> = endpoint.iter().map(AsRawFd::as_raw_fd).collect();
+        let endpoint = open(&fork.transport, endpoint).map_err(at(Step::OpenBus))?;
+        keep.extend([0, 1, 2, kept_control]);
+        keep.extend(outbox.fds());
+        keep.sort_unstable();
+        sys::close_all_but(&keep).map_err(|e| at(Step::CloseOthers)(e.into()))?;
+        Ok(Instance { inbox, outbox, endpoint })
+    };
+    let ready = steps();
+    (control, ready)
+}
+
+fn redirect(stdout: OwnedFd, stderr: OwnedFd) -> Result<(), Box<dyn Error>> {
+    sys::install(&stdout, 1)?;
+    sys::install(&stderr, 2)?;
+    Ok(())
+}
+
+fn open(transport: &str, fds: Vec<OwnedFd>) -> Result<Box<dyn Endpoint>, Box<dyn Error>> {
+    let kind = transport.parse::<Kind>()?;
+    Ok(endpoint::open(kind, fds)?)
+}

@@ -1,0 +1,179 @@
+//! The system calls of this crate.
+//!
+//! The only `unsafe` of the crate is here. What is called between a fork and the end of an instance's setup
+//! runs in a process with one thread, copied from a process with one thread: no lock can be held by a
+//! thread that doesn't exist, so allocating and using libc is sound there, too.
+
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+/// What `clone3` returned, on either side.
+#[derive(Debug)]
+pub(crate) enum Cloned {
+    /// In the zygote: the new process, by pid (in the zygote's pid namespace) and pidfd.
+    Parent { pid: i32, pidfd: OwnedFd },
+    /// In the new process.
+    Child,
+}
+
+/// `struct clone_args` of linux/sched.h, first version and cgroup.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+}
+/// `CLONE_ARGS_SIZE_VER0`.
+const _: () = assert!(size_of::<CloneArgs>() == 64);
+
+/// Forks a sibling: a child of this process's own parent, which reaps it and whose death it may notice.
+///
+/// glibc's `fork` can't do that, so what it does for the child's first thread is done here: the thread's
+/// cached id is renewed where the kernel tells where it is kept (`PR_GET_TID_ADDRESS`), and the
+/// list of robust mutexes is registered again. Handlers of `pthread_atfork` are not run: they
+/// guard against other threads, and there are none.
+pub(crate) fn clone_sibling() -> io::Result<Cloned> {
+    let robust = robust_list();
+    let mut pidfd: RawFd = -1;
+    let mut args = CloneArgs {
+        flags: (libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64,
+        pidfd: (&raw mut pidfd) as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(address) = tid_address() {
+        args.flags |= (libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID) as u64;
+        args.child_tid = address as u64;
+    }
+    // SAFETY: without CLONE_VM the child runs on a copy of everything, this stack included. `args` is whole;
+    // `pidfd` is written in the parent alone; `child_tid` is this thread's own id word, in the child's copy.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            if let Some((head, len)) = robust {
+                // SAFETY: `head` is this thread's own list, as the kernel named it before the fork.
+                unsafe { libc::syscall(libc::SYS_set_robust_list, head, len) };
+            }
+            Ok(Cloned::Child)
+        }
+        // SAFETY: the kernel has just made this descriptor for us.
+        pid => Ok(Cloned::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// Where libc keeps this thread's id. `None` when the kernel doesn't say (no CONFIG_CHECKPOINT_RESTORE), or
+/// when that word holds something else.
+fn tid_address() -> Option<*mut i32> {
+    let mut address: *mut i32 = ptr::null_mut();
+    // SAFETY: writes one pointer to `address`.
+    let result = unsafe { libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut address) };
+    if result != 0 || address.is_null() {
+        return None;
+    }
+    // SAFETY: `gettid` has no preconditions; `address` was registered by this thread's libc and lives as long as
+    // the thread.
+    unsafe { (address.read() == libc::gettid()).then_some(address) }
+}
+
+fn robust_list() -> Option<(*mut c_void, usize)> {
+    let (mut head, mut len) = (ptr::null_mut::<c_void>(), 0usize);
+    // SAFETY: writes a pointer and a length; 0 means this thread.
+    let result = unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
+    (result == 0 && !head.is_null()).then_some((head, len))
+}
+
+/// Whether this process has exactly one thread.
+pub(crate) fn single_threaded() -> bool {
+    // `unshare(CLONE_THREAD)` changes nothing and succeeds only in a process with one thread.
+    // SAFETY: no memory is involved.
+    if unsafe { libc::unshare(libc::CLONE_THREAD) } == 0 {
+        return true;
+    }
+    if io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) {
+        return false;
+    }
+    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
+}
+
+/// The names of all threads but the first, as far as /proc tells.
+pub(crate) fn other_threads() -> Vec<String> {
+    let Ok(tasks) = std::fs::read_dir("/proc/self/task") else { return Vec::new() };
+    let own = std::process::id().to_string();
+    tasks
+        .filter_map(Result::ok)
+        .filter(|task| task.file_name() != own.as_str())
+        .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
+        .map(|name| name.trim_end().to_owned())
+        .collect()
+}
+
+/// Takes fd `number` over, close-on-exec. An error when it isn't open.
+pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_SETFD touches no memory.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, and by the zygote's contract with spryd nobody else in this process uses it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Puts a copy of `fd` where programs expect standard output or error.
+pub(crate) fn install(fd: &OwnedFd, number: RawFd) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: `number` is 1 or 2, which nothing in this process owns.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
+}
+
+/// Closes every descriptor that isn't in `keep`, a sorted list.
+pub(crate) fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
+    let mut first = 0;
+    for &fd in keep {
+        if fd > first {
+            close_range(first as u32, fd as u32 - 1)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first as u32, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: what owns a descriptor in this range is the zygote's, whose copy of memory this process never
+    // goes back to, or the function's, which learns of it by EBADF.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) as c_int }).map(drop)
+}
+
+/// Writes out what C code has left in stdio's buffers.
+pub(crate) fn flush_c_streams() {
+    // SAFETY: null means all streams. A stream that can't be written keeps its bytes; nobody could be told.
+    unsafe { libc::fflush(ptr::null_mut()) };
+}
+
+/// Whether a pipe (by either end) holds bytes that nobody has read. False for what is no pipe.
+pub(crate) fn holds_bytes(pipe: RawFd) -> bool {
+    let mut bytes: c_int = 0;
+    // SAFETY: FIONREAD writes one int.
+    unsafe { libc::ioctl(pipe, libc::FIONREAD, &raw mut bytes) == 0 && bytes > 0 }
+}
+
+/// A terminal's Ctrl-C reaches the whole process group; spryd alone decides when its functions end.
+pub(crate) fn ignore_interrupts() {
+    // SAFETY: SIG_IGN runs no code.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+}
+
+/// Ends the process, running nothing: no destructor, no exit handler of the function.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: never returns, touches nothing.
+    unsafe { libc::_exit(code) }
+}
+
+fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}

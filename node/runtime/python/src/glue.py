@@ -1,0 +1,282 @@
+"""The part of the Python runtime that is written in Python: loading a handler, finding out how it wants to be
+called, the AWS shapes, tracebacks. Not for function authors; `spry` is."""
+
+import asyncio
+import base64
+import binascii
+import gc
+import importlib
+import inspect
+import json
+import json.decoder
+import json.encoder
+import os
+import sys
+import threading
+import time
+import traceback
+import typing
+from urllib.parse import parse_qsl
+
+import spry
+from spry import _collect
+
+OWN_FILES = ("<spry", "<frozen importlib")
+
+
+class Refused(Exception):
+    """The function can't be loaded; the message says what to do, a traceback would say nothing more."""
+
+
+# Loading
+
+def load(code, handler, function_name):
+    """Imports the handler. Returns it and how it is called: "none", "params", "event" or "request"."""
+    # Libraries of numbers start their thread pools when they are imported, and a zygote must have one thread.
+    # Parallelism is by instances; a function that wants a pool says so in [env].
+    for pool in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        os.environ.setdefault(pool, "1")
+    module_name, colon, name = handler.partition(":")
+    if not (module_name and colon and name):
+        raise Refused(f"handler = {handler!r} is not of the form \"module:function\"")
+    if sys.path[:1] != [code]:
+        sys.path.insert(0, code)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name == module_name:
+            raise Refused(f"handler = {handler!r}: there is no module {module_name!r} in {code}") from None
+        raise
+    function = module
+    for part in name.split("."):
+        function = getattr(function, part, None)
+    if function is None:
+        there = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+        hint = f"it has {', '.join(there)}" if there else "it has no function at all"
+        raise Refused(f"handler = {handler!r}: module {module_name!r} has no function {name!r} ({hint})")
+    if not callable(function):
+        raise Refused(f"handler = {handler!r} is a {type(function).__name__}, not a function")
+    how = convention(function, handler)
+    if inspect.iscoroutinefunction(function):
+        function = run_to_end(function)
+    Context.function_name = function_name
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=False, errors="backslashreplace")
+    os.register_at_fork(after_in_child=after_fork)
+    gc.collect()
+    gc.freeze()
+    return function, how
+
+
+def run_to_end(function):
+    def run(*arguments):
+        return asyncio.run(function(*arguments))
+    return run
+
+
+def convention(function, handler):
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return "params"
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = [p for p in positional if p.default is p.empty]
+    forced = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if forced or len(required) > 2:
+        wants = ", ".join(forced or [p.name for p in required])
+        raise Refused(
+            f"handler = {handler!r} wants {wants}: a handler has one parameter (the parsed JSON object, or a "
+            f"spry.Request by annotation) or two (event, context)")
+    if positional and is_request(function, positional[0]):
+        if len(required) > 1:
+            raise Refused(f"handler = {handler!r} takes a spry.Request and wants another argument")
+        return "request"
+    if len(required) == 2 or (len(positional) >= 2 and positional[1].name == "context"):
+        return "event"
+    if positional:
+        return "params"
+    return "event" if any(p.kind is p.VAR_POSITIONAL for p in parameters) else "none"
+
+
+def is_request(function, parameter):
+    annotation = parameter.annotation
+    if isinstance(annotation, str):
+        try:
+            annotation = typing.get_type_hints(inspect.unwrap(function)).get(parameter.name)
+        except Exception:
+            return annotation in ("spry.Request", "Request")
+    return isinstance(annotation, type) and issubclass(annotation, spry.Request)
+
+
+def threads():
+    """The names of the threads beside the first."""
+    return [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+
+
+def after_fork():
+    """What would be the same in every instance, and mustn't. (Python's own `random` sees to itself.)"""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
+# JSON, without what json.loads and json.dumps do anew at each call
+
+def make_json():
+    """A scanner (text, index) -> (value, end), and an encoder (value, 0) -> pieces; both in C where Python's are.
+    The markers are the encoder's own, to notice circles: to be emptied when it has raised."""
+    def refuse(value):
+        raise TypeError(f"{type(value).__name__} is not JSON serializable")
+    scan = json.decoder.JSONDecoder().scan_once
+    markers = {}
+    if json.encoder.c_make_encoder is not None:
+        escape = json.encoder.encode_basestring_ascii
+        encode = json.encoder.c_make_encoder(markers, refuse, escape, None, ":", ",", False, False, False)
+    else:
+        encoder = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=refuse)
+        encode = lambda value, _: (encoder.encode(value),)
+    return scan, encode, markers
+
+
+def params_of_query(query):
+    return _collect(parse_qsl(query, keep_blank_values=True))
+
+
+def params_of_form(body):
+    return _collect(parse_qsl(str(body, "utf-8"), keep_blank_values=True))
+
+
+# AWS
+
+class Context:
+    """The second parameter of an AWS handler."""
+
+    function_name = ""
+    function_version = "$LATEST"
+    memory_limit_in_mb = None
+    identity = None
+    client_context = None
+    log_stream_name = None
+
+    __slots__ = ("aws_request_id", "_deadline_ns", "__dict__")
+
+    def __init__(self, call_id, deadline_ns):
+        self.aws_request_id = call_id
+        self._deadline_ns = deadline_ns
+
+    @property
+    def invoked_function_arn(self):
+        return f"arn:spry:lambda:local:0:function:{self.function_name}"
+
+    @property
+    def log_group_name(self):
+        return f"/spry/function/{self.function_name}"
+
+    def get_remaining_time_in_millis(self):
+        return max(0, (self._deadline_ns - time.time_ns()) // 1_000_000)
+
+
+def event(method, path, query, header_pairs, body, call_id, deadline_ns):
+    """The arguments of an AWS handler: the event of an HTTP API, payload version 2.0, and the context."""
+    headers, cookies = {}, []
+    for name, value in header_pairs:
+        if name == "cookie":
+            cookies.extend(part.strip() for part in value.split(";"))
+        else:
+            headers[name] = headers[name] + "," + value if name in headers else value
+    now = time.time()
+    made = {
+        "version": "2.0",
+        "routeKey": "$default",
+        "rawPath": path or "/",
+        "rawQueryString": query,
+        "headers": headers,
+        "requestContext": {
+            "accountId": "anonymous",
+            "apiId": Context.function_name,
+            "domainName": headers.get("host", ""),
+            "domainPrefix": Context.function_name,
+            "http": {
+                "method": method,
+                "path": path or "/",
+                "protocol": "HTTP/1.1",
+                "sourceIp": headers.get("x-forwarded-for", "").split(",")[0].strip(),
+                "userAgent": headers.get("user-agent", ""),
+            },
+            "requestId": call_id,
+            "routeKey": "$default",
+            "stage": "$default",
+            "time": time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime(now)),
+            "timeEpoch": int(now * 1000),
+        },
+        "isBase64Encoded": False,
+    }
+    if cookies:
+        made["cookies"] = cookies
+    if query:
+        parameters = {}
+        for name, value in parse_qsl(query, keep_blank_values=True):
+            parameters[name] = parameters[name] + "," + value if name in parameters else value
+        made["queryStringParameters"] = parameters
+    if len(body):
+        try:
+            made["body"] = str(body, "utf-8")
+        except UnicodeDecodeError:
+            made["body"] = base64.b64encode(body).decode("ascii")
+            made["isBase64Encoded"] = True
+    return made, Context(call_id, deadline_ns)
+
+
+def aws_response(result):
+    """A spry.Response of a result with a statusCode."""
+    status = result["statusCode"]
+    if isinstance(status, str) and status.isdecimal():
+        status = int(status)
+    headers = [(str(name), str(value)) for name, value in (result.get("headers") or {}).items()]
+    for name, values in (result.get("multiValueHeaders") or {}).items():
+        headers.extend((str(name), str(value)) for value in values)
+    headers.extend(("set-cookie", str(cookie)) for cookie in result.get("cookies") or ())
+    body = result.get("body")
+    if body is None:
+        body = b""
+    elif result.get("isBase64Encoded"):
+        try:
+            body = base64.b64decode(body, validate=True)
+        except (TypeError, ValueError, binascii.Error) as error:
+            raise ValueError(f"the result says isBase64Encoded, but its body is not base64: {error}") from None
+    return spry.Response(body, status, headers)
+
+
+# Failing
+
+def describe(error):
+    """An exception in words: one line with its type and message, then the traceback, without the runtime's frames."""
+    if isinstance(error, Refused):
+        return str(error)
+    headline = "".join(traceback.format_exception_only(type(error), error)[-1:]).strip()
+    if isinstance(error, SyntaxError):
+        headline = f"{type(error).__name__}: {error}"
+    trace = traceback.TracebackException(type(error), error, error.__traceback__)
+    hide_own_frames(trace, set())
+    return " ".join(headline.split("\n")) + "\n" + "".join(trace.format())
+
+
+def hide_own_frames(trace, seen):
+    if trace is None or id(trace) in seen:
+        return
+    seen.add(id(trace))
+    kept = [frame for frame in trace.stack if not frame.filename.startswith(OWN_FILES)]
+    trace.stack = traceback.StackSummary.from_list(kept)
+    hide_own_frames(trace.__cause__, seen)
+    hide_own_frames(trace.__context__, seen)
+
+
+def exit_code(error):
+    """What the process ends with when the function raises SystemExit."""
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code & 0xff
+    print(error.code, file=sys.stderr)
+    return 1

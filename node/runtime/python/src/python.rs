@@ -1,0 +1,198 @@
+//! The Python handler: loaded in the zygote, called in the instances.
+
+use std::ffi::CString;
+
+use pyo3::exceptions::PySystemExit;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use spry_runtime::{Failure, Handler, LoadError, Request, Response, Side};
+use spry_wire::control::Init;
+
+use crate::answer::Writer;
+use crate::json::Json;
+use crate::{CallError, arguments, capi};
+
+const AUTHORS_MODULE: &str = include_str!("spry.py");
+const GLUE: &str = include_str!("glue.py");
+
+/// How the handler wants to be called.
+#[derive(Debug, Clone, Copy)]
+enum Convention {
+    Nothing,
+    Params,
+    Event,
+    Request,
+}
+
+/// A loaded Python function.
+#[derive(Debug)]
+pub(crate) struct Python {
+    function: Py<PyAny>,
+    convention: Convention,
+    writer: Writer,
+    glue: Py<PyModule>,
+    request_type: Py<PyAny>,
+    /// stdout and stderr as they were when the function had been loaded.
+    streams: [Stream; 2],
+    sys: Py<PyModule>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    name: &'static str,
+    object: Py<PyAny>,
+    flush: Py<PyAny>,
+}
+
+impl Python {
+    fn new(py: pyo3::Python<'_>, init: &Init, glue: &Bound<'_, PyModule>) -> PyResult<Self> {
+        let (function, how): (Py<PyAny>, String) =
+            glue.call_method1("load", (&init.code, &init.handler, &init.name))?.extract()?;
+        let convention = match how.as_str() {
+            "none" => Convention::Nothing,
+            "event" => Convention::Event,
+            "request" => Convention::Request,
+            _ => Convention::Params,
+        };
+        let authors = py.import("spry")?;
+        let sys = py.import("sys")?;
+        let stream = |name: &'static str| -> PyResult<Stream> {
+            let object = sys.getattr(name)?;
+            let flush = object.getattr("flush")?.unbind();
+            Ok(Stream { name, object: object.unbind(), flush })
+        };
+        Ok(Self {
+            function,
+            convention,
+            writer: Writer::new(Json::new(py, glue)?, authors.getattr("Response")?.unbind()),
+            glue: glue.clone().unbind(),
+            request_type: authors.getattr("Request")?.unbind(),
+            streams: [stream("stdout")?, stream("stderr")?],
+            sys: sys.unbind(),
+        })
+    }
+
+    fn invoke(
+        &self,
+        py: pyo3::Python<'_>,
+        request: &Request<'_>,
+        response: &mut Response<'_>,
+    ) -> Result<(), CallError> {
+        let function = self.function.bind(py);
+        match self.convention {
+            Convention::Nothing => self.writer.write(&function.call0()?, None, response),
+            Convention::Params => {
+                let params = arguments::params(py, request, &self.writer.json, self.glue.bind(py))?;
+                self.writer.write(&function.call1((params,))?, None, response)
+            }
+            Convention::Event => {
+                let (raw, _body) = arguments::raw(py, request)?;
+                let (event, context): (Bound<'_, PyAny>, Bound<'_, PyAny>) =
+                    self.glue.bind(py).call_method1("event", raw)?.extract()?;
+                let mut value = function.call1((event, context))?;
+                if value.cast::<PyDict>().is_ok_and(|dict| dict.contains("statusCode").unwrap_or(false)) {
+                    value = self.glue.bind(py).call_method1("aws_response", (value,))?;
+                }
+                self.writer.write(&value, None, response)
+            }
+            Convention::Request => {
+                let (raw, body) = arguments::raw(py, request)?;
+                let outcome = self
+                    .request_type
+                    .bind(py)
+                    .call1(raw)
+                    .and_then(|argument| function.call1((argument,)))
+                    .map_err(CallError::from)
+                    .and_then(|value| self.writer.write(&value, Some(&body), response));
+                // A view that the function has kept must not show the next request. One that it has sliced
+                // can't be released; it shows only what this function's own callers sent.
+                let _still_in_use = body.call_method0("release");
+                outcome
+            }
+        }
+    }
+
+    /// A failed call in words. Ends the process when the function asked for that.
+    fn failure(&mut self, py: pyo3::Python<'_>, error: CallError) -> Failure {
+        match error {
+            CallError::Raised(error) if error.is_instance_of::<PySystemExit>(py) => {
+                let code = self.glue.bind(py).call_method1("exit_code", (error.value(py),));
+                let code = code.and_then(|code| code.extract()).unwrap_or(1);
+                self.flush();
+                capi::exit(code)
+            }
+            CallError::Raised(error) => Failure::new(describe(self.glue.bind(py), &error)),
+            CallError::BadRequest(message) | CallError::Nonsense(message) => Failure::new(message),
+            CallError::Response(error) => Failure::from(error),
+        }
+    }
+}
+
+impl Handler for Python {
+    fn runtime() -> String {
+        let version = pyo3::Python::version_str();
+        format!("CPython {}", version.split(' ').next().unwrap_or_default())
+    }
+
+    fn load(init: &Init) -> Result<Self, LoadError> {
+        pyo3::Python::attach(|py| {
+            let own = |error: PyErr| LoadError::new(format!("the runtime's own Python code failed: {error}"));
+            module(py, AUTHORS_MODULE, "<spry>", "spry").map_err(own)?;
+            let glue = module(py, GLUE, "<spry glue>", "_spry_glue").map_err(own)?;
+            Self::new(py, init, &glue).map_err(|error| LoadError::new(describe(&glue, &error)))
+        })
+    }
+
+    fn around_fork(&mut self, clone: &mut dyn FnMut() -> Side) -> Side {
+        self.flush();
+        pyo3::Python::attach(|py| capi::around_fork(py, clone))
+    }
+
+    fn threads(&self) -> Vec<String> {
+        pyo3::Python::attach(|py| self.glue.bind(py).call_method0("threads")?.extract()).unwrap_or_default()
+    }
+
+    fn call(&mut self, request: &Request<'_>, response: &mut Response<'_>) -> Result<(), Failure> {
+        pyo3::Python::attach(|py| {
+            let outcome = match self.invoke(py, request, response) {
+                Err(CallError::BadRequest(message)) => {
+                    self.writer.refuse(py, &message, request.head.call_id, response)
+                }
+                outcome => outcome,
+            };
+            outcome.map_err(|error| self.failure(py, error))
+        })
+    }
+
+    fn flush(&mut self) {
+        pyo3::Python::attach(|py| {
+            for stream in &self.streams {
+                // A closed stream has nothing to write, and nobody to tell.
+                let _closed = stream.flush.bind(py).call0();
+                if let Ok(now) = self.sys.bind(py).getattr(stream.name)
+                    && !now.is(stream.object.bind(py))
+                {
+                    let _not_a_stream = now.call_method0("flush");
+                }
+            }
+        });
+    }
+}
+
+/// Makes a module of source text and puts it where `import` finds it.
+fn module<'py>(
+    py: pyo3::Python<'py>,
+    source: &str,
+    file: &str,
+    name: &str,
+) -> PyResult<Bound<'py, PyModule>> {
+    let [source, file, c_name] = [source, file, name].map(|text| CString::new(text).expect("no zero byte"));
+    let module = PyModule::from_code(py, &source, &file, &c_name)?;
+    py.import("sys")?.getattr("modules")?.set_item(name, &module)?;
+    Ok(module)
+}
+
+fn describe(glue: &Bound<'_, PyModule>, error: &PyErr) -> String {
+    let described = glue.call_method1("describe", (error.value(glue.py()),)).and_then(|text| text.extract());
+    described.unwrap_or_else(|_| error.to_string())
+}
