@@ -51,6 +51,9 @@ pub(crate) fn run(options: &DemoOptions) -> Result<(), Failure> {
         calls.and(stopped)
     });
     let clean = folder.remove().and_then(|()| nothing_left(&before));
+    if let (Err(_), Err(second)) = (&outcome, &clean) {
+        eprintln!("xtask: {second}");
+    }
     outcome.and(clean)
 }
 
