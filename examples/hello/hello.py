@@ -1,4 +1,4 @@
-"""The smallest function: a JSON object in, a JSON object out."""
+"""The smallest function: a JSON object (or form fields, or query parameters) in, a JSON object out."""
 
 
 def main(params):

@@ -1,7 +1,6 @@
 """Counts the words of a text: POST it, with ?top=N for the N most frequent ones."""
 
 from collections import Counter
-from urllib.parse import parse_qs
 
 import spry
 
@@ -9,11 +8,10 @@ PUNCTUATION = ".,;:!?\"'()[]{}<>*-_/`"
 
 
 def main(request: spry.Request):
-    query = parse_qs(request.query)
     try:
-        top = int(query.get("top", ["10"])[0])
-        text = bytes(request.body).decode("utf-8")
-    except ValueError as error:
+        top = int(request.params.get("top", 10))
+        text = request.text()
+    except (TypeError, ValueError) as error:
         return spry.Response(f"{error}\n", status=400)
 
     words = text.split()

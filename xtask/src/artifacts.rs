@@ -1,15 +1,12 @@
 //! Building what a node consists of, and where it then lies.
 //!
-//! cargo builds a test's or a program's own package, but not the daemon, the runtimes and the functions'
-//! libraries that it starts; so whatever starts a node goes through here first.
+//! cargo builds a test's or a program's own package, but not the daemon and the functions' libraries that it
+//! starts; so whatever starts a node goes through here first.
 
 use std::path::PathBuf;
 
 use crate::failure::Failure;
 use crate::process;
-
-/// The daemon, the command line, and what runs inside function processes.
-const NODE: [&str; 3] = ["spry-node", "spry-runtime-native", "spry-runtime-python"];
 
 /// How to build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +23,10 @@ pub(crate) fn build(profile: Profile, examples: &[&str]) -> Result<(), Failure> 
     if profile == Profile::Release {
         build.arg("--release");
     }
-    for package in NODE.iter().chain(examples) {
-        build.args(["--package", package]);
+    // The runtimes are built by spry-node's build script and travel inside spryd.
+    build.args(["--package", "spry-node"]);
+    for example in examples {
+        build.args(["--package", example]);
     }
     process::run(&mut build)
 }

@@ -29,7 +29,7 @@ pub(crate) fn make(node: &Node, photo: &Photo, out: &Path) -> Result<(), Failure
         image.len(),
         photo.credit
     );
-    println!("By hand: curl -d '{{\"name\": \"Ada\"}}' http://{}/function/hello", node.address());
+    println!("By hand: curl -d name=Ada http://{}/function/hello", node.address());
     report::print_head();
     let mut caller = Caller { client: node.client()? };
 
