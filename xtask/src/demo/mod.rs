@@ -17,7 +17,8 @@ mod report;
 mod residue;
 mod timing;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::artifacts::{self, Profile};
@@ -97,7 +98,10 @@ struct Folder {
 impl Folder {
     fn new() -> Result<Self, Failure> {
         let path = std::env::temp_dir().join(format!("spry-demo-{}", std::process::id()));
-        fs::create_dir(&path).map_err(|source| Failure::io("make folder", &path, source))?;
+        // Functions run as users of their own, and must be able to pass.
+        let made =
+            fs::create_dir(&path).and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o711)));
+        made.map_err(|source| Failure::io("make folder", &path, source))?;
         Ok(Self { path })
     }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,13 +19,23 @@ const WATCHDOG: Duration = Duration::from_secs(60);
 /// How often Ctrl-C is looked at while waiting.
 const GLANCE: Duration = Duration::from_millis(100);
 
+/// A line of spryd's, and whether it is on its standard output: that begins with the line that says where the
+/// gateway listens. The log is on standard error.
+type Said = (Stream, String);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Output,
+    Log,
+}
+
 /// A running node. Dropping it ends the process, whatever happened.
 pub(crate) struct Node {
     child: Child,
     address: SocketAddr,
     control: PathBuf,
     /// What spryd says, line by line, from its first to its last.
-    lines: Receiver<String>,
+    lines: Receiver<Said>,
     log: Vec<String>,
     stopped: bool,
 }
@@ -33,19 +43,19 @@ pub(crate) struct Node {
 impl Node {
     /// Starts `spryd` and returns once it answers.
     pub(crate) fn start(folder: &Path) -> Result<Self, Failure> {
-        let address = free_port()?;
         let control = folder.join("control.sock");
         let mut command = Command::new(artifacts::release("spryd"));
         command.arg("--state-dir").arg(folder.join("state")).arg("--control-socket").arg(&control);
-        command.arg("--listen").arg(address.to_string());
+        command.args(["--listen", "127.0.0.1:0"]);
         // A process group of its own: Ctrl-C in the terminal is for xtask, which then stops spryd in order.
         command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         println!("\n$ {}", process::shown(&command));
         let mut child = command.spawn().map_err(|source| process::cannot_start(&command, source))?;
         let (sender, lines) = mpsc::channel();
-        read_lines(child.stdout.take().expect("stdout is piped"), sender.clone());
-        read_lines(child.stderr.take().expect("stderr is piped"), sender);
-        let mut node = Self { child, address, control, lines, log: Vec::new(), stopped: false };
+        read_lines(child.stdout.take().expect("stdout is piped"), Stream::Output, sender.clone());
+        read_lines(child.stderr.take().expect("stderr is piped"), Stream::Log, sender);
+        let nowhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let mut node = Self { child, address: nowhere, control, lines, log: Vec::new(), stopped: false };
         match node.wait_until_ready() {
             Ok(()) => Ok(node),
             Err(failure) => {
@@ -99,7 +109,7 @@ impl Node {
 
     /// What spryd said, after a failure.
     pub(crate) fn print_log(&mut self) {
-        self.log.extend(self.lines.try_iter());
+        self.log.extend(self.lines.try_iter().map(|(_, line)| line));
         eprintln!("--- what spryd said:");
         for line in &self.log {
             eprintln!("    {line}");
@@ -111,10 +121,11 @@ impl Node {
         loop {
             sys::check_interrupted()?;
             match self.lines.recv_timeout(GLANCE) {
-                Ok(line) => {
-                    let ready = line.contains("ready");
+                Ok((stream, line)) => {
+                    let address = (stream == Stream::Output).then(|| address_in(&line)).flatten();
                     self.log.push(line);
-                    if ready {
+                    if let Some(address) = address {
+                        self.address = address;
                         break;
                     }
                 }
@@ -137,7 +148,7 @@ impl Node {
         while started.elapsed() < WATCHDOG {
             // Its pipes close when it ends, so this wakes at once.
             match self.lines.recv_timeout(GLANCE) {
-                Ok(line) => self.log.push(line),
+                Ok((_, line)) => self.log.push(line),
                 Err(RecvTimeoutError::Disconnected) => thread::sleep(Duration::from_millis(1)),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -164,17 +175,30 @@ fn not_ready(found: &str) -> Failure {
     Failure::Expectation { what: "spryd did not get ready", found: found.to_owned() }
 }
 
-fn free_port() -> Result<SocketAddr, Failure> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    listener.and_then(|l| l.local_addr()).map_err(Failure::from_display("find a free port"))
+/// `… http://127.0.0.1:43211 …`
+fn address_in(line: &str) -> Option<SocketAddr> {
+    line.split_whitespace().find_map(|word| word.strip_prefix("http://"))?.trim_end_matches('/').parse().ok()
 }
 
-fn read_lines(from: impl Read + Send + 'static, to: mpsc::Sender<String>) {
+fn read_lines(from: impl Read + Send + 'static, stream: Stream, to: mpsc::Sender<Said>) {
     thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
-            if to.send(line).is_err() {
+            if to.send((stream, line)).is_err() {
                 return;
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ready_line_tells_where() {
+        let address = address_in("spryd is ready on http://127.0.0.1:8080 (sockmap)");
+        assert_eq!(address, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))));
+        assert_eq!(address_in("ready, see http://example.org for more"), None);
+        assert_eq!(address_in(""), None);
+    }
 }
