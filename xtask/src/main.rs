@@ -12,6 +12,8 @@ mod demo;
 mod ebpf;
 mod failure;
 mod fuzz;
+#[cfg(test)]
+mod pages;
 mod process;
 mod setup;
 mod stage;
