@@ -469,3 +469,13 @@ pub fn seccomp_filter_available() -> Result<(), Errno> {
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
     Errno::result(result).map(drop)
 }
+
+/// Bits that nobody can guess.
+pub fn random_u64() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    // SAFETY: `bytes` is as long as it is said to be.
+    let got = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    // Requests of up to 256 bytes are answered whole once the pool is ready.
+    Errno::result(got)?;
+    Ok(u64::from_ne_bytes(bytes))
+}

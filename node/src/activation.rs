@@ -1,0 +1,161 @@
+//! What is remembered of invocations: a bounded ring per function of how each went, with its output, and a
+//! bounded ring of output lines. Memory only: what must survive a restart is not kept here.
+
+use std::collections::VecDeque;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::gateway::call_id::CallId;
+
+/// Invocations remembered per function.
+pub const RECORDS: usize = 256;
+/// Bytes of output remembered per function, over all its invocations.
+const LOG_BYTES: usize = 256 * 1024;
+
+/// What kind of process served an invocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The zygote had to be started for it.
+    Cold,
+    /// A process was forked for it.
+    Forked,
+    /// It met an idle process.
+    Warm,
+}
+
+impl Start {
+    /// As shown to users.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Forked => "forked",
+            Self::Warm => "warm",
+        }
+    }
+}
+
+/// Where a line of output came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl Stream {
+    /// As shown to users.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}
+
+/// One line of a function's output.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// Counts the function's lines; a cursor for following.
+    pub number: u64,
+    /// When spryd read it: milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// The invocation that wrote it; `None` for the zygote's own (initialisation).
+    pub call: Option<CallId>,
+    /// Which stream.
+    pub stream: Stream,
+    /// The text, without the line end.
+    pub text: String,
+}
+
+/// How one invocation went.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its public name.
+    pub call_id: CallId,
+    /// The function's version.
+    pub version: u64,
+    /// When it was accepted: milliseconds since the Unix epoch.
+    pub started_unix_ms: u64,
+    /// What served it; `None` when nothing did.
+    pub start: Option<Start>,
+    /// Waiting for a free instance.
+    pub queue_ns: u64,
+    /// Waiting for an instance to start.
+    pub start_ns: u64,
+    /// From the descriptor's leaving to the answer's coming.
+    pub exec_ns: u64,
+    /// The HTTP status that the client got.
+    pub status: u16,
+    /// The error's code, for those that failed.
+    pub error: Option<&'static str>,
+}
+
+/// The last invocations and the last output of one function.
+#[derive(Debug, Default)]
+pub struct History {
+    records: VecDeque<Record>,
+    lines: VecDeque<Line>,
+    line_bytes: usize,
+    next_line: u64,
+}
+
+impl History {
+    /// Remembers an invocation.
+    pub fn record(&mut self, record: Record) {
+        if self.records.len() == RECORDS {
+            self.records.pop_front();
+        }
+        self.records.push_back(record);
+    }
+
+    /// Remembers output; the oldest makes room.
+    pub fn log(&mut self, call: Option<CallId>, stream: Stream, bytes: &[u8]) {
+        let at_unix_ms = unix_ms();
+        for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let text = String::from_utf8_lossy(line).into_owned();
+            self.line_bytes += text.len();
+            self.lines.push_back(Line { number: self.next_line, at_unix_ms, call, stream, text });
+            self.next_line += 1;
+        }
+        while self.line_bytes > LOG_BYTES {
+            let Some(oldest) = self.lines.pop_front() else { break };
+            self.line_bytes -= oldest.text.len();
+        }
+    }
+
+    /// The invocations, newest first.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter().rev()
+    }
+
+    /// The output lines with at least this number, oldest first.
+    pub fn lines_from(&self, number: u64) -> impl Iterator<Item = &Line> {
+        self.lines.iter().skip_while(move |line| line.number < number)
+    }
+
+    /// The number that the next line will get.
+    pub fn next_line(&self) -> u64 {
+        self.next_line
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_history_is_bounded() {
+        let mut history = History::default();
+        for _ in 0..100 {
+            history.log(None, Stream::Stdout, &[b'x'; 10_000]);
+        }
+        assert!(history.line_bytes <= LOG_BYTES);
+        assert_eq!(history.next_line(), 100);
+        assert_eq!(history.lines_from(99).count(), 1);
+    }
+}

@@ -1,0 +1,275 @@
+//! The invocations that one worker's requests wait for.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use shm_bus::Descriptor;
+use shm_bus::ids::{InvocationId, PortIndex};
+
+use super::{Abandoned, Dispatcher, Expired};
+use crate::function::{Entered, Function, SentAt};
+use crate::gateway::Refusal;
+use crate::gateway::call_id::CallId;
+use crate::inbox::Block;
+use crate::instance::Instance;
+
+/// A request, written and ready to go.
+#[derive(Debug)]
+pub struct Request {
+    /// Its public name.
+    pub call_id: CallId,
+    /// Where it lies.
+    pub block: Block,
+    /// When its time runs out.
+    pub deadline: Instant,
+}
+
+/// An instance's answer, not yet looked at.
+#[derive(Debug)]
+pub struct Answered {
+    /// What came.
+    pub descriptor: Descriptor,
+    /// From whom.
+    pub instance: Arc<Instance>,
+    /// When.
+    pub at: Instant,
+}
+
+/// How an invocation ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// With an answer.
+    Answered(Answered),
+    /// Without.
+    Refused(Refusal),
+}
+
+/// An invocation that ended, with what is needed to answer the client.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub outcome: Outcome,
+    /// The request's block; the answer may lie in it.
+    pub block: Block,
+    /// When it was submitted.
+    pub submitted_at: Instant,
+    /// When it left for an instance.
+    pub sent_at: Instant,
+}
+
+pub(super) struct Pending {
+    function: Entered,
+    request: Request,
+    submitted_at: Instant,
+    descriptor: Descriptor,
+    queued: Option<Arc<SentAt>>,
+    attempts: u8,
+    outcome: Option<Outcome>,
+    waker: Option<Waker>,
+    /// The client has left; the entry waits only for the instance to be done with the block.
+    abandoned: bool,
+}
+
+/// An invocation is given to another instance at most this often, when its instances die before they begin it.
+const ATTEMPTS: u8 = 3;
+
+impl Pending {
+    pub(super) fn new(function: Entered, request: Request, submitted_at: Instant, descriptor: Descriptor) -> Self {
+        Self {
+            function,
+            request,
+            submitted_at,
+            descriptor,
+            queued: None,
+            attempts: 0,
+            outcome: None,
+            waker: None,
+            abandoned: false,
+        }
+    }
+
+    fn sent_at(&self) -> Instant {
+        self.queued.as_ref().map_or(self.submitted_at, |sent| sent.get())
+    }
+}
+
+/// What [`Slab::finish`] found: whom to wake, and what to learn.
+pub(super) struct Finished {
+    pub(super) call_id: CallId,
+    pub(super) exec: Option<Duration>,
+    waker: Option<Waker>,
+}
+
+impl Finished {
+    pub(super) fn wake(self) {
+        if let Some(waker) = self.waker {
+            waker.wake();
+        }
+    }
+}
+
+/// Keys below 2^24, each with a generation.
+pub(super) struct Slab {
+    port: PortIndex,
+    entries: slab::Slab<(u32, Pending)>,
+    generation: u32,
+}
+
+impl Slab {
+    pub(super) fn new(port: PortIndex) -> Self {
+        Self { port, entries: slab::Slab::with_capacity(256), generation: 0 }
+    }
+
+    /// Puts an invocation in and names it.
+    pub(super) fn insert(&mut self, mut pending: Pending) -> Option<InvocationId> {
+        if self.entries.len() >= 1 << 24 {
+            return None;
+        }
+        // Never 0, so that no id is 0; never all ones, so that no id is u64::MAX.
+        self.generation = if self.generation >= u32::MAX - 1 { 1 } else { self.generation + 1 };
+        let key = self.entries.vacant_key() as u64;
+        let id = u64::from(self.port.0) << 56 | key << 32 | u64::from(self.generation);
+        pending.descriptor.invocation = id;
+        self.entries.insert((self.generation, pending));
+        Some(InvocationId(id))
+    }
+
+    fn get(&mut self, id: InvocationId) -> Option<&mut Pending> {
+        if super::port_of(id) != self.port {
+            return None;
+        }
+        let (generation, pending) = self.entries.get_mut(key_of(id))?;
+        (*generation == id.0 as u32).then_some(pending)
+    }
+
+    /// It goes into a queue now; the mark is set when it leaves it.
+    pub(super) fn queued(&mut self, id: InvocationId) -> Arc<SentAt> {
+        let sent = SentAt::new(Instant::now());
+        if let Some(pending) = self.get(id) {
+            pending.queued = Some(Arc::clone(&sent));
+        }
+        sent
+    }
+
+    /// What to send again, if it may be: its instance ended before it began.
+    pub(super) fn again(&mut self, id: InvocationId) -> Option<(Arc<Function>, Descriptor)> {
+        let pending = self.get(id)?;
+        pending.attempts += 1;
+        let again = !pending.abandoned && pending.attempts < ATTEMPTS;
+        again.then(|| (Arc::clone(&pending.function), pending.descriptor))
+    }
+
+    /// Notes how it ended. `None`: nobody waits for it (any more), and it is gone.
+    pub(super) fn finish(&mut self, id: InvocationId, outcome: Outcome) -> Option<Finished> {
+        let pending = self.get(id)?;
+        if pending.abandoned {
+            self.remove(id);
+            return None;
+        }
+        let exec = match &outcome {
+            Outcome::Answered(answered) => Some(answered.at.saturating_duration_since(pending.sent_at())),
+            Outcome::Refused(_) => None,
+        };
+        pending.outcome = Some(outcome);
+        Some(Finished { call_id: pending.request.call_id, exec, waker: pending.waker.take() })
+    }
+
+    /// Whether it is still there.
+    pub(super) fn holds(&mut self, id: InvocationId) -> bool {
+        self.get(id).is_some()
+    }
+
+    /// Takes it out, whatever its state.
+    pub(super) fn remove(&mut self, id: InvocationId) -> Option<Pending> {
+        self.get(id)?;
+        Some(self.entries.remove(key_of(id)).1)
+    }
+
+    fn take(&mut self, id: InvocationId) -> Option<Ended> {
+        let pending = self.get(id)?;
+        let outcome = pending.outcome.take()?;
+        let (_, pending) = self.entries.remove(key_of(id));
+        let (submitted_at, sent_at) = (pending.submitted_at, pending.sent_at());
+        Some(Ended { outcome, block: pending.request.block, submitted_at, sent_at })
+    }
+}
+
+fn key_of(id: InvocationId) -> usize {
+    (id.0 >> 32) as usize & 0x00ff_ffff
+}
+
+/// A request's wait for its answer. Dropped early, the invocation is withdrawn from the queue, or left to
+/// end by itself or by its deadline.
+pub struct Invocation {
+    dispatcher: Rc<Dispatcher>,
+    id: InvocationId,
+    over: bool,
+}
+
+impl Invocation {
+    pub(super) fn new(dispatcher: Rc<Dispatcher>, id: InvocationId) -> Self {
+        Self { dispatcher, id, over: false }
+    }
+
+    /// Gives up because the time ran out; says where the invocation was.
+    pub fn expire(self) -> Expired {
+        let function = {
+            let mut inner = self.dispatcher.inner.borrow_mut();
+            inner.pending.get(self.id).map(|pending| Arc::clone(&pending.function))
+        };
+        match function {
+            Some(function) => self.dispatcher.expire(&function, self.id),
+            None => Expired::Running,
+        }
+        // Dropping `self` now abandons the entry; the holder's end removes it.
+    }
+}
+
+impl Future for Invocation {
+    type Output = Ended;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Ended> {
+        let id = self.id;
+        let ended = {
+            let mut inner = self.dispatcher.inner.borrow_mut();
+            match inner.pending.take(id) {
+                Some(ended) => ended,
+                None => {
+                    if let Some(pending) = inner.pending.get(id) {
+                        pending.waker = Some(context.waker().clone());
+                    }
+                    return Poll::Pending;
+                }
+            }
+        };
+        self.over = true;
+        Poll::Ready(ended)
+    }
+}
+
+impl Drop for Invocation {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let mut inner = self.dispatcher.inner.borrow_mut();
+        let Some(pending) = inner.pending.get(self.id) else { return };
+        if pending.outcome.is_some() || self.dispatcher.withdraw(&pending.function, self.id) {
+            let over = inner.pending.remove(self.id);
+            drop(inner);
+            if let Some(Outcome::Answered(answered)) = over.and_then(|over| over.outcome) {
+                answered.instance.discard(&answered.descriptor);
+            }
+            return;
+        }
+        pending.abandoned = true;
+        pending.waker = None;
+        let (function, id, deadline) = (Arc::clone(&pending.function), self.id, pending.request.deadline);
+        // The receiver is gone only when the thread ends, and all instances with it.
+        let _ = self.dispatcher.abandoned.send(Abandoned { function, id, deadline });
+    }
+}

@@ -1,0 +1,302 @@
+//! One deployed version of a function, as all threads share it: inbox, instances, queue, counters.
+//!
+//! Workers enter a function before they use it and leave after; the keeper can take an unused one apart
+//! (replace its inbox, end it) only while nobody is in. A redeploy makes a new `Function` beside the old one,
+//! swaps the name, and lets the old one run dry.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use parking_lot::Mutex;
+use shm_bus::Descriptor;
+use shm_bus::ids::{FunctionIndex, InvocationId};
+use spry_ebpf_common::SLOTS_PER_FUNCTION;
+use spry_sched::placement::Placement;
+use tokio::sync::Notify;
+
+use crate::activation::{History, Start};
+use crate::api::ZygoteState;
+use crate::inbox::Inbox;
+use crate::instance::Instance;
+use crate::store::StoredFunction;
+
+/// An invocation that waits for an idle instance.
+#[derive(Debug)]
+pub struct Queued {
+    /// What to send once an instance is idle.
+    pub descriptor: Descriptor,
+    /// Told when it leaves the queue.
+    pub sent: Arc<SentAt>,
+}
+
+/// When a queued invocation was sent, for its timings: nanoseconds after `since`, 0 while it waits.
+#[derive(Debug)]
+pub struct SentAt {
+    since: Instant,
+    after_ns: AtomicU64,
+}
+
+impl SentAt {
+    /// Not sent yet.
+    pub fn new(since: Instant) -> Arc<Self> {
+        Arc::new(Self { since, after_ns: AtomicU64::new(0) })
+    }
+    /// Sent now.
+    pub fn mark(&self) {
+        self.after_ns.store((self.since.elapsed().as_nanos() as u64).max(1), Ordering::Release);
+    }
+    /// When it was sent.
+    pub fn get(&self) -> Instant {
+        self.since + std::time::Duration::from_nanos(self.after_ns.load(Ordering::Acquire))
+    }
+}
+
+/// Invocations by how they ended and what served them.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Answered with a result.
+    pub ok: AtomicU64,
+    /// Failed, whoever's fault.
+    pub failed: AtomicU64,
+    /// Served after starting the zygote.
+    pub cold: AtomicU64,
+    /// Served by a fresh process.
+    pub forked: AtomicU64,
+    /// Served by a process that had served before.
+    pub warm: AtomicU64,
+    /// Sum of the execution times, in nanoseconds.
+    pub exec_ns_sum: AtomicU64,
+}
+
+impl Counts {
+    /// Counts one that was served.
+    pub fn served(&self, start: Start, exec_ns: u64) {
+        let kind = match start {
+            Start::Cold => &self.cold,
+            Start::Forked => &self.forked,
+            Start::Warm => &self.warm,
+        };
+        kind.fetch_add(1, Ordering::Relaxed);
+        self.exec_ns_sum.fetch_add(exec_ns, Ordering::Relaxed);
+    }
+}
+
+/// One version of a function.
+#[derive(Debug)]
+pub struct Function {
+    /// Its place in the bus's tables.
+    pub index: FunctionIndex,
+    /// What was deployed.
+    pub stored: StoredFunction,
+    /// Its instances, by bit.
+    pub instances: [ArcSwapOption<Instance>; SLOTS_PER_FUNCTION as usize],
+    /// The last invocations and output.
+    pub history: Arc<Mutex<History>>,
+    /// Counters; they go on over versions.
+    pub counts: Arc<Counts>,
+    /// Where its instances run.
+    pub placement: Mutex<Placement>,
+    /// Rung when the keeper should look: somebody waits for an instance, or the last user left.
+    pub bell: Notify,
+    inbox: ArcSwap<Inbox>,
+    users: AtomicU32,
+    superseded: AtomicBool,
+    starting: AtomicU32,
+    zygote: Mutex<(ZygoteState, Option<String>)>,
+    queue: Mutex<VecDeque<Queued>>,
+    queue_len: AtomicUsize,
+}
+
+/// Set in `users` while the keeper holds the function for itself.
+const HELD: u32 = 1 << 31;
+/// Set in `users` for ever, when the function has ended.
+const ENDED: u32 = 1 << 30;
+
+impl Function {
+    /// A function with nothing running yet.
+    pub fn new(
+        index: FunctionIndex,
+        stored: StoredFunction,
+        inbox: Arc<Inbox>,
+        history: Arc<Mutex<History>>,
+        counts: Arc<Counts>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            index,
+            stored,
+            instances: [const { ArcSwapOption::const_empty() }; SLOTS_PER_FUNCTION as usize],
+            history,
+            counts,
+            placement: Mutex::default(),
+            bell: Notify::new(),
+            inbox: ArcSwap::new(inbox),
+            users: AtomicU32::new(0),
+            superseded: AtomicBool::new(false),
+            starting: AtomicU32::new(0),
+            zygote: Mutex::new((ZygoteState::None, None)),
+            queue: Mutex::default(),
+            queue_len: AtomicUsize::new(0),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.stored.manifest.name.as_str()
+    }
+
+    /// Uses the function until the guard is dropped. `None`: this version has ended; look it up again.
+    pub fn enter(self: &Arc<Self>) -> Option<Entered> {
+        loop {
+            let users = self.users.load(Ordering::Acquire);
+            if users & ENDED != 0 {
+                return None;
+            }
+            if users & HELD != 0 {
+                std::hint::spin_loop();
+                continue;
+            }
+            let entered = self.users.compare_exchange(users, users + 1, Ordering::AcqRel, Ordering::Relaxed);
+            if entered.is_ok() {
+                return Some(Entered(Arc::clone(self)));
+            }
+        }
+    }
+
+    /// Says that a newer version serves now, or none: this one ends when its last user has left.
+    pub fn supersede(&self) {
+        self.superseded.store(true, Ordering::SeqCst);
+        self.bell.notify_one();
+    }
+
+    /// Whether a newer version serves now.
+    pub fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::SeqCst)
+    }
+
+    /// How many use it now: requests being read, waiting, or running.
+    pub fn users(&self) -> u32 {
+        self.users.load(Ordering::Acquire) & !(HELD | ENDED)
+    }
+
+    /// Replaces the inbox, if nobody uses the function now (its instances must have ended).
+    pub fn replace_inbox(&self, inbox: Arc<Inbox>) -> bool {
+        if self.users.compare_exchange(0, HELD, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        self.inbox.store(inbox);
+        self.users.store(0, Ordering::Release);
+        true
+    }
+
+    /// Ends this version, if nobody uses it now: nobody can enter any more.
+    pub fn end(&self) -> bool {
+        self.users.compare_exchange(0, ENDED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Notes where its zygote is, and what is wrong with it.
+    pub fn set_zygote(&self, state: ZygoteState, problem: Option<String>) {
+        *self.zygote.lock() = (state, problem);
+    }
+
+    /// Where its zygote is.
+    pub fn zygote_state(&self) -> ZygoteState {
+        self.zygote.lock().0
+    }
+
+    /// Why it can't serve, when it can't.
+    pub fn problem(&self) -> Option<String> {
+        self.zygote.lock().1.clone()
+    }
+
+    /// Notes how many instances are being made.
+    pub fn set_starting(&self, count: u32) {
+        self.starting.store(count, Ordering::Relaxed);
+    }
+
+    /// How many instances are being made.
+    pub fn starting(&self) -> u32 {
+        self.starting.load(Ordering::Relaxed)
+    }
+
+    /// The inbox. Only for those who have entered, and for the keeper.
+    pub fn inbox(&self) -> Arc<Inbox> {
+        self.inbox.load_full()
+    }
+
+    /// Invocations that wait.
+    pub fn queue_len(&self) -> usize {
+        self.queue_len.load(Ordering::Acquire)
+    }
+
+    /// Appends to the queue; gives it back when `limit` are waiting already.
+    pub fn enqueue(&self, queued: Queued, limit: usize) -> Result<(), Queued> {
+        let mut queue = self.queue.lock();
+        if queue.len() >= limit {
+            return Err(queued);
+        }
+        queue.push_back(queued);
+        self.queue_len.store(queue.len(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Puts one back where it was taken from, whatever the limit.
+    pub fn requeue(&self, queued: Queued) {
+        let mut queue = self.queue.lock();
+        queue.push_front(queued);
+        self.queue_len.store(queue.len(), Ordering::Release);
+    }
+
+    /// Takes the next one.
+    pub fn dequeue(&self) -> Option<Queued> {
+        if self.queue_len() == 0 {
+            return None;
+        }
+        let mut queue = self.queue.lock();
+        let next = queue.pop_front();
+        self.queue_len.store(queue.len(), Ordering::Release);
+        next
+    }
+
+    /// Takes a particular one out; false when it isn't waiting (any more).
+    pub fn withdraw(&self, invocation: InvocationId) -> bool {
+        if self.queue_len() == 0 {
+            return false;
+        }
+        let mut queue = self.queue.lock();
+        let Some(at) = queue.iter().position(|queued| queued.descriptor.invocation == invocation.0) else {
+            return false;
+        };
+        queue.remove(at);
+        self.queue_len.store(queue.len(), Ordering::Release);
+        true
+    }
+
+    /// The instances that there are.
+    pub fn instances(&self) -> impl Iterator<Item = Arc<Instance>> {
+        self.instances.iter().filter_map(ArcSwapOption::load_full)
+    }
+}
+
+/// Somebody uses the function; see [`Function::enter`].
+#[derive(Debug)]
+pub struct Entered(Arc<Function>);
+
+impl std::ops::Deref for Entered {
+    type Target = Arc<Function>;
+    fn deref(&self) -> &Arc<Function> {
+        &self.0
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let before = self.0.users.fetch_sub(1, Ordering::AcqRel);
+        // The last one out tells a keeper that may wait to take this version apart.
+        if before == 1 && self.0.is_superseded() {
+            self.0.bell.notify_one();
+        }
+    }
+}

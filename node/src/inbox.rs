@@ -1,0 +1,194 @@
+//! Where requests lie: a function's inbox segment, written by spryd, read by that function's instances.
+//!
+//! A block is taken when a request's head is known, filled while the body arrives, and given back when the
+//! invocation has ended, however it ended (the block's owner is dropped).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use shm_bus::Descriptor;
+use shm_bus::alloc::Allocator;
+use shm_bus::segment::{SegmentError, SegmentName, Writer};
+use spry_wire::control::SegmentSpec;
+use spry_wire::frame::HEAD_MAX;
+
+/// Bodies that can be held at once, if all were of the largest size. Address space, not memory: pages
+/// that were never written cost nothing.
+const BLOCKS: u64 = 64;
+const CAPACITY_MIN: u64 = 64 << 20;
+const CAPACITY_MAX: u64 = 2 << 30;
+
+/// One function's inbox.
+#[derive(Debug)]
+pub struct Inbox {
+    writer: Arc<Writer>,
+    name: SegmentName,
+    blocks: Mutex<Allocator>,
+    node: Arc<NodeBytes>,
+}
+
+/// Bytes that the requests of the whole node hold in memory, and how many they may.
+#[derive(Debug)]
+pub struct NodeBytes {
+    used: AtomicU64,
+    limit: u64,
+}
+
+impl NodeBytes {
+    /// Nothing held yet.
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { used: AtomicU64::new(0), limit })
+    }
+
+    /// Bytes held now.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        if self.used.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.limit {
+            return true;
+        }
+        self.give(bytes);
+        false
+    }
+
+    fn give(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Why a block takes no more bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// They are over the block's own size.
+    Block,
+    /// The node holds too much.
+    Node,
+}
+
+impl Inbox {
+    /// Makes an inbox for bodies of at most `payload_max` bytes.
+    pub fn new(function: &str, name: SegmentName, payload_max: u64, node: Arc<NodeBytes>) -> Result<Arc<Self>, SegmentError> {
+        let block = (payload_max + HEAD_MAX as u64).next_power_of_two();
+        let capacity = block.saturating_mul(BLOCKS).clamp(CAPACITY_MIN, CAPACITY_MAX);
+        let fd = shm_bus::segment::create(&format!("spry-inbox-{function}"), capacity)?;
+        let writer = Arc::new(Writer::map(fd, capacity)?);
+        Ok(Arc::new(Self { writer, name, blocks: Mutex::new(Allocator::new(capacity as u32)), node }))
+    }
+
+    /// Takes a block of at least `len` bytes; `None` when the inbox is full.
+    pub fn allocate(self: &Arc<Self>, len: usize) -> Option<Block> {
+        let block = self.blocks.lock().allocate(u32::try_from(len).ok()?)?;
+        Some(Block { inbox: Arc::clone(self), offset: block.offset, capacity: block.len, len: 0 })
+    }
+
+    /// Bytes in blocks that are taken.
+    pub fn in_use_bytes(&self) -> u64 {
+        u64::from(self.blocks.lock().in_use())
+    }
+
+    /// What an instance is told about this segment.
+    pub fn spec(&self) -> SegmentSpec {
+        SegmentSpec { id: self.name.id, generation: self.name.generation, len: self.writer.len() as u32 }
+    }
+
+    /// The segment itself, to be handed to instances.
+    pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.writer.fd()
+    }
+}
+
+/// A request's place in the inbox; given back when dropped.
+#[derive(Debug)]
+pub struct Block {
+    inbox: Arc<Inbox>,
+    offset: u32,
+    capacity: u32,
+    len: u32,
+}
+
+impl Block {
+    /// Appends `bytes`, or nothing.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), Full> {
+        if bytes.len() > (self.capacity - self.len) as usize {
+            return Err(Full::Block);
+        }
+        if !self.inbox.node.take(bytes.len() as u64) {
+            return Err(Full::Node);
+        }
+        let at = u64::from(self.offset + self.len);
+        self.len += bytes.len() as u32;
+        self.inbox.writer.write_at(at, bytes).map_err(|_| Full::Block)
+    }
+
+    /// Overwrites eight bytes at `at`, counted from the block's start (the deadline, known last).
+    pub fn patch(&self, at: u32, bytes: [u8; 8]) {
+        debug_assert!(at + 8 <= self.len);
+        let patched = self.inbox.writer.write_at(u64::from(self.offset + at), &bytes);
+        debug_assert!(patched.is_ok());
+    }
+
+    /// Gives back what was reserved and not written.
+    pub fn shrink(&mut self) {
+        let whole = shm_bus::alloc::Block { offset: self.offset, len: self.capacity };
+        self.capacity = self.inbox.blocks.lock().shrink(whole, self.len).len;
+    }
+
+    /// Bytes written so far.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether nothing was written yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The descriptor's words about the place of this block.
+    pub fn describe(&self, descriptor: &mut Descriptor) {
+        descriptor.segment = self.inbox.name.id;
+        descriptor.generation = self.inbox.name.generation;
+        descriptor.offset = self.offset;
+        descriptor.length = self.len;
+    }
+
+    /// Whether `descriptor` names a part of this block (an answer that passes the request's bytes on).
+    pub fn contains(&self, descriptor: &Descriptor) -> bool {
+        let end = u64::from(descriptor.offset) + u64::from(descriptor.length);
+        descriptor.segment == self.inbox.name.id
+            && descriptor.generation == self.inbox.name.generation
+            && descriptor.offset >= self.offset
+            && end <= u64::from(self.offset) + u64::from(self.len)
+    }
+
+    /// The bytes that `descriptor` names, without a copy; they keep the block taken.
+    /// `None` when they are not in this block.
+    pub fn into_bytes(self, descriptor: &Descriptor) -> Option<Bytes> {
+        if !self.contains(descriptor) {
+            return None;
+        }
+        let region = self.inbox.writer.region(u64::from(descriptor.offset), u64::from(descriptor.length)).ok()?;
+        Some(Bytes::from_owner(Kept { region, _block: self }))
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.inbox.node.give(u64::from(self.len));
+        self.inbox.blocks.lock().free(self.offset);
+    }
+}
+
+struct Kept {
+    region: shm_bus::segment::Region,
+    _block: Block,
+}
+
+impl AsRef<[u8]> for Kept {
+    fn as_ref(&self) -> &[u8] {
+        self.region.as_ref()
+    }
+}

@@ -1,0 +1,244 @@
+//! What all threads of spryd share about one instance: its outbox, its output, and how to end it.
+//!
+//! The process itself (its reaping, its control socket) is the keeper's; see [`crate::keeper`].
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use shm_bus::Descriptor;
+use shm_bus::begun;
+use shm_bus::ids::{InvocationId, PeerId};
+use shm_bus::release::ReleaseWriter;
+use shm_bus::segment::{Reader, SegmentName};
+use shm_bus::transport::FaultKind;
+
+use crate::activation::Stream;
+use crate::sys;
+
+/// Why spryd ended an instance, when it did. The first reason counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doom {
+    /// The invocation's time ran out.
+    TimedOut,
+    /// It broke the bus protocol.
+    Fault(FaultKind),
+    /// It isn't needed any more.
+    Retired,
+}
+
+/// One instance, as the workers know it.
+#[derive(Debug)]
+pub struct Instance {
+    /// Its name on the bus.
+    pub peer: PeerId,
+    /// Its process.
+    pub pid: i32,
+    /// Where its answers lie.
+    pub outbox: Arc<Reader>,
+    /// How descriptors name the outbox.
+    pub outbox_name: SegmentName,
+    /// Tells it which answers have left.
+    pub release: ReleaseWriter,
+    /// When somebody first wanted it, and whether its zygote had to be started.
+    pub requested_at: Instant,
+    /// Whether the function's zygote was started for it.
+    pub cold: bool,
+    /// When it could first be used.
+    pub ready_at: Instant,
+    pidfd: Arc<OwnedFd>,
+    doom: OnceLock<Doom>,
+    ended: AtomicBool,
+    served: AtomicU64,
+    used_unix_ms: AtomicU64,
+    output: Mutex<Output>,
+    has_output: AtomicBool,
+}
+
+/// What an instance is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// See [`Instance::peer`].
+    pub peer: PeerId,
+    /// See [`Instance::pid`].
+    pub pid: i32,
+    /// Its process.
+    pub pidfd: Arc<OwnedFd>,
+    /// See [`Instance::outbox`].
+    pub outbox: Arc<Reader>,
+    /// See [`Instance::outbox_name`].
+    pub outbox_name: SegmentName,
+    /// See [`Instance::release`].
+    pub release: ReleaseWriter,
+    /// See [`Instance::requested_at`].
+    pub requested_at: Instant,
+    /// See [`Instance::cold`].
+    pub cold: bool,
+    /// The read ends of its standard output and error, non-blocking.
+    pub stdout: OwnedFd,
+    /// See `stdout`.
+    pub stderr: OwnedFd,
+    /// Bytes of output kept per invocation.
+    pub output_max: usize,
+}
+
+impl Instance {
+    /// Puts the parts together; it is ready now.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            peer: parts.peer,
+            pid: parts.pid,
+            outbox: parts.outbox,
+            outbox_name: parts.outbox_name,
+            release: parts.release,
+            requested_at: parts.requested_at,
+            cold: parts.cold,
+            ready_at: Instant::now(),
+            pidfd: parts.pidfd,
+            doom: OnceLock::new(),
+            ended: AtomicBool::new(false),
+            served: AtomicU64::new(0),
+            used_unix_ms: AtomicU64::new(crate::activation::unix_ms()),
+            output: Mutex::new(Output {
+                pipes: [parts.stdout, parts.stderr],
+                held: Vec::new(),
+                held_bytes: 0,
+                dropped_bytes: 0,
+                max_bytes: parts.output_max,
+            }),
+            has_output: AtomicBool::new(false),
+        })
+    }
+
+    /// Ends the process at once. Whoever reaps it learns the (first) reason from [`Self::doom`].
+    pub fn kill(&self, doom: Doom) {
+        let _ = self.doom.set(doom);
+        let _ = sys::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
+    }
+
+    /// Why spryd ended it, if it did.
+    pub fn doom(&self) -> Option<Doom> {
+        self.doom.get().copied()
+    }
+
+    /// It was reaped: its pid may name another process from now on.
+    pub fn mark_ended(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+    }
+
+    /// Binds it to one CPU, or to none. Only on the thread that reaps it (the pid must still be its own).
+    pub fn bind_to(&self, cpu: Option<usize>) {
+        if self.ended.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut set = nix::sched::CpuSet::new();
+        for each in 0..nix::sched::CpuSet::count() {
+            if cpu.is_none_or(|cpu| cpu == each) {
+                let _ = set.set(each);
+            }
+        }
+        let bound = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(self.pid), &set);
+        if let Err(error) = bound {
+            tracing::debug!(pid = self.pid, %error, "an instance could not be placed");
+        }
+    }
+
+    /// Counts an answer; returns how many there were before.
+    pub fn answered(&self, now_unix_ms: u64) -> u64 {
+        self.used_unix_ms.store(now_unix_ms, Ordering::Relaxed);
+        self.served.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// When it last answered, or was made.
+    pub fn used_unix_ms(&self) -> u64 {
+        self.used_unix_ms.load(Ordering::Relaxed)
+    }
+
+    /// Answers so far.
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// Whether it says that it began this invocation. It may lie; that hurts its own function only.
+    pub fn has_begun(&self, invocation: InvocationId) -> bool {
+        begun::read(&self.outbox) == Some(invocation)
+    }
+
+    /// Gives an answer's block back to the instance, unread.
+    pub fn discard(&self, answer: &Descriptor) {
+        if (answer.segment, answer.generation) == (self.outbox_name.id, self.outbox_name.generation) {
+            self.release.post(answer.offset);
+        }
+    }
+
+    /// Reads what is in the pipes into memory, so that the writer isn't held up.
+    pub fn drain_output(&self) {
+        // Before the read: whoever sees an answer that was sent after the read sees the flag, and
+        // waits for the lock.
+        self.has_output.store(true, Ordering::SeqCst);
+        self.output.lock().drain();
+    }
+
+    /// Takes the output since the last call. `more`: the pipes may hold some that wasn't read yet.
+    pub fn take_output(&self, more: bool) -> Option<Taken> {
+        if !more && !self.has_output.load(Ordering::SeqCst) {
+            return None;
+        }
+        let mut output = self.output.lock();
+        if more {
+            output.drain();
+        }
+        self.has_output.store(false, Ordering::SeqCst);
+        let taken = Taken { chunks: std::mem::take(&mut output.held), dropped_bytes: output.dropped_bytes };
+        output.held_bytes = 0;
+        output.dropped_bytes = 0;
+        (!taken.chunks.is_empty()).then_some(taken)
+    }
+}
+
+/// Output of one invocation.
+#[derive(Debug)]
+pub struct Taken {
+    /// In the order in which it was read.
+    pub chunks: Vec<(Stream, Vec<u8>)>,
+    /// What was over the limit.
+    pub dropped_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Output {
+    pipes: [OwnedFd; 2],
+    held: Vec<(Stream, Vec<u8>)>,
+    held_bytes: usize,
+    dropped_bytes: u64,
+    max_bytes: usize,
+}
+
+/// Bytes read from one pipe in one go, at most: a process that writes without end must not keep a worker.
+const DRAIN_MAX: usize = 256 * 1024;
+
+impl Output {
+    fn drain(&mut self) {
+        let mut buffer = [0; 16 * 1024];
+        for (index, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
+            let mut total = 0;
+            while total < DRAIN_MAX {
+                let Ok(len) = nix::unistd::read(&self.pipes[index], &mut buffer) else { break };
+                if len == 0 {
+                    break;
+                }
+                total += len;
+                let room = self.max_bytes.saturating_sub(self.held_bytes).min(len);
+                self.held_bytes += room;
+                self.dropped_bytes += (len - room) as u64;
+                match self.held.last_mut() {
+                    _ if room == 0 => {}
+                    Some((last, bytes)) if *last == stream => bytes.extend_from_slice(&buffer[..room]),
+                    _ => self.held.push((stream, buffer[..room].to_vec())),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The birth of an instance: a place on the bus, its segments, the fork, and into service.
+
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use shm_bus::release::ReleaseWriter;
+use shm_bus::segment::{self, Reader, SegmentError};
+use shm_bus::transport::{Attachment, BusError};
+use spry_sched::placement::Advice;
+use spry_wire::control::SegmentSpec;
+use spry_wire::frame::HEAD_MAX;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::{Keeper, ToTender, death};
+use crate::function::Function;
+use crate::instance::{Instance, Parts};
+use crate::zygote::{ForkError, ForkRequest, InstanceProcess, Zygote};
+
+/// Why there is no new instance.
+#[derive(Debug, thiserror::Error)]
+pub enum BirthError {
+    /// The bus has no place for it.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// Its memory could not be made.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    /// The zygote did not fork.
+    #[error(transparent)]
+    Fork(#[from] ForkError),
+    /// A descriptor could not be duplicated.
+    #[error("duplicate a descriptor: {0}")]
+    Duplicate(std::io::Error),
+}
+
+/// What a birth needs.
+pub(super) struct Birth {
+    pub(super) keeper: Rc<Keeper>,
+    pub(super) function: Arc<Function>,
+    pub(super) zygote: Rc<Zygote>,
+    pub(super) requested_at: Instant,
+    pub(super) cold: bool,
+    pub(super) letters: UnboundedSender<ToTender>,
+}
+
+/// Answers that an instance can have outstanding at once, were all of the largest size.
+const OUTBOX_BLOCKS: u64 = 4;
+const OUTBOX_MIN: u64 = 1 << 20;
+const OUTBOX_MAX: u64 = 2 << 30;
+
+/// Lets the birth happen; its tender is told how it ended.
+pub(super) fn spawn(birth: Birth) {
+    tokio::task::spawn_local(async move {
+        let letters = birth.letters.clone();
+        let born = birth.go().await;
+        let _ = letters.send(ToTender::Born(born));
+    });
+}
+
+impl Birth {
+    async fn go(self) -> Result<Arc<Instance>, BirthError> {
+        let transport = &self.keeper.bus.transport;
+        let Attachment { peer, endpoint } = transport.attach(self.function.index)?;
+        match self.fork(peer, endpoint).await {
+            Ok((process, instance)) => {
+                self.function.instances[peer.bit() as usize].store(Some(Arc::clone(&instance)));
+                if self.function.placement.lock().advice() == Advice::Home {
+                    self.keeper.place(&instance, true);
+                }
+                death::watch(self.keeper.clone(), self.function.clone(), instance.clone(), process, self.letters);
+                transport.admit(peer);
+                self.keeper.dispatcher.pump(&self.function);
+                Ok(instance)
+            }
+            Err(error) => {
+                transport.detach(peer);
+                Err(error)
+            }
+        }
+    }
+
+    async fn fork(
+        &self,
+        peer: shm_bus::ids::PeerId,
+        endpoint: Vec<std::os::fd::OwnedFd>,
+    ) -> Result<(InstanceProcess, Arc<Instance>), BirthError> {
+        let payload_max = self.function.stored.manifest.limits.payload.as_bytes();
+        let block = (payload_max + HEAD_MAX as u64).next_power_of_two();
+        let outbox_len = block.saturating_mul(OUTBOX_BLOCKS).clamp(OUTBOX_MIN, OUTBOX_MAX);
+        let outbox_name = self.keeper.segment_name();
+        let outbox_fd = segment::create(&format!("spry-outbox-{}", self.function.name()), outbox_len)?;
+        let outbox = Reader::map(outbox_fd.as_fd(), outbox_len)?;
+        let release = ReleaseWriter::create(&format!("spry-release-{}", self.function.name()))?;
+        let inbox = self.function.inbox();
+        let instance = self.keeper.next_instance.get();
+        self.keeper.next_instance.set(instance + 1);
+        let request = ForkRequest {
+            instance,
+            transport: self.keeper.bus.transport.kind(),
+            endpoint,
+            inbox: (inbox.fd(), inbox.spec()),
+            outbox: (
+                outbox_fd.as_fd(),
+                SegmentSpec { id: outbox_name.id, generation: outbox_name.generation, len: outbox_len as u32 },
+            ),
+            release_page: release.fd(),
+            payload_max,
+        };
+        let process = self.zygote.fork(request).await?;
+        let duplicate = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(BirthError::Duplicate);
+        let instance = Instance::new(Parts {
+            peer,
+            pid: process.pid,
+            pidfd: Arc::clone(&process.pidfd),
+            outbox: Arc::new(outbox),
+            outbox_name,
+            release,
+            requested_at: self.requested_at,
+            cold: self.cold,
+            stdout: duplicate(process.stdout.as_fd())?,
+            stderr: duplicate(process.stderr.as_fd())?,
+            output_max: self.keeper.node.config().log_volume.as_usize(),
+        });
+        Ok((process, instance))
+    }
+}

@@ -1,0 +1,116 @@
+//! The end of a process: what it held is found out, told, and given back.
+//!
+//! The order matters. A dead instance can't be picked any more (`retire`); what it had answered is taken in by
+//! everybody (`flush_ports`); only then is its place on the bus given up (`detach`), which tells what it still
+//! held. So an accepted answer is never taken for a lost one, and a new instance in the same place
+//! can't be taken for the dead one.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::{Keeper, ToTender};
+use crate::dispatch::ToWorker;
+use crate::function::Function;
+use crate::gateway::Refusal;
+use crate::instance::{Doom, Instance};
+use crate::zygote::{Exit, ExitHow, InstanceProcess, Zygote};
+
+/// Watches an instance until it has ended, and its output until then.
+pub(super) fn watch(
+    keeper: Rc<Keeper>,
+    function: Arc<Function>,
+    instance: Arc<Instance>,
+    mut process: InstanceProcess,
+    tender: UnboundedSender<ToTender>,
+) {
+    let pipes = [process.stdout.as_fd().try_clone_to_owned(), process.stderr.as_fd().try_clone_to_owned()];
+    let readers: Vec<_> = pipes
+        .into_iter()
+        .filter_map(Result::ok)
+        .map(|pipe| tokio::task::spawn_local(read_output(Arc::clone(&instance), pipe)))
+        .collect();
+    tokio::task::spawn_local(async move {
+        let exit = process.exited().await;
+        instance.mark_ended();
+        keeper.bus.transport.retire(instance.peer);
+        keeper.flush_ports().await;
+        let held = keeper.bus.transport.detach(instance.peer);
+        let begun = held.is_some_and(|(invocation, _)| instance.has_begun(invocation));
+        function.instances[instance.peer.bit() as usize].store(None);
+        for reader in readers {
+            reader.abort();
+        }
+        log_rest(&function, &instance);
+        if let Some((invocation, port)) = held {
+            let refusal = refusal(&function, &instance, &exit);
+            tracing::info!(function = function.name(), pid = instance.pid, ?exit, begun, "an instance died at work");
+            if let Some(worker) = keeper.worker(port) {
+                let _ = worker.send(ToWorker::Lost { invocation, begun, refusal });
+            }
+        }
+        drop(process);
+        let _ = tender.send(ToTender::Died(instance.peer));
+    });
+}
+
+/// Why a request that this instance held has no answer.
+fn refusal(function: &Function, instance: &Instance, exit: &Exit) -> Refusal {
+    let limits = &function.stored.manifest.limits;
+    match (instance.doom(), &exit.how) {
+        (Some(Doom::TimedOut), _) => Refusal::TimedOut(limits.timeout.as_duration()),
+        (Some(Doom::Fault(kind)), _) => Refusal::ProtocolBroken(kind),
+        _ if exit.out_of_memory => Refusal::OutOfMemory { limit_bytes: limits.memory.as_bytes() },
+        (_, ExitHow::Code(code)) => Refusal::Exited { code: *code },
+        (_, ExitHow::Signal(signal)) => Refusal::Killed { signal: *signal },
+    }
+}
+
+fn log_rest(function: &Function, instance: &Instance) {
+    if let Some(output) = instance.take_output(true) {
+        let mut history = function.history.lock();
+        for (stream, bytes) in &output.chunks {
+            history.log(None, *stream, bytes);
+        }
+    }
+}
+
+/// Reads a pipe as it fills, so that an instance with much to say isn't held up.
+async fn read_output(instance: Arc<Instance>, pipe: OwnedFd) {
+    let Ok(ready) = crate::sys::watch(pipe) else { return };
+    while let Ok(mut guard) = ready.readable().await {
+        guard.clear_ready();
+        instance.drain_output();
+        if guard.get_inner().as_fd().is_at_end() {
+            return;
+        }
+    }
+}
+
+trait AtEnd {
+    fn is_at_end(&self) -> bool;
+}
+
+impl AtEnd for std::os::fd::BorrowedFd<'_> {
+    /// Every writer is gone (and what they wrote has been read): readiness would never end.
+    fn is_at_end(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        let mut polled = [PollFd::new(*self, PollFlags::POLLIN)];
+        let looked = poll(&mut polled, PollTimeout::ZERO);
+        looked.is_ok()
+            && polled[0].revents().is_some_and(|seen| {
+                seen.contains(PollFlags::POLLHUP) && !seen.contains(PollFlags::POLLIN)
+            })
+    }
+}
+
+/// Watches a zygote until it has ended.
+pub(super) fn watch_zygote(zygote: Rc<Zygote>, function: Arc<Function>, tender: UnboundedSender<ToTender>) {
+    tokio::task::spawn_local(async move {
+        let exit = zygote.exited().await;
+        tracing::debug!(function = function.name(), ?exit, "a zygote ended");
+        let _ = tender.send(ToTender::ZygoteDied);
+    });
+}

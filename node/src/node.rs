@@ -1,0 +1,341 @@
+//! The node as the control API sees it: the name table, and answers to "what is there".
+//!
+//! What changes the node goes to the keeper by message; what only looks is answered here, on the asking thread.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use shm_bus::transport::Kind;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+
+use crate::activation::{Line, Record, Start, Stream};
+use crate::api::{
+    ActivationView, Calls, DeployError, Deployed, Engine, FunctionState, FunctionView, Instances, LogLine, LogPage,
+    LogStream, PassedOver, RemoveError, Reply, StartKind, StatusView, ZygoteState,
+};
+use crate::config::Config;
+use crate::dispatch::Bus;
+use crate::function::{Entered, Function};
+use crate::keeper::ToKeeper;
+use crate::manifest::Name;
+use crate::store::Staged;
+use crate::units::Size;
+
+/// The functions that are served now, by name.
+type Names = BTreeMap<String, Arc<Function>>;
+
+/// What never changes while the node runs.
+pub struct Fixed {
+    /// Its configuration.
+    pub config: Config,
+    /// The address that it really listens on.
+    pub listen: std::net::SocketAddr,
+    /// The better transports, and why they are not used.
+    pub passed_over: Vec<(Kind, String)>,
+    /// What limits processes, in words.
+    pub cgroup: String,
+}
+
+/// The running node.
+pub struct Node {
+    fixed: Fixed,
+    started: Instant,
+    names: ArcSwap<Names>,
+    bus: Arc<Bus>,
+    keeper: UnboundedSender<ToKeeper>,
+}
+
+impl Node {
+    /// A node that serves nothing yet.
+    pub fn new(fixed: Fixed, bus: Arc<Bus>, keeper: UnboundedSender<ToKeeper>) -> Arc<Self> {
+        Arc::new(Self { fixed, started: Instant::now(), names: ArcSwap::default(), bus, keeper })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.fixed.config
+    }
+
+    /// Since its start.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The bus.
+    pub fn bus(&self) -> &Arc<Bus> {
+        &self.bus
+    }
+
+    /// Uses the function of that name; its current version, whatever is being deployed.
+    pub fn enter(&self, name: &str) -> Option<Entered> {
+        loop {
+            let names = self.names.load();
+            if let Some(entered) = names.get(name)?.enter() {
+                return Some(entered);
+            }
+            // It ended between the two steps: a newer version, or none, is in the table by now.
+            std::hint::spin_loop();
+        }
+    }
+
+    /// The function of that name.
+    pub fn named(&self, name: &str) -> Option<Arc<Function>> {
+        self.names.load().get(name).cloned()
+    }
+
+    /// All functions.
+    pub fn all(&self) -> Vec<Arc<Function>> {
+        self.names.load().values().cloned().collect()
+    }
+
+    /// Serves this version under its name from now on; returns the one that served before.
+    /// Only the keeper's thread changes the table.
+    pub(crate) fn publish(&self, function: Arc<Function>) -> Option<Arc<Function>> {
+        let mut names = Names::clone(&self.names.load());
+        let before = names.insert(function.name().to_owned(), function);
+        self.names.store(Arc::new(names));
+        before
+    }
+
+    /// Serves that name no more.
+    pub(crate) fn unpublish(&self, name: &str) -> Option<Arc<Function>> {
+        let mut names = Names::clone(&self.names.load());
+        let before = names.remove(name);
+        self.names.store(Arc::new(names));
+        before
+    }
+
+    fn find(&self, call_id: &str) -> Option<ActivationView> {
+        self.all().into_iter().find_map(|function| {
+            let history = function.history.lock();
+            let record = history.records().find(|record| record.call_id.as_str() == call_id)?;
+            let mut view = activation(&function, record);
+            let lines = history.lines_from(0).filter(|line| line.call == Some(record.call_id));
+            view.logs = lines.map(log_line).collect();
+            Some(view)
+        })
+    }
+
+    fn log_page(&self, name: &str, since: Option<u64>, limit: usize) -> Option<LogPage> {
+        let function = self.named(name)?;
+        let history = function.history.lock();
+        let (from, skip) = match since {
+            Some(from) => (from, 0),
+            None => (0, history.lines_from(0).count().saturating_sub(limit)),
+        };
+        let lines: Vec<LogLine> = history.lines_from(from).skip(skip).take(limit).map(log_line).collect();
+        let first = lines.first().map_or(history.next_line(), |line| line.number);
+        let next = lines.last().map_or(history.next_line().max(from), |line| line.number + 1);
+        let missed = since.map_or(0, |since| first.saturating_sub(since));
+        Some(LogPage { lines, next, missed })
+    }
+}
+
+/// How one function stands.
+pub fn view(function: &Function) -> FunctionView {
+    let stored = &function.stored;
+    let manifest = &stored.manifest;
+    let zygote = function.zygote_state();
+    FunctionView {
+        name: function.name().to_owned(),
+        version: stored.version,
+        sha256: stored.sha256.clone(),
+        runtime: manifest.runtime,
+        handler: manifest.handler.clone(),
+        isolation: manifest.isolation,
+        limits: manifest.limits,
+        scale: manifest.scale,
+        env: manifest.env.keys().cloned().collect(),
+        egress: manifest.network.egress,
+        state: if function.is_superseded() {
+            FunctionState::Removing
+        } else if zygote == ZygoteState::Failed {
+            FunctionState::Broken
+        } else {
+            FunctionState::Ready
+        },
+        problem: function.problem(),
+        instances: instances(function),
+        zygote,
+        queued: function.queue_len() as u64,
+        calls: calls(function),
+        deployed_unix_ms: stored.deployed_unix_ms,
+    }
+}
+
+fn instances(function: &Function) -> Instances {
+    let total = function.instances().count() as u32;
+    let at_work = function.users().saturating_sub(function.queue_len() as u32);
+    let busy = at_work.min(total);
+    Instances { idle: total - busy, busy, starting: function.starting() }
+}
+
+fn calls(function: &Function) -> Calls {
+    let counts = &function.counts;
+    Calls {
+        ok: counts.ok.load(Ordering::Relaxed),
+        failed: counts.failed.load(Ordering::Relaxed),
+        cold: counts.cold.load(Ordering::Relaxed),
+        forked: counts.forked.load(Ordering::Relaxed),
+        warm: counts.warm.load(Ordering::Relaxed),
+    }
+}
+
+fn activation(function: &Function, record: &Record) -> ActivationView {
+    let ms = |ns: u64| ns as f64 / 1e6;
+    ActivationView {
+        call_id: record.call_id.to_string(),
+        function: function.name().to_owned(),
+        version: record.version,
+        started_unix_ms: record.started_unix_ms,
+        start: record.start.map(|start| match start {
+            Start::Cold => StartKind::Cold,
+            Start::Forked => StartKind::Forked,
+            Start::Warm => StartKind::Warm,
+        }),
+        queue_ms: ms(record.queue_ns),
+        start_ms: ms(record.start_ns),
+        exec_ms: ms(record.exec_ns),
+        status: record.status,
+        error: record.error.map(str::to_owned),
+        logs: Vec::new(),
+    }
+}
+
+fn log_line(line: &Line) -> LogLine {
+    LogLine {
+        number: line.number,
+        at_unix_ms: line.at_unix_ms,
+        call_id: line.call.map(|call| call.to_string()),
+        stream: match line.stream {
+            Stream::Stdout => LogStream::Stdout,
+            Stream::Stderr => LogStream::Stderr,
+        },
+        text: line.text.clone(),
+    }
+}
+
+fn add(sum: &mut Calls, one: Calls) {
+    sum.ok += one.ok;
+    sum.failed += one.failed;
+    sum.cold += one.cold;
+    sum.forked += one.forked;
+    sum.warm += one.warm;
+}
+
+/// As in the configuration, in `spry status` and in the fork message.
+pub fn transport_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Sockmap => "sockmap",
+        Kind::Futex => "futex",
+        Kind::Broker => "broker",
+    }
+}
+
+/// While a caller follows a log, new lines are looked for this often. Nobody follows: nothing is done.
+const FOLLOW_EVERY: Duration = Duration::from_millis(100);
+
+impl Engine for Node {
+    fn deploy(&self, staged: Staged) -> Reply<'_, Result<Deployed, DeployError>> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.keeper.send(ToKeeper::Deploy { staged: Box::new(staged), done });
+        Box::pin(async move {
+            sent.map_err(|_| DeployError::ShuttingDown)?;
+            answer.await.unwrap_or(Err(DeployError::ShuttingDown))
+        })
+    }
+
+    fn remove<'a>(&'a self, name: &'a Name) -> Reply<'a, Result<(), RemoveError>> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.keeper.send(ToKeeper::Remove { name: name.clone(), done });
+        Box::pin(async move {
+            let gone = || RemoveError::NoSuchFunction(name.to_string());
+            sent.map_err(|_| gone())?;
+            answer.await.unwrap_or_else(|_| Err(gone()))
+        })
+    }
+
+    fn functions(&self) -> Reply<'_, Vec<FunctionView>> {
+        let views = self.all().iter().map(|function| view(function)).collect();
+        Box::pin(std::future::ready(views))
+    }
+
+    fn function<'a>(&'a self, name: &'a str) -> Reply<'a, Option<FunctionView>> {
+        Box::pin(std::future::ready(self.named(name).map(|function| view(&function))))
+    }
+
+    fn status(&self) -> Reply<'_, StatusView> {
+        let all = self.all();
+        let mut sum = Instances::default();
+        let mut total = Calls::default();
+        let mut promised = 0;
+        for function in &all {
+            let one = instances(function);
+            sum.idle += one.idle;
+            sum.busy += one.busy;
+            sum.starting += one.starting;
+            add(&mut total, calls(function));
+            let processes = u64::from(one.total()) + u64::from(function.zygote_state() == ZygoteState::Ready);
+            promised += processes * function.stored.manifest.limits.memory.as_bytes();
+        }
+        let view = StatusView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_ms: self.uptime().as_millis() as u64,
+            listen: self.fixed.listen.to_string(),
+            state_dir: self.fixed.config.state_dir.display().to_string(),
+            transport: transport_name(self.bus.transport.kind()).to_owned(),
+            passed_over: self
+                .fixed
+                .passed_over
+                .iter()
+                .map(|(kind, why)| PassedOver { name: transport_name(*kind).to_owned(), why: why.clone() })
+                .collect(),
+            workers: self.fixed.config.workers as u32,
+            cgroup: self.fixed.cgroup.clone(),
+            functions: all.len() as u32,
+            instances: sum,
+            queued: self.bus.queued() as u64,
+            memory_promised: Size::bytes(promised),
+            calls: total,
+        };
+        Box::pin(std::future::ready(view))
+    }
+
+    fn activations<'a>(&'a self, name: Option<&'a str>, limit: usize) -> Reply<'a, Vec<ActivationView>> {
+        let mut views = Vec::new();
+        for function in self.all().iter().filter(|function| name.is_none_or(|name| function.name() == name)) {
+            views.extend(function.history.lock().records().take(limit).map(|record| activation(function, record)));
+        }
+        views.sort_by_key(|view| std::cmp::Reverse(view.started_unix_ms));
+        views.truncate(limit);
+        Box::pin(std::future::ready(views))
+    }
+
+    fn activation<'a>(&'a self, call_id: &'a str) -> Reply<'a, Option<ActivationView>> {
+        Box::pin(std::future::ready(self.find(call_id)))
+    }
+
+    fn logs<'a>(
+        &'a self,
+        name: &'a str,
+        since: Option<u64>,
+        limit: usize,
+        wait: Duration,
+    ) -> Reply<'a, Option<LogPage>> {
+        Box::pin(async move {
+            let until = tokio::time::Instant::now() + wait;
+            loop {
+                let page = self.log_page(name, since, limit)?;
+                if !page.lines.is_empty() || tokio::time::Instant::now() >= until {
+                    return Some(page);
+                }
+                tokio::time::sleep(FOLLOW_EVERY).await;
+            }
+        })
+    }
+}

@@ -1,0 +1,246 @@
+//! A `spryd` of a test's own: temporary state, a free port, nothing left behind.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+
+use super::client::{self, Response};
+
+/// Why the tests can't run here, if they can't.
+pub fn missing() -> Option<&'static str> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("not root");
+    }
+    let has_cc = Command::new("cc").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !has_cc.is_ok_and(|status| status.success()) {
+        return Some("no C compiler");
+    }
+    None
+}
+
+/// Ends the test early where it can't run; says so.
+#[macro_export]
+macro_rules! need_root_and_cc {
+    () => {
+        if let Some(why) = $crate::daemon::missing() {
+            assert!(std::env::var_os("SPRY_TEST_ALL").is_none(), "SPRY_TEST_ALL is set, but: {why}");
+            println!("SKIPPED: {why}");
+            return;
+        }
+    };
+}
+
+/// A running daemon.
+pub struct Daemon {
+    child: Child,
+    pub address: SocketAddr,
+    folder: tempfile::TempDir,
+    config: String,
+}
+
+impl Daemon {
+    /// Starts one with these lines in its configuration.
+    pub fn start(config: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("spry-e2e-").tempdir().expect("a temporary folder");
+        // The state folder must be reachable by the functions' users.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        std::fs::set_permissions(folder.path(), open).expect("open the folder");
+        let (child, address) = launch(folder.path(), config);
+        Self { child, address, folder, config: config.to_owned() }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("control.sock")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// Kills it without warning and starts it again on the same state.
+    pub fn crash_and_restart(&mut self) {
+        self.child.kill().expect("kill spryd");
+        self.child.wait().expect("reap spryd");
+        (self.child, self.address) = launch(self.folder.path(), &self.config);
+    }
+
+    /// Runs `spry`.
+    pub fn spry(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_spry"))
+            .arg("--control-socket")
+            .arg(self.socket())
+            .args(arguments)
+            .output()
+            .expect("run spry")
+    }
+
+    /// Runs `spry` and expects that it succeeds; returns what it printed.
+    pub fn spry_ok(&self, arguments: &[&str]) -> String {
+        let output = self.spry(arguments);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "spry {arguments:?}: {:?}\n{out}\n{err}", output.status);
+        out.into_owned()
+    }
+
+    /// What `spry … --output json` says.
+    pub fn spry_json(&self, arguments: &[&str]) -> serde_json::Value {
+        let mut all = vec!["--output", "json"];
+        all.extend_from_slice(arguments);
+        serde_json::from_str(&self.spry_ok(&all)).expect("JSON")
+    }
+
+    /// Deploys a Python source text.
+    pub fn deploy_python(&self, name: &str, source: &str, settings: &[&str]) {
+        let output = self.try_deploy_python(name, source, settings);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "deploy {name}: {err}");
+    }
+
+    /// The same, whatever comes of it.
+    pub fn try_deploy_python(&self, name: &str, source: &str, settings: &[&str]) -> Output {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join(format!("{}.py", name.replace('-', "_")));
+        std::fs::write(&file, source).expect("write the function");
+        self.try_deploy(&file, name, settings)
+    }
+
+    fn try_deploy(&self, path: &Path, name: &str, settings: &[&str]) -> Output {
+        let mut arguments = vec!["deploy", path.to_str().expect("a UTF-8 path"), "--name", name];
+        for setting in settings {
+            arguments.extend_from_slice(&["--set", setting]);
+        }
+        self.spry(&arguments)
+    }
+
+    /// Deploys one of `tests/e2e/functions/*.c`.
+    pub fn deploy_native(&self, name: &str, settings: &[&str]) {
+        let output = self.try_deploy(native(name), name, settings);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "deploy {name}: {err}");
+    }
+
+    pub fn get(&self, path: &str) -> Response {
+        client::call(self.address, "GET", path, b"")
+    }
+
+    pub fn post(&self, path: &str, body: &[u8]) -> Response {
+        client::call(self.address, "POST", path, body)
+    }
+
+    /// Processes below spryd: zygotes and instances (zombies too).
+    pub fn children(&self) -> Vec<i32> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid()));
+        let tasks = tasks.map(|tasks| tasks.flatten().collect::<Vec<_>>()).unwrap_or_default();
+        let texts = tasks.iter().filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        let pids: Vec<_> = texts.collect();
+        pids.iter().flat_map(|text| text.split_whitespace()).filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    pub fn open_fds(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
+    }
+
+    /// Waits until `condition` holds; the watchdog panics.
+    pub fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        let started = std::time::Instant::now();
+        while !condition(self) {
+            assert!(started.elapsed().as_secs() < 60, "watchdog: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Stops it as systemd would, and checks that nothing is left.
+    pub fn stop(mut self) {
+        let children = self.children();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::SIGTERM).expect("SIGTERM");
+        let status = self.child.wait().expect("reap spryd");
+        assert!(status.success(), "spryd ended with {status:?}");
+        for pid in children {
+            assert!(!Path::new(&format!("/proc/{pid}")).exists(), "process {pid} outlived spryd");
+        }
+        assert!(!self.socket().exists(), "the control socket is left");
+        let own = format!("spry-{}", spry_node::daemon::node_name(&self.state()));
+        for controller in ["memory", "cpu", "pids", "unified"] {
+            let left = find_folder(&Path::new("/sys/fs/cgroup").join(controller), &own, 4);
+            assert!(left.is_none(), "a cgroup is left: {left:?}");
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn find_folder(folder: &Path, name: &str, depth: usize) -> Option<PathBuf> {
+    if depth == 0 {
+        return None;
+    }
+    for entry in std::fs::read_dir(folder).ok()?.flatten().filter(|entry| entry.path().is_dir()) {
+        if entry.file_name() == name {
+            return Some(entry.path());
+        }
+        if let Some(found) = find_folder(&entry.path(), name, depth - 1) {
+            return Some(found);
+        }
+    }
+    None
+}
+
+fn launch(folder: &Path, config: &str) -> (Child, SocketAddr) {
+    let file = folder.join("spryd.toml");
+    std::fs::write(&file, config).expect("write the configuration");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_spryd"))
+        .arg("--config")
+        .arg(&file)
+        .arg("--state-dir")
+        .arg(folder.join("state"))
+        .args(["--listen", "127.0.0.1:0"])
+        .arg("--control-socket")
+        .arg(folder.join("control.sock"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("start spryd");
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("piped");
+    let mut reader = BufReader::new(stdout);
+    reader.read_line(&mut line).expect("spryd says that it is ready");
+    let address = line.split_whitespace().find_map(|word| word.strip_prefix("http://"));
+    let address = address.and_then(|address| address.parse().ok());
+    // Whatever else it prints must not fill the pipe.
+    std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    (child, address.unwrap_or_else(|| panic!("not the ready line: {line:?}")))
+}
+
+/// Compiles a native test function, once per test run.
+fn native(name: &str) -> &'static Path {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    static BUILT: std::sync::Mutex<Vec<(String, &'static Path)>> = std::sync::Mutex::new(Vec::new());
+    let mut built = BUILT.lock().expect("no test panics while it compiles");
+    if let Some((_, path)) = built.iter().find(|(known, _)| known == name) {
+        return path;
+    }
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = FOLDER.get_or_init(|| tempfile::tempdir().expect("a temporary folder"));
+    let object = folder.path().join(format!("{name}.so"));
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
+        .arg(&object)
+        .arg("-I")
+        .arg(here.join("sdk/include"))
+        .arg(here.join(format!("tests/e2e/functions/{name}.c")))
+        .status()
+        .expect("run cc");
+    assert!(compiled.success(), "{name}.c does not compile");
+    let path: &'static Path = Box::leak(object.into_boxed_path());
+    built.push((name.to_owned(), path));
+    path
+}

@@ -1,0 +1,226 @@
+//! The life of functions and processes: scale up and down, redeploy under load, deaths, restarts, what is left.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::client::{self, Connection};
+use super::daemon::Daemon;
+use crate::need_root_and_cc;
+
+const PID: &str = "import os\ndef main(params): return {'pid': os.getpid(), 'v': VERSION}\n";
+
+fn pid_source(version: u32) -> String {
+    format!("VERSION = {version}\n{PID}")
+}
+
+#[test]
+fn the_first_call_forks_and_the_next_is_warm() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("who", &pid_source(1), &[]);
+    let first = daemon.post("/function/who", b"{}");
+    let second = daemon.post("/function/who", b"{}");
+    assert_eq!((first.header("x-spry-start"), second.header("x-spry-start")), (Some("forked"), Some("warm")));
+    assert_eq!(first.json()["pid"], second.json()["pid"]);
+    daemon.stop();
+}
+
+#[test]
+fn parallel_calls_scale_up_to_max_and_idle_instances_end() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    let source = "import os, time\ndef main(params):\n  time.sleep(0.3)\n  return {'pid': os.getpid()}\n";
+    daemon.deploy_python("slow", source, &["scale.max=3", "scale.idle=500ms"]);
+    let address = daemon.address;
+    let calls: Vec<_> = (0..9)
+        .map(|_| std::thread::spawn(move || client::call(address, "POST", "/function/slow", b"{}")))
+        .collect();
+    let mut pids: Vec<_> = calls
+        .into_iter()
+        .map(|call| call.join().expect("a response"))
+        .map(|response| (response.status, response.json()["pid"].as_i64().expect("a pid")))
+        .collect();
+    assert!(pids.iter().all(|(status, _)| *status == 200));
+    pids.sort_unstable();
+    pids.dedup();
+    assert!(pids.len() > 1 && pids.len() <= 3, "{pids:?}");
+    // The instances go, and the zygote after them.
+    daemon.until("everything idle has ended", |daemon| daemon.children().is_empty());
+    let again = daemon.post("/function/slow", b"{}");
+    assert_eq!((again.status, again.header("x-spry-start")), (200, Some("cold")));
+    daemon.stop();
+}
+
+#[test]
+fn a_redeploy_under_load_loses_no_request() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("who", &pid_source(0), &[]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let served = Arc::new(AtomicUsize::new(0));
+    let address = daemon.address;
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (stop, served) = (Arc::clone(&stop), Arc::clone(&served));
+            std::thread::spawn(move || {
+                let mut connection = Connection::open(address);
+                let mut newest = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let response = connection.call("POST", "/function/who", &[], b"{}");
+                    assert_eq!(response.status, 200, "{}", response.text());
+                    newest = response.json()["v"].as_u64().expect("a version");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+                newest
+            })
+        })
+        .collect();
+    for version in 1..=6 {
+        daemon.deploy_python("who", &pid_source(version), &[]);
+        // The new version serves as soon as the deploy has returned.
+        assert_eq!(daemon.post("/function/who", b"{}").json()["v"], version);
+        let seen = served.load(Ordering::Relaxed);
+        daemon.until("requests go on", |_| served.load(Ordering::Relaxed) > seen + 50);
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        assert_eq!(client.join().expect("no request failed"), 6);
+    }
+    let folder = daemon.state().join("functions/who");
+    daemon.until("old versions are gone", |_| std::fs::read_dir(&folder).is_ok_and(|left| left.count() == 1));
+    daemon.stop();
+}
+
+#[test]
+fn killing_instances_and_zygotes_under_load_costs_only_their_own_requests() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("who", &pid_source(0), &[]);
+    daemon.deploy_native("hostile", &[]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let address = daemon.address;
+    let clients: Vec<_> = ["/function/who", "/function/who", "/function/hostile", "/function/hostile"]
+        .into_iter()
+        .map(|path| {
+            let stop = Arc::clone(&stop);
+            std::thread::spawn(move || {
+                let mut connection = Connection::open(address);
+                let (mut served, mut failed) = (0, 0);
+                while !stop.load(Ordering::Relaxed) {
+                    let response = connection.call("POST", path, &[], b"{}");
+                    match response.status {
+                        200 => served += 1,
+                        502 => failed += 1,
+                        other => panic!("{other}: {}", response.text()),
+                    }
+                }
+                (served, failed)
+            })
+        })
+        .collect();
+    let mut killed = 0;
+    for round in 0..40 {
+        let children = daemon.children();
+        if let Some(pid) = children.get(round % children.len().max(1)) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::SIGKILL);
+            killed += 1;
+        }
+        // Until the node has noticed (the pid is gone), so that each kill hits something new.
+        let gone = children.get(round % children.len().max(1)).copied();
+        daemon.until("the killed process is reaped", |daemon| gone.is_none_or(|pid| !daemon.children().contains(&pid)));
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (mut served, mut failed) = (0, 0);
+    for client in clients {
+        let (ok, bad) = client.join().expect("only 200 and 502");
+        served += ok;
+        failed += bad;
+    }
+    assert!(served > 0 && failed <= killed, "{served} served, {failed} failed, {killed} killed");
+    for path in ["/function/who", "/function/hostile"] {
+        assert_eq!(daemon.post(path, b"{}").status, 200);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn what_was_deployed_is_served_after_a_crash() {
+    need_root_and_cc!();
+    let mut daemon = Daemon::start("");
+    daemon.deploy_python("who", &pid_source(7), &[]);
+    daemon.deploy_python("gone", &pid_source(8), &[]);
+    daemon.spry_ok(&["remove", "gone"]);
+    let before = daemon.post("/function/who", b"{}");
+    let orphans = daemon.children();
+    daemon.crash_and_restart();
+    let after = daemon.post("/function/who", b"{}");
+    assert_eq!((after.status, after.json()["v"].as_u64()), (200, Some(7)));
+    assert_eq!(after.header("x-spry-start"), Some("cold"));
+    assert_ne!(before.json()["pid"], after.json()["pid"]);
+    assert_eq!(daemon.get("/function/gone").status, 404);
+    daemon.until("the dead daemon's processes are gone", |_| {
+        orphans.iter().all(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
+    });
+    daemon.stop();
+}
+
+#[test]
+fn a_second_daemon_on_the_same_state_is_refused() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    let second = std::process::Command::new(env!("CARGO_BIN_EXE_spryd"))
+        .args(["--listen", "127.0.0.1:0", "--state-dir"])
+        .arg(daemon.state())
+        .arg("--control-socket")
+        .arg(daemon.socket().with_extension("other"))
+        .output()
+        .expect("run spryd");
+    assert!(!second.status.success());
+    let err = String::from_utf8_lossy(&second.stderr);
+    assert!(err.contains(&daemon.pid().to_string()), "it names the other's pid: {err}");
+    daemon.stop();
+}
+
+#[test]
+fn the_command_line_works_as_the_contract_says() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("who", &pid_source(1), &["env.GREETING=hi"]);
+    assert!(daemon.spry_ok(&["list"]).contains("who"));
+    let described = daemon.spry_json(&["describe", "who"]);
+    assert_eq!((described["name"].as_str(), described["version"].as_u64()), (Some("who"), Some(1)));
+    let body: serde_json::Value = serde_json::from_str(&daemon.spry_ok(&["invoke", "who", "-d", "{}"])).expect("JSON");
+    assert_eq!(body["v"], 1);
+    assert_eq!(daemon.spry_json(&["status"])["functions"], 1);
+    assert_eq!(daemon.spry(&["invoke", "nobody"]).status.code(), Some(2));
+    assert_eq!(daemon.spry(&["invoke"]).status.code(), Some(64));
+    assert_eq!(daemon.spry(&["describe", "nobody"]).status.code(), Some(2));
+    daemon.deploy_python("bad", "def main(params): raise KeyError('x')", &[]);
+    let failed = daemon.spry(&["invoke", "bad", "-d", "{}"]);
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(failed.stdout.is_empty() && String::from_utf8_lossy(&failed.stderr).contains("KeyError"));
+    daemon.spry_ok(&["remove", "who"]);
+    assert_eq!(daemon.get("/function/who").status, 404);
+    daemon.stop();
+}
+
+#[test]
+fn a_thousand_calls_and_many_deaths_leave_nothing() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_native("hostile", &[]);
+    for _ in 0..5 {
+        daemon.get("/function/hostile");
+    }
+    let (fds, processes) = (daemon.open_fds(), daemon.children().len());
+    let mut connection = Connection::open(daemon.address);
+    for round in 0..1000 {
+        let path = if round % 20 == 0 { "/function/hostile?kill" } else { "/function/hostile" };
+        let response = connection.call("GET", path, &[], b"");
+        assert_eq!(response.status, if round % 20 == 0 { 502 } else { 200 }, "{}", response.text());
+    }
+    drop(connection);
+    daemon.until("descriptors are as before", |daemon| daemon.open_fds() <= fds);
+    daemon.until("processes are as before", |daemon| daemon.children().len() <= processes);
+    daemon.stop();
+}

@@ -1,0 +1,13 @@
+//! The node as its users meet it: the real `spryd`, the real `spry`, HTTP over TCP, functions of both runtimes.
+//!
+//! Needs root (zygotes change their user) and `cc` for the native functions. What is missing is said and counted
+//! as a skip; with `SPRY_TEST_ALL=1` a skip is a failure. Every test has a daemon of its own, and checks at the
+//! end that nothing is left of it.
+
+mod client;
+mod daemon;
+
+mod errors;
+mod http;
+mod life;
+mod transports;
