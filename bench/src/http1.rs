@@ -185,13 +185,13 @@ impl ResponseReader {
     }
 
     fn step_head(&mut self, bytes: &[u8]) -> Result<usize, ResponseError> {
-        let (head, taken) = if self.pending.is_empty() {
+        let before = self.pending.len();
+        let (head, taken) = if before == 0 {
             match find_head_end(bytes, 0) {
                 Some(end) => (parse_head(&bytes[..end])?, end),
                 None => return self.keep(bytes, HEAD_MAX),
             }
         } else {
-            let before = self.pending.len();
             self.pending.extend_from_slice(bytes);
             let Some(end) = find_head_end(&self.pending, before.saturating_sub(3)) else {
                 self.pending.truncate(before);
@@ -201,6 +201,9 @@ impl ResponseReader {
             self.pending.clear();
             (head, end - before)
         };
+        if before + taken > HEAD_MAX {
+            return Err(ResponseError::TooLong(HEAD_MAX));
+        }
         self.state = match head {
             // An interim response: the real one follows. (101 would hand the connection to another protocol.)
             Head { status: 100..=199, .. } => return Ok(taken),

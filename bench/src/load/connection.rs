@@ -81,8 +81,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Does what an edge-triggered event allows: sends what is left, reads all there is.
-    pub(super) fn ready(&mut self, target: &Target, buffer: &mut [u8]) -> Progress {
+    /// Does what an edge-triggered event allows: sends what is left, reads all there is. `hung_up`: the event said
+    /// that the server has closed its side; no other event will say so.
+    pub(super) fn ready(&mut self, target: &Target, hung_up: bool, buffer: &mut [u8]) -> Progress {
         // A server may answer before it has taken the whole request (413), so a failed send is only the
         // request's end when no answer is there to read.
         let sent = if self.request.is_some() { self.send(target) } else { Ok(()) };
@@ -111,19 +112,20 @@ impl Connection {
             }
             let mut check = Check { expect: &target.body, seen: &mut self.seen, same: &mut self.same };
             match self.reader.feed(&buffer[..got], &mut check) {
-                Ok(Some(taken)) => return self.whole(target, taken == got),
-                // A stream socket that gave less than was asked for has no more (epoll(7), question 9).
-                Ok(None) if got < buffer.len() => return Progress::Waiting,
+                Ok(Some(taken)) => return self.whole(target, taken == got, hung_up),
+                // A stream socket that gave less than was asked for has no more (epoll(7), question 9), save
+                // its end.
+                Ok(None) if got < buffer.len() && !hung_up => return Progress::Waiting,
                 Ok(None) => {}
                 Err(_) => return Progress::Ended { result: Err(Failure::Malformed), reusable: false },
             }
         }
     }
 
-    fn whole(&self, target: &Target, nothing_left: bool) -> Progress {
+    fn whole(&self, target: &Target, nothing_left: bool, hung_up: bool) -> Progress {
         let result = if nothing_left { self.verdict(target) } else { Err(Failure::Surplus) };
         let closes = self.reader.head().is_none_or(|head| head.close);
-        let reusable = nothing_left && !closes && self.sent == target.request.len();
+        let reusable = nothing_left && !closes && !hung_up && self.sent == target.request.len();
         Progress::Ended { result, reusable }
     }
 

@@ -121,7 +121,8 @@ impl<'a> Engine<'a> {
             let count = sys::wait(&self.epoll, &mut events, Duration::from_nanos(wait))
                 .map_err(|source| LoadError::Poll { operation: "epoll_pwait2", source })?;
             for event in &events[..count] {
-                self.ready(event.data() as usize, &mut buffer);
+                let ends = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+                self.ready(event.data() as usize, event.events().intersects(ends), &mut buffer);
             }
             let now = self.now_ns();
             if now >= next_scan_ns {
@@ -157,9 +158,9 @@ impl<'a> Engine<'a> {
         }
     }
 
-    fn ready(&mut self, slot: usize, buffer: &mut [u8]) {
+    fn ready(&mut self, slot: usize, hung_up: bool, buffer: &mut [u8]) {
         let Some(connection) = self.slots[slot].as_mut() else { return };
-        match connection.ready(self.target, buffer) {
+        match connection.ready(self.target, hung_up, buffer) {
             Progress::Waiting => {}
             // A request that has yet to come finds no connection and opens one.
             Progress::Gone => self.slots[slot] = None,
