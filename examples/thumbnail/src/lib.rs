@@ -1,7 +1,7 @@
 //! A JPEG comes in, a small JPEG goes out: `POST /function/thumbnail?width=320&quality=80`.
 //!
 //! Whoever calls is not trusted: what isn't a picture, or claims to be a huge one, gets a 400 before any
-//! memory is spent on it. See [`scale`] for the work itself.
+//! memory is spent on it. The work itself is in `scale.rs`.
 
 mod query;
 mod scale;
