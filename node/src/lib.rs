@@ -2,7 +2,10 @@
 
 pub mod api;
 pub mod cgroup;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod doctor;
 pub mod manifest;
 pub mod sandbox;
 pub mod store;

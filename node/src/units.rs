@@ -292,7 +292,9 @@ mod tests {
         }
         assert_eq!(toml::from_str::<S>("size = 4096").expect("bytes").size, Size::kib(4));
         assert!(toml::from_str::<S>("size = -1").is_err());
-        assert!(toml::from_str::<P>("period = 30").expect_err("no unit").to_string().contains("a period such as"));
+        assert!(
+            toml::from_str::<P>("period = 30").expect_err("no unit").to_string().contains("a period such as")
+        );
     }
 
     proptest! {

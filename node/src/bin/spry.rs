@@ -1,2 +1,5 @@
-//! The command line.
-fn main() {}
+//! The command line; see [`spry_node::cli`].
+
+fn main() -> std::process::ExitCode {
+    spry_node::cli::main()
+}

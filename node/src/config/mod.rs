@@ -100,8 +100,8 @@ pub struct Config {
     pub workers: usize,
     /// Which transport the bus uses.
     pub transport: TransportChoice,
-    /// Python zygotes run this: a name to be found in `PATH`, or an absolute path.
-    pub python: PathBuf,
+    /// Python zygotes run this; `None`: the first `python3` that functions can run.
+    pub python: Option<PathBuf>,
     /// Where the runtimes lie (the Python module, the native host); `None`: beside the executable.
     pub runtime_dir: Option<PathBuf>,
     /// The first of the 65536 user ids that functions run as.

@@ -53,7 +53,7 @@ pub struct RawConfig {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawPython {
-    /// A name or a path.
+    /// A path.
     pub interpreter: Option<PathBuf>,
 }
 
@@ -127,7 +127,8 @@ impl TryFrom<RawConfig> for Config {
             node: count("queue.node", raw.queue.node, 4096, 1, 1 << 20)? as usize,
             memory: size("queue.memory", raw.queue.memory, Size::mib(256), Size::mib(1), Size::gib(1024))?,
         };
-        let volume = size("logs.per_invocation", raw.logs.per_invocation, Size::kib(64), Size::kib(1), Size::mib(16))?;
+        let volume =
+            size("logs.per_invocation", raw.logs.per_invocation, Size::kib(64), Size::kib(1), Size::mib(16))?;
         let upload = UploadLimits::default();
         let highest = i64::from(u32::MAX - UID_COUNT);
         Ok(Self {
@@ -135,8 +136,8 @@ impl TryFrom<RawConfig> for Config {
             control_socket: control_socket(raw.control_socket)?,
             workers: count("workers", raw.workers, cores, 1, 32)? as usize,
             transport: transport(raw.transport.as_deref())?,
-            python: raw.python.interpreter.unwrap_or_else(|| "python3".into()),
-            runtime_dir: raw.runtime_dir.map(|dir| absolute("runtime_dir", Some(dir), "/")).transpose()?,
+            python: optional("python.interpreter", raw.python.interpreter)?,
+            runtime_dir: optional("runtime_dir", raw.runtime_dir)?,
             uid_base: count("uid_base", raw.uid_base, i64::from(UID_BASE), 65_536, highest)? as u32,
             queue,
             log_volume: volume,
@@ -169,6 +170,10 @@ fn absolute(key: &'static str, path: Option<PathBuf>, default: &str) -> Result<P
         Ok(path) => Ok(path),
         Err(_) => bound(key, format!("\"{}\"", path.display()), "a path"),
     }
+}
+
+fn optional(key: &'static str, path: Option<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
+    path.map(|path| absolute(key, Some(path), "/")).transpose()
 }
 
 fn listen(written: Option<String>) -> Result<SocketAddr, ConfigError> {
@@ -223,9 +228,7 @@ fn size(
 ) -> Result<Size, ConfigError> {
     let value = match written {
         None => default,
-        Some(Quantity::Text(text)) => {
-            text.parse().map_err(|source| ConfigError::Unit { key, source })?
-        }
+        Some(Quantity::Text(text)) => text.parse().map_err(|source| ConfigError::Unit { key, source })?,
         Some(Quantity::Number(bytes)) => match u64::try_from(bytes) {
             Ok(bytes) => Size::bytes(bytes),
             Err(_) => return bound(key, bytes, format!("between {least} and {most}")),

@@ -63,7 +63,7 @@ fn every_key_is_read() {
     assert_eq!(config.uid_base, 100_000);
     assert_eq!(config.api_token_file, Path::new("/srv/token"));
     assert_eq!(config.runtime_dir.as_deref(), Some(Path::new("/usr/lib/spry")));
-    assert_eq!(config.python, Path::new("/usr/bin/python3.11"));
+    assert_eq!(config.python.as_deref(), Some(Path::new("/usr/bin/python3.11")));
     assert_eq!(config.queue, Queue { per_function: 10, node: 100, memory: Size::mib(64) });
     assert_eq!(config.log_volume, Size::kib(16));
     assert_eq!(config.upload, UploadLimits { size: Size::bytes(10_000_000), files: 50 });
@@ -74,7 +74,8 @@ fn every_key_is_read() {
 #[test]
 fn the_command_line_wins_over_the_file() {
     let raw: RawConfig = toml::from_str(FULL).expect("valid");
-    let flags = Flags { state_dir: Some("/tmp/s".into()), listen: Some("127.0.0.1:1".into()), ..Flags::default() };
+    let flags =
+        Flags { state_dir: Some("/tmp/s".into()), listen: Some("127.0.0.1:1".into()), ..Flags::default() };
     let config = Config::try_from(raw.under(&flags)).expect("valid");
     assert_eq!(config.state_dir, Path::new("/tmp/s"));
     assert_eq!(config.listen.port(), 1);

@@ -114,7 +114,8 @@ impl RawManifest {
         let missing = |key, hint: &str| ManifestError::Missing { key, hint: hint.into() };
         let name = self.name.ok_or_else(|| missing("name", "write name = \"my-function\""))?;
         let runtime = self.runtime.ok_or_else(|| missing("runtime", "write \"python\" or \"native\""))?;
-        let handler = self.handler.ok_or_else(|| missing("handler", "write handler = \"module:function\""))?;
+        let handler =
+            self.handler.ok_or_else(|| missing("handler", "write handler = \"module:function\""))?;
         let runtime = runtime_of(&runtime)?;
         check_handler(runtime, &handler)?;
         Ok(Manifest {

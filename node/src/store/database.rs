@@ -200,8 +200,7 @@ fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let number = |connection: &Connection, pragma: &str| -> Result<i32, StoreError> {
         connection.pragma_query_value(None, pragma, |row| row.get(0)).map_err(at_open)
     };
-    let (application, version) =
-        (number(connection, "application_id")?, number(connection, "user_version")?);
+    let (application, version) = (number(connection, "application_id")?, number(connection, "user_version")?);
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(at_open)?;
     if application == 0 && version == 0 && tables == 0 {

@@ -42,7 +42,7 @@ use crate::manifest::{Manifest, ManifestError, Name};
 use database::Database;
 use fault::{Seam, Step};
 pub use stage::{Staged, Upload};
-pub use unpack::{Unpacked, UnpackError};
+pub use unpack::{UnpackError, Unpacked};
 
 /// How a store is opened.
 #[derive(Debug, Clone)]
@@ -315,8 +315,13 @@ fn version_folder(state: &Path, name: &str, version: u64) -> PathBuf {
 
 /// Makes a folder (and those above it) and gives it `mode`, whatever the umask.
 fn make_folder(path: &Path, mode: u32) -> Result<(), StoreError> {
-    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(StoreError::os("make the folder", path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(StoreError::os("set the mode of", path))
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(StoreError::os("make the folder", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(StoreError::os("set the mode of", path))
 }
 
 fn remove_folder(path: &Path) -> Result<(), StoreError> {
@@ -351,7 +356,8 @@ fn sweep(state: &Path, database: &Database) -> Result<Opened, StoreError> {
             }
         }
     }
-    let gone = |(name, version): &(&String, &u64)| !version_folder(state, name, **version).join("code").is_dir();
+    let gone =
+        |(name, version): &(&String, &u64)| !version_folder(state, name, **version).join("code").is_dir();
     opened.missing = current.iter().filter(gone).map(|(name, _)| name.clone()).collect();
     Ok(opened)
 }

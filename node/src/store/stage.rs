@@ -12,7 +12,9 @@ use sha2::{Digest, Sha256};
 use super::database::Row;
 use super::fault::Step;
 use super::unpack::{self, Unpacked};
-use super::{Reserved, Shared, Store, StoreError, StoredFunction, make_folder, remove_folder, version_folder};
+use super::{
+    Reserved, Shared, Store, StoreError, StoredFunction, make_folder, remove_folder, version_folder,
+};
 use crate::manifest::{Defaults, Manifest, Override};
 
 /// An archive while it arrives: a file in `staging/` that goes away with this value.
@@ -156,7 +158,8 @@ impl Store {
         // Without root there is one user only, and nothing to give.
         let gid = nix::unistd::geteuid().is_root().then_some(staged.uid);
         unpack::own(&code, &tree, gid).map_err(StoreError::os("set the owner of", &code))?;
-        unpack::own(&room.0, &unpack::Tree::new(), gid).map_err(StoreError::os("set the owner of", &room.0))?;
+        unpack::own(&room.0, &unpack::Tree::new(), gid)
+            .map_err(StoreError::os("set the owner of", &room.0))?;
 
         seam.pass(Step::Place)?;
         let parent = self.state_dir().join("functions").join(staged.manifest.name.as_str());
@@ -179,10 +182,8 @@ pub(super) fn commit(store: &Store, mut staged: Staged) -> Result<StoredFunction
     let seam = &store.shared.seam;
     seam.pass(Step::Sync)?;
     sync(&staged.folder)?;
-    let manifest = serde_json::to_string(&staged.manifest).map_err(|source| StoreError::StoredManifest {
-        name: staged.manifest.name.to_string(),
-        source,
-    })?;
+    let manifest = serde_json::to_string(&staged.manifest)
+        .map_err(|source| StoreError::StoredManifest { name: staged.manifest.name.to_string(), source })?;
     let row = Row {
         name: staged.manifest.name.to_string(),
         slot: staged.slot,

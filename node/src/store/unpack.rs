@@ -168,7 +168,9 @@ impl Unpacking<'_> {
         match kind {
             EntryType::Directory => self.folder(&path),
             // The archive's own root can only be a folder.
-            _ if path.as_os_str().is_empty() => Err(UnpackError::Path { path: written, why: "names nothing" }),
+            _ if path.as_os_str().is_empty() => {
+                Err(UnpackError::Path { path: written, why: "names nothing" })
+            }
             EntryType::Regular => self.file(&path, &mut entry),
             EntryType::Symlink => {
                 let target = entry.link_name_bytes().unwrap_or_default();
@@ -195,12 +197,8 @@ impl Unpacking<'_> {
         let failed = |source| UnpackError::Write { path: path.to_owned(), source };
         let mut options = OpenOptions::new();
         // create_new: O_EXCL, which follows no link.
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(self.root.join(path))
-            .map_err(failed)?;
+        let mut file =
+            options.write(true).create_new(true).mode(0o600).open(self.root.join(path)).map_err(failed)?;
         if copy(entry, &mut file).map_err(failed)? != size {
             return Err(UnpackError::Unreadable(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -216,7 +214,10 @@ impl Unpacking<'_> {
             match self.tree.get(&above) {
                 Some(Kind::Folder) => continue,
                 Some(_) => {
-                    return Err(UnpackError::Path { path: path.to_owned(), why: "lies beneath a file or a link" });
+                    return Err(UnpackError::Path {
+                        path: path.to_owned(),
+                        why: "lies beneath a file or a link",
+                    });
                 }
                 None => self.counted()?,
             }
@@ -259,7 +260,9 @@ fn clean(written: &Path) -> Result<PathBuf, UnpackError> {
     let mut depth = 0;
     for part in written.components() {
         match part {
-            Component::Normal(name) if name.len() > 255 => return Err(bad("has a name of more than 255 bytes")),
+            Component::Normal(name) if name.len() > 255 => {
+                return Err(bad("has a name of more than 255 bytes"));
+            }
             Component::Normal(name) if name.as_bytes().contains(&0) => return Err(bad("has a NUL byte")),
             Component::Normal(name) => {
                 path.push(name);

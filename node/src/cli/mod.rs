@@ -1,0 +1,321 @@
+//! The command line `spry`: a client of the control socket.
+//!
+//! Results go to stdout, everything else to stderr. Exit codes are a contract: 0 done, 1 the function failed, 2 the
+//! node refused or failed, 64 bad usage. `--output json` prints what the control API says, word for word
+//! (`docs/control-api.md`); the text form is for people and may change.
+
+mod client;
+mod deploy;
+mod invoke;
+mod pack;
+mod show;
+mod table;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use http::Method;
+use serde::de::DeserializeOwned;
+
+use crate::api::{ActivationView, FunctionView, LogLine, LogPage, StatusView};
+use crate::config::{Config, DEFAULT_CONTROL_SOCKET};
+use crate::doctor;
+use client::Client;
+
+/// Deploys and calls functions on this node, and shows how they fare.
+#[derive(Debug, Parser)]
+#[command(name = "spry", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    /// Where the daemon listens for commands
+    #[arg(long, global = true, value_name = "PATH", env = "SPRY_CONTROL_SOCKET", default_value = DEFAULT_CONTROL_SOCKET)]
+    control_socket: PathBuf,
+    /// How results are printed
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// For programs; stable
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Put a function in service, or replace it without losing a request
+    Deploy(deploy::Deploy),
+    /// Call a function; its answer's body goes to stdout as it came
+    Invoke(invoke::Invoke),
+    /// List the functions
+    List,
+    /// Show one function with its limits and its processes
+    Describe {
+        /// The function
+        name: String,
+    },
+    /// Take a function out of service and forget it
+    Remove {
+        /// The function
+        name: String,
+    },
+    /// Print what a function wrote to stdout and stderr
+    Logs(Logs),
+    /// Look at single calls
+    #[command(subcommand)]
+    Activation(Activation),
+    /// Show the node: transport, limits, processes
+    Status,
+    /// Check what this kernel and these rights give
+    Doctor,
+    /// Check a configuration file
+    CheckConfig {
+        /// The file, usually /etc/spry/spryd.toml
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Logs {
+    /// The function
+    name: String,
+    /// Go on printing as lines come
+    #[arg(short, long)]
+    follow: bool,
+    /// Print this many lines of the past
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
+    lines: usize,
+}
+
+#[derive(Debug, Subcommand)]
+enum Activation {
+    /// List the latest calls, newest first
+    List {
+        /// Only this function's
+        name: Option<String>,
+        /// At most this many
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 30)]
+        limit: usize,
+    },
+    /// Show one call
+    Get {
+        /// The call's id (X-Call-Id)
+        id: String,
+    },
+    /// Print what one call wrote
+    Logs {
+        /// The call's id (X-Call-Id)
+        id: String,
+    },
+}
+
+/// Why a command did not do what it was told.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// The function's fault: exit code 1.
+    #[error("{0}")]
+    Function(String),
+    /// The node's, or what it refuses: exit code 2.
+    #[error("{0}")]
+    Node(String),
+    /// The caller's: exit code 64.
+    #[error("{0}")]
+    Usage(String),
+    /// Whoever read our output has enough.
+    #[error("the reader of the output is gone")]
+    ReaderGone,
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Function(_) => 1,
+            Self::Node(_) => 2,
+            Self::Usage(_) => 64,
+            Self::ReaderGone => 0,
+        }
+    }
+
+    fn output(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::ReaderGone,
+            _ => Self::Node(format!("write the output: {error}")),
+        }
+    }
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(Failure::Node(format!("start an event loop: {error}"))),
+    };
+    match done {
+        Ok(code) => ExitCode::from(code),
+        Err(Failure::ReaderGone) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "spry: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<u8, Failure> {
+    let client = Client::new(cli.control_socket);
+    let output = cli.output;
+    match cli.command {
+        Command::Deploy(wanted) => deploy::deploy(&client, wanted, output).await?,
+        Command::Invoke(wanted) => invoke::invoke(&client, wanted).await?,
+        Command::List => {
+            show(&client, "/system/functions", output, |list: Vec<FunctionView>| show::functions(&list))
+                .await?;
+        }
+        Command::Describe { name } => {
+            let path = format!("/system/function/{}", segment(&name)?);
+            show(&client, &path, output, |view: FunctionView| show::function(&view)).await?;
+        }
+        Command::Remove { name } => {
+            client.call(Method::DELETE, &format!("/system/function/{}", segment(&name)?)).await?;
+            if output == Output::Text {
+                print(&format!("removed {name}\n"))?;
+            }
+        }
+        Command::Logs(wanted) => logs(&client, &wanted, output).await?,
+        Command::Activation(wanted) => activation(&client, wanted, output).await?,
+        Command::Status => {
+            show(&client, "/system/status", output, |view: StatusView| show::status(&view)).await?;
+        }
+        Command::Doctor => return examine(&client, output).await,
+        Command::CheckConfig { file } => check_config(&file, output)?,
+    }
+    Ok(0)
+}
+
+/// Gets a path and prints what is there.
+async fn show<T: DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    output: Output,
+    text: impl FnOnce(T) -> String,
+) -> Result<(), Failure> {
+    let body = client.call(Method::GET, path).await?;
+    match output {
+        Output::Json => print_json(&body),
+        Output::Text => print(&text(client::read(&body)?)),
+    }
+}
+
+async fn activation(client: &Client, wanted: Activation, output: Output) -> Result<(), Failure> {
+    match wanted {
+        Activation::List { name, limit } => {
+            let of = name.map(|name| segment(&name).map(|name| format!("&function={name}"))).transpose()?;
+            let path = format!("/system/activations?limit={limit}{}", of.unwrap_or_default());
+            show(client, &path, output, |list: Vec<ActivationView>| show::activations(&list)).await
+        }
+        Activation::Get { id } => {
+            let path = format!("/system/activation/{}", segment(&id)?);
+            show(client, &path, output, |view: ActivationView| show::activation(&view)).await
+        }
+        Activation::Logs { id } => {
+            let path = format!("/system/activation/{}/logs", segment(&id)?);
+            show(client, &path, output, |lines: Vec<LogLine>| show::lines(&lines)).await
+        }
+    }
+}
+
+async fn logs(client: &Client, wanted: &Logs, output: Output) -> Result<(), Failure> {
+    let base = format!("/system/function/{}/logs", segment(&wanted.name)?);
+    let mut path = format!("{base}?limit={}", wanted.lines);
+    loop {
+        let page: LogPage = client::read(&client.call(Method::GET, &path).await?)?;
+        if page.missed > 0 {
+            let _ = writeln!(io::stderr(), "spry: {} lines are no longer kept", page.missed);
+        }
+        match output {
+            Output::Text => print(&show::lines(&page.lines))?,
+            Output::Json => page.lines.iter().try_for_each(|line| match serde_json::to_string(line) {
+                Ok(text) => print(&(text + "\n")),
+                Err(error) => Err(Failure::Node(error.to_string())),
+            })?,
+        }
+        if !wanted.follow {
+            return Ok(());
+        }
+        path = format!("{base}?since={}&limit=1000&wait=30s", page.next);
+    }
+}
+
+/// As the daemon finds it, if there is one that can be asked; else as this process does.
+async fn examine(client: &Client, output: Output) -> Result<u8, Failure> {
+    let report: doctor::Report = match client.call(Method::GET, "/system/doctor").await {
+        Ok(body) => client::read(&body)?,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "spry: {failure}\nspry: what follows is how this user finds it.");
+            doctor::examine(&doctor::Options::of(&configured()))
+        }
+    };
+    match output {
+        Output::Text => print(&doctor::text(&report))?,
+        Output::Json => print_json(&serde_json::to_vec(&report).unwrap_or_default())?,
+    }
+    Ok(if report.usable { 0 } else { 2 })
+}
+
+/// The node's configuration if it can be read, for what the checks need of it.
+fn configured() -> Config {
+    Config::load(&crate::config::Flags::default()).unwrap_or_else(|_| {
+        crate::config::raw::RawConfig::default()
+            .try_into()
+            .expect("a test holds the defaults to their bounds")
+    })
+}
+
+fn check_config(file: &Path, output: Output) -> Result<(), Failure> {
+    let config = Config::check_file(file).map_err(|error| Failure::Node(error.to_string()))?;
+    match output {
+        Output::Text => print(&format!(
+            "{} is valid: state in {}, HTTP on {}\n",
+            file.display(),
+            config.state_dir.display(),
+            config.listen
+        )),
+        Output::Json => print("{\"valid\":true}\n"),
+    }
+}
+
+/// A name or an id as one part of a path: nothing that would change the path's shape.
+fn segment(text: &str) -> Result<&str, Failure> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if !text.is_empty() && text.len() <= 128 && text.bytes().all(fits) && !matches!(text, "." | "..") {
+        return Ok(text);
+    }
+    Err(Failure::Usage(format!("{text:?} can't be a name or an id: letters, digits, hyphens")))
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(Failure::output)
+}
+
+/// Indented for a terminal, one line for a pipe.
+fn print_json(body: &[u8]) -> Result<(), Failure> {
+    let value: serde_json::Value = client::read(body)?;
+    let text = match io::stdout().is_terminal() {
+        true => serde_json::to_string_pretty(&value),
+        false => serde_json::to_string(&value),
+    };
+    print(&(text.map_err(|error| Failure::Node(error.to_string()))? + "\n"))
+}

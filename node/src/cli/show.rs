@@ -1,0 +1,177 @@
+//! The API's types as text for people.
+
+use super::table::{Table, ago, instant, pairs, span};
+use crate::api::{
+    ActivationView, Calls, FunctionState, FunctionView, Instances, LogLine, LogStream, StatusView,
+    ZygoteState,
+};
+
+pub(super) fn functions(list: &[FunctionView]) -> String {
+    if list.is_empty() {
+        return "no functions; `spry deploy PATH` deploys one\n".into();
+    }
+    let mut table = Table::new([
+        "NAME", ">VERSION", "RUNTIME", "STATE", ">IDLE", ">BUSY", ">QUEUED", ">OK", ">FAILED", "DEPLOYED",
+    ]);
+    for view in list {
+        table.row([
+            view.name.clone(),
+            view.version.to_string(),
+            view.runtime.to_string(),
+            state(view.state).into(),
+            view.instances.idle.to_string(),
+            view.instances.busy.to_string(),
+            view.queued.to_string(),
+            view.calls.ok.to_string(),
+            view.calls.failed.to_string(),
+            ago(view.deployed_unix_ms),
+        ]);
+    }
+    table.print()
+}
+
+pub(super) fn function(view: &FunctionView) -> String {
+    let (limits, scale) = (&view.limits, &view.scale);
+    let mut rows = vec![
+        ("name", view.name.clone()),
+        ("version", format!("{}, deployed {}", view.version, instant(view.deployed_unix_ms))),
+        ("code", format!("sha256 {}", view.sha256)),
+        ("runtime", view.runtime.to_string()),
+        ("handler", view.handler.clone()),
+        ("state", state(view.state).into()),
+    ];
+    if let Some(problem) = &view.problem {
+        rows.push(("problem", problem.replace('\n', "\n         ")));
+    }
+    rows.extend([
+        ("zygote", zygote(view.zygote).into()),
+        ("instances", instances(view.instances)),
+        ("queued", view.queued.to_string()),
+        ("calls", calls(&view.calls)),
+        ("isolation", view.isolation.to_string()),
+        (
+            "limits",
+            format!(
+                "memory {}, cpu {}, timeout {}, payload {}, processes {}",
+                limits.memory, limits.cpu, limits.timeout, limits.payload, limits.processes
+            ),
+        ),
+        ("scale", format!("{} to {}, idle ones end after {}", scale.min, scale.max, scale.idle)),
+        ("env", if view.env.is_empty() { "-".into() } else { view.env.join(", ") }),
+        ("egress", view.egress.to_string()),
+    ]);
+    pairs(&rows)
+}
+
+pub(super) fn status(view: &StatusView) -> String {
+    let mut rows = vec![
+        ("spryd", format!("{}, pid {}, up {}", view.version, view.pid, span(view.uptime_ms))),
+        ("listen", format!("http://{}", view.listen)),
+        ("state", view.state_dir.clone()),
+        ("transport", view.transport.clone()),
+    ];
+    for passed_over in &view.passed_over {
+        rows.push(("", format!("not {}: {}", passed_over.name, passed_over.why)));
+    }
+    rows.extend([
+        ("workers", view.workers.to_string()),
+        ("cgroup", view.cgroup.clone()),
+        ("functions", view.functions.to_string()),
+        ("instances", instances(view.instances)),
+        ("queued", view.queued.to_string()),
+        ("memory", format!("{} promised", view.memory_promised.rounded())),
+        ("calls", calls(&view.calls)),
+    ]);
+    pairs(&rows)
+}
+
+pub(super) fn activations(list: &[ActivationView]) -> String {
+    if list.is_empty() {
+        return "no calls are remembered\n".into();
+    }
+    let mut table = Table::new([
+        "CALL",
+        "FUNCTION",
+        "STARTED",
+        "START",
+        ">STATUS",
+        ">QUEUE ms",
+        ">START ms",
+        ">EXEC ms",
+        "ERROR",
+    ]);
+    for view in list {
+        table.row([
+            view.call_id.clone(),
+            view.function.clone(),
+            instant(view.started_unix_ms),
+            view.start.map_or("-", |start| start.as_str()).into(),
+            view.status.to_string(),
+            format!("{:.2}", view.queue_ms),
+            format!("{:.2}", view.start_ms),
+            format!("{:.2}", view.exec_ms),
+            view.error.clone().unwrap_or_default(),
+        ]);
+    }
+    table.print()
+}
+
+pub(super) fn activation(view: &ActivationView) -> String {
+    let mut rows = vec![
+        ("call", view.call_id.clone()),
+        ("function", format!("{} version {}", view.function, view.version)),
+        ("started", instant(view.started_unix_ms)),
+        ("start", view.start.map_or("-", |start| start.as_str()).into()),
+        ("status", view.status.to_string()),
+    ];
+    if let Some(error) = &view.error {
+        rows.push(("error", error.clone()));
+    }
+    let times = [("queue", view.queue_ms), ("start", view.start_ms), ("exec", view.exec_ms)];
+    let times: Vec<String> = times.iter().map(|(name, ms)| format!("{name} {ms:.2} ms")).collect();
+    rows.push(("time", times.join(", ")));
+    pairs(&rows) + &lines(&view.logs)
+}
+
+pub(super) fn lines(lines: &[LogLine]) -> String {
+    let one = |line: &LogLine| {
+        let stream = match line.stream {
+            LogStream::Stdout => "out",
+            LogStream::Stderr => "err",
+        };
+        // A function must not steer the terminal of whoever reads its output.
+        let text: String =
+            line.text.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
+        format!("{} {stream} {text}\n", instant(line.at_unix_ms))
+    };
+    lines.iter().map(one).collect()
+}
+
+fn state(state: FunctionState) -> &'static str {
+    match state {
+        FunctionState::Ready => "ready",
+        FunctionState::Starting => "starting",
+        FunctionState::Broken => "broken",
+        FunctionState::Removing => "removing",
+    }
+}
+
+fn zygote(state: ZygoteState) -> &'static str {
+    match state {
+        ZygoteState::None => "not started",
+        ZygoteState::Starting => "starting",
+        ZygoteState::Ready => "ready",
+        ZygoteState::Failed => "failed",
+    }
+}
+
+fn instances(count: Instances) -> String {
+    format!("{} idle, {} busy, {} starting", count.idle, count.busy, count.starting)
+}
+
+fn calls(calls: &Calls) -> String {
+    format!(
+        "{} ok, {} failed ({} cold, {} forked, {} warm)",
+        calls.ok, calls.failed, calls.cold, calls.forked, calls.warm
+    )
+}

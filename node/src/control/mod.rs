@@ -1,0 +1,210 @@
+//! The control API: what lies below `/system/`, on the control socket and on the HTTP listener alike.
+//!
+//! [`handle`] authenticates, routes, reads parameters and shapes answers; what is done is the [`Engine`]'s and the
+//! [`Store`]'s. On the control socket whoever the file system lets in may do everything; over HTTP a bearer
+//! token is needed. `docs/control-api.md` has the routes; a test holds it to [`ROUTES`].
+
+mod deploy;
+mod query;
+mod refusal;
+pub mod token;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use serde::Serialize;
+
+use crate::api::Engine;
+use crate::doctor;
+use crate::manifest::{Defaults, Name};
+use crate::store::Store;
+use query::Query;
+pub use refusal::Refused;
+use token::ApiToken;
+
+/// Every route, as documented.
+pub const ROUTES: [(&str, &str); 12] = [
+    ("GET", "/system/status"),
+    ("GET", "/system/doctor"),
+    ("GET", "/system/functions"),
+    ("POST", "/system/functions"),
+    ("GET", "/system/function/NAME"),
+    ("POST", "/system/function/NAME"),
+    ("DELETE", "/system/function/NAME"),
+    ("GET", "/system/function/NAME/logs"),
+    ("GET", "/system/activations"),
+    ("GET", "/system/activation/ID"),
+    ("GET", "/system/activation/ID/logs"),
+    ("GET", "/system/version"),
+];
+
+/// Lines or activations that one answer has when the caller doesn't say.
+const LIMIT_DEFAULT: usize = 100;
+/// Lines or activations that one answer has at most.
+const LIMIT_MAX: usize = 10_000;
+/// How long a caller may wait for log lines.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Where a request came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// The control socket.
+    Local,
+    /// The HTTP listener: a token is needed.
+    Remote,
+}
+
+/// What the control API works on. Shared by all threads.
+#[derive(Clone)]
+pub struct Control {
+    engine: Arc<dyn Engine>,
+    store: Arc<Store>,
+    token: Arc<ApiToken>,
+    defaults: Defaults,
+    doctor: doctor::Options,
+}
+
+impl Control {
+    /// Puts the parts together. `defaults`: what manifests get that don't say.
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        store: Arc<Store>,
+        token: ApiToken,
+        defaults: Defaults,
+        doctor: doctor::Options,
+    ) -> Self {
+        Self { engine, store, token: Arc::new(token), defaults, doctor }
+    }
+}
+
+/// True for paths that [`handle`] answers.
+pub fn is_control_path(path: &str) -> bool {
+    path == "/system" || path.starts_with("/system/")
+}
+
+/// Answers one request below `/system/`. Never fails: what goes wrong becomes the contract's JSON.
+pub async fn handle<B>(request: Request<B>, control: &Control, caller: Caller) -> Response<Full<Bytes>>
+where
+    B: http_body::Body<Data = Bytes> + Send,
+    B::Error: std::fmt::Display,
+{
+    let answer = match authorised(&request, control, caller) {
+        true => route(request, control).await,
+        false => Err(Refused::Unauthorised),
+    };
+    answer.unwrap_or_else(|refused| refusal_of(&refused))
+}
+
+fn authorised<B>(request: &Request<B>, control: &Control, caller: Caller) -> bool {
+    match caller {
+        Caller::Local => true,
+        Caller::Remote => {
+            let given = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
+            given.is_some_and(|header| control.token.accepts(header))
+        }
+    }
+}
+
+async fn route<B>(request: Request<B>, control: &Control) -> Result<Response<Full<Bytes>>, Refused>
+where
+    B: http_body::Body<Data = Bytes> + Send,
+    B::Error: std::fmt::Display,
+{
+    let (parts, body) = request.into_parts();
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let path: Vec<&str> = parts.uri.path().split('/').skip(2).collect();
+    let reads = parts.method == Method::GET || parts.method == Method::HEAD;
+    let writes = parts.method == Method::POST || parts.method == Method::PUT;
+    let engine = &control.engine;
+    match path.as_slice() {
+        ["version"] if reads => json(&serde_json::json!({ "version": env!("CARGO_PKG_VERSION") })),
+        ["status"] if reads => json(&engine.status().await),
+        ["doctor"] if reads => {
+            let options = control.doctor.clone();
+            json(&blocking(move || doctor::examine(&options)).await?)
+        }
+        ["functions"] if reads => json(&engine.functions().await),
+        ["functions"] if writes => deploy::deploy(body, control, None, &query).await,
+        ["function", name] if reads => match engine.function(name).await {
+            Some(view) => json(&view),
+            None => Err(Refused::NoSuchFunction((*name).into())),
+        },
+        ["function", name] if writes => deploy::deploy(body, control, Some(name), &query).await,
+        ["function", name] if parts.method == Method::DELETE => remove(name, control).await,
+        ["function", name, "logs"] if reads => {
+            let wait = query.period("wait")?.unwrap_or_default().min(WAIT_MAX);
+            let limit = limit(&query)?;
+            let page = engine.logs(name, query.number("since")?, limit, wait).await;
+            json(&page.ok_or_else(|| Refused::NoSuchFunction((*name).into()))?)
+        }
+        ["activations"] if reads => json(&engine.activations(query.text("function"), limit(&query)?).await),
+        ["activation", id] if reads => json(&activation(id, control).await?),
+        ["activation", id, "logs"] if reads => json(&activation(id, control).await?.logs),
+        ["version" | "status" | "doctor" | "activations"]
+        | ["function", _, "logs"]
+        | ["activation", _]
+        | ["activation", _, "logs"] => Err(Refused::Method("GET")),
+        ["functions"] => Err(Refused::Method("GET, POST, PUT")),
+        ["function", _] => Err(Refused::Method("GET, POST, PUT, DELETE")),
+        _ => Err(Refused::NoSuchPath),
+    }
+}
+
+async fn remove(name: &str, control: &Control) -> Result<Response<Full<Bytes>>, Refused> {
+    let name: Name = name.parse().map_err(|_| Refused::NoSuchFunction(name.into()))?;
+    let engine = Arc::clone(&control.engine);
+    // In a task of its own: a client that leaves must not leave the removal half done.
+    let removed = tokio::spawn(async move { engine.remove(&name).await }).await;
+    removed.map_err(|_| Refused::Broken)?.map_err(Refused::Remove)?;
+    Ok(answer(StatusCode::NO_CONTENT, Bytes::new()))
+}
+
+async fn activation(id: &str, control: &Control) -> Result<crate::api::ActivationView, Refused> {
+    control.engine.activation(id).await.ok_or_else(|| Refused::NoSuchActivation(id.into()))
+}
+
+fn limit(query: &Query) -> Result<usize, Refused> {
+    let limit = query.number("limit")?;
+    Ok(limit.map_or(LIMIT_DEFAULT, |limit| usize::try_from(limit).unwrap_or(LIMIT_MAX).min(LIMIT_MAX)))
+}
+
+/// Runs what blocks (on the disk, on probes) beside the event loop.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Refused::Broken)
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Response<Full<Bytes>>, Refused> {
+    let body = serde_json::to_vec(value).map_err(|_| Refused::Broken)?;
+    Ok(answer(StatusCode::OK, body.into()))
+}
+
+fn answer(status: StatusCode, body: Bytes) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    if status != StatusCode::NO_CONTENT {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
+    response
+}
+
+fn refusal_of(refused: &Refused) -> Response<Full<Bytes>> {
+    let mut response = answer(refused.status(), refused.body().into());
+    let headers = response.headers_mut();
+    match refused {
+        Refused::Unauthorised => {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"spry\""));
+        }
+        Refused::Method(allowed) => {
+            headers.insert(ALLOW, HeaderValue::from_static(allowed));
+        }
+        _ => {}
+    }
+    if refused.status() == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}

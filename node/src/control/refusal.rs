@@ -1,0 +1,117 @@
+//! Why a control request was not done, and the one place where that becomes a status and a code.
+
+use http::StatusCode;
+
+use crate::api::{DeployError, ErrorBody, ErrorDetail, RemoveError};
+use crate::store::StoreError;
+
+/// Why a control request was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// No token, or a wrong one.
+    #[error(
+        "this needs the node's token: send it as `Authorization: Bearer TOKEN` (see docs/control-api.md)"
+    )]
+    Unauthorised,
+    /// No such path.
+    #[error("nothing is at this path; docs/control-api.md lists what there is")]
+    NoSuchPath,
+    /// The path exists, the method doesn't fit.
+    #[error("this path answers {0} only")]
+    Method(&'static str),
+    /// No such function.
+    #[error("no function named \"{0}\" is deployed; `spry list` shows those that are")]
+    NoSuchFunction(String),
+    /// No such call, or it is too long ago.
+    #[error("no call \"{0}\" is remembered; `spry activation list` shows those that are")]
+    NoSuchActivation(String),
+    /// A query parameter can't be read.
+    #[error("the parameter `{name}`: {problem}")]
+    Parameter {
+        /// Which.
+        name: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The upload broke off.
+    #[error("the upload could not be read: {0}")]
+    Body(String),
+    /// The upload stood still.
+    #[error("the upload stood still for {0} s")]
+    Stalled(u64),
+    /// It could not be staged.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It could not be deployed.
+    #[error(transparent)]
+    Deploy(DeployError),
+    /// It could not be removed.
+    #[error(transparent)]
+    Remove(RemoveError),
+    /// A bug: a task of the daemon panicked; its log says where.
+    #[error("the daemon failed; its log says why")]
+    Broken,
+}
+
+impl Refused {
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.blame().0
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.blame().1
+    }
+
+    /// The contract's JSON.
+    pub(super) fn body(&self) -> Vec<u8> {
+        let error = ErrorDetail { code: self.code().into(), message: self.to_string(), call_id: None };
+        serde_json::to_vec(&ErrorBody { error }).unwrap_or_default()
+    }
+
+    fn blame(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Unauthorised => (StatusCode::UNAUTHORIZED, "unauthorised"),
+            Self::NoSuchPath => (StatusCode::NOT_FOUND, "no_such_path"),
+            Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::NoSuchFunction(_) | Self::Remove(RemoveError::NoSuchFunction(_)) => {
+                (StatusCode::NOT_FOUND, "no_such_function")
+            }
+            Self::NoSuchActivation(_) => (StatusCode::NOT_FOUND, "no_such_call"),
+            Self::Parameter { .. } => (StatusCode::BAD_REQUEST, "bad_parameter"),
+            Self::Body(_) => (StatusCode::BAD_REQUEST, "body_broken"),
+            Self::Stalled(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::Store(error)
+            | Self::Deploy(DeployError::Store(error))
+            | Self::Remove(RemoveError::Store(error)) => blame_of_store(error),
+            Self::Deploy(error) => blame_of_deploy(error),
+            Self::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "node_failed"),
+        }
+    }
+}
+
+fn blame_of_deploy(error: &DeployError) -> (StatusCode, &'static str) {
+    match error {
+        DeployError::Code(_) => (StatusCode::BAD_REQUEST, "broken_code"),
+        DeployError::InitTimeout(_) => (StatusCode::BAD_REQUEST, "init_timeout"),
+        DeployError::ZygoteDied(_) => (StatusCode::BAD_REQUEST, "init_died"),
+        DeployError::Runtime { .. } => (StatusCode::SERVICE_UNAVAILABLE, "runtime_unusable"),
+        DeployError::NoRoom(_) => (StatusCode::SERVICE_UNAVAILABLE, "node_full"),
+        DeployError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+        DeployError::Os { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "node_failed"),
+        DeployError::Store(error) => blame_of_store(error),
+    }
+}
+
+fn blame_of_store(error: &StoreError) -> (StatusCode, &'static str) {
+    match error {
+        StoreError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "upload_too_large"),
+        StoreError::Archive(_) => (StatusCode::BAD_REQUEST, "bad_archive"),
+        StoreError::Manifest(_) => (StatusCode::BAD_REQUEST, "bad_manifest"),
+        StoreError::NoSuchFunction(_) => (StatusCode::NOT_FOUND, "no_such_function"),
+        StoreError::Overtaken { .. } => (StatusCode::CONFLICT, "overtaken"),
+        StoreError::NoSlot => (StatusCode::SERVICE_UNAVAILABLE, "node_full"),
+        _ => (StatusCode::INTERNAL_SERVER_ERROR, "store_failed"),
+    }
+}
