@@ -89,19 +89,55 @@ pub const DEFAULT_FUNCTIONS: u32 = 1024;
 
 /// [`Slot::state`]: nobody is there, or nobody may be picked any more.
 pub const STATE_DETACHED: u64 = 0;
-/// [`Slot::state`]: waiting for an invocation. Any other value is the invocation being served.
-/// (Valid invocation ids are neither of the two.)
+/// [`Slot::state`]: attached, and in the hub's hands: not yet admitted, or answered with
+/// [`flags::HOLD`]. Never picked, holds no invocation; whatever the instance sends is a violation.
+pub const STATE_HELD: u64 = u64::MAX - 1;
+/// [`Slot::state`]: waiting for an invocation.
 pub const STATE_IDLE: u64 = u64::MAX;
+
+/// The invocation in a [`Slot::state`], if there is one: every value that isn't one of the three
+/// states is the invocation being served. So no invocation may be called by one of those values.
+pub const fn invocation_of(state: u64) -> Option<u64> {
+    match state {
+        STATE_DETACHED | STATE_HELD | STATE_IDLE => None,
+        invocation => Some(invocation),
+    }
+}
+
+/// [`Slot::fault`]: what an instance did first against the rules.
+pub mod fault {
+    /// Nothing that the program has seen.
+    pub const NONE: u8 = 0;
+    /// It sent something that is not exactly one descriptor.
+    pub const MALFORMED: u8 = 1;
+    /// It answered an invocation that it doesn't hold.
+    pub const NOT_ITS_INVOCATION: u8 = 2;
+}
 
 /// One instance's entry. The index is `function * SLOTS_PER_FUNCTION + bit`.
 ///
-/// `state` is the single source of truth and changes by compare-and-swap only; `Function::idle` is a
-/// hint to find idle slots fast.
-#[repr(C)]
+/// `state` is the single source of truth and changes by compare-and-swap (or swap) only;
+/// `Function::idle` is a hint to find idle slots fast.
+///
+/// ```text
+///                 attach                 admit
+///   DETACHED ───────────────► HELD ────────────────► IDLE ◄─────────────┐
+///      ▲ ▲                     ▲ ▲                   │ │                │ answer
+///      │ │       detach        │ │      retire       │ │  pick          │
+///      │ └─────────────────────┘ │ ┌─────────────────┘ ▼                │
+///      │                         │ ▼      answer+HOLD  invocation ──────┘
+///      └── detach: swap          └─────────────────────┘
+/// ```
+///
+/// The sender that wins `IDLE -> invocation` owns `port`, `route` and `step`, and publishes them by
+/// writing the invocation to `claimed`. Whoever reads them first checks `claimed`.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slot {
-    /// `STATE_DETACHED`, `STATE_IDLE`, or the invocation that is being served.
+    /// `STATE_DETACHED`, `STATE_HELD`, `STATE_IDLE`, or the invocation that is being served.
     pub state: u64,
+    /// The invocation that `port`, `route` and `step` belong to.
+    pub claimed: u64,
     /// Who gets the answer: a gateway port, without `PORT_BIT`.
     pub port: u32,
     /// Incarnation: counts attaches of this slot.
@@ -110,23 +146,54 @@ pub struct Slot {
     pub route: u16,
     /// The step being served.
     pub step: u8,
-    /// Room for later use.
-    pub reserved: [u8; 5],
+    /// The first of [`fault`]'s codes since the attach.
+    pub fault: u8,
+    /// The TCP ports of the instance's connection ([`connection`]). Together with the address they
+    /// name the connection that the hub made; a socket that was disconnected and bound to
+    /// somebody's address doesn't have them.
+    pub connection: u32,
     /// Messages that this instance sent against the rules.
     pub violations: u64,
+    /// A slot has a cache line to itself: instances on different cores don't slow each other down.
+    pub reserved: [u64; 3],
 }
-const _: () = assert!(size_of::<Slot>() == 32);
+const _: () = assert!(size_of::<Slot>() == 64);
+
+/// One gateway port's entry.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Port {
+    /// Invocations that this port's socket has put into a slot. Only the program that runs inside
+    /// the port's own `send` writes it, so the sender sees from it what became of its message.
+    pub claims: u64,
+    /// The slot of the last claim.
+    pub slot: u32,
+    /// The TCP ports of the gateway port's connection, as in [`Slot::connection`].
+    pub connection: u32,
+    /// A port has a cache line to itself.
+    pub reserved: [u64; 6],
+}
+const _: () = assert!(size_of::<Port>() == 64);
+
+/// The two TCP ports of a connection in one word, as the kernel program finds them: the remote one
+/// in network byte order above the local one in host byte order.
+pub const fn connection(local_port: u16, remote_port: u16) -> u32 {
+    (remote_port.to_be() as u32) << 16 | local_port as u32
+}
 
 /// One function's entry.
-#[repr(C)]
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Function {
-    /// Bit b: slot b is probably idle.
+    /// Bit b: slot b is probably idle. An idle slot's bit is set for sure (once whoever made it
+    /// idle has returned); a set bit may be out of date.
     pub idle: u64,
+    /// Keeps the mask, which everybody changes, off the cache lines that everybody reads.
+    pub reserved: [u64; 7],
     /// Bit b of word c: slot b prefers CPU c (modulo `HOME_CPUS`). Written by user space only.
     pub home: [u64; HOME_CPUS],
 }
-const _: () = assert!(size_of::<Function>() == 8 + 8 * HOME_CPUS);
+const _: () = assert!(size_of::<Function>() == 64 + 8 * HOME_CPUS);
 
 /// Counters of the program, one array entry per name.
 #[repr(u32)]
@@ -147,6 +214,8 @@ pub const COUNTERS: u32 = 4;
 /// Where a bus socket's address keeps its owner: `127.a.b.c`, with `a.b.c` the index in the socket
 /// map, plus one (so that 127.0.0.0 is never used). The kernel program reads the identity of a
 /// sender from its socket's own address, which the sender can't change while the socket is connected.
+///
+/// Indices 0 to `MAX_PORTS` are gateway ports, then come the slots.
 pub const fn address_of(socket_index: u32) -> u32 {
     0x7f00_0000 | (socket_index + 1)
 }
@@ -161,6 +230,8 @@ mod pod {
     unsafe impl aya::Pod for super::Descriptor {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Slot {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Port {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Function {}
 }

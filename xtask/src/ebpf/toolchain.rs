@@ -1,0 +1,166 @@
+//! What stable Rust lacks to build BPF programs: core's sources, a core library, a linker.
+//!
+//! Each step leaves a stamp with all that its result depends on; a stamp that still fits means that there is
+//! nothing to do. A step that is interrupted leaves no stamp and is done again from its beginning.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{CPU, TARGET, apt};
+use crate::failure::Failure;
+use crate::process;
+
+/// The compiler that the recipe is for.
+const RUSTC: &str = "rustc 1.95.0 ";
+/// Debian's package of its sources, and what its file's sha256 must be.
+const PACKAGE: &str = "rust-src=1.95.0+dfsg1-2~bpo13+1";
+const PACKAGE_SHA256: &str = "7b76db5b880a77f9e52975d2baa6209d2f76d2c9c2789515c3088cb960e2c83b";
+/// An already downloaded file of that package: for machines without Debian's mirrors.
+const PACKAGE_VARIABLE: &str = "SPRY_RUST_SRC_DEB";
+/// Where the package has the library, and the parts of it that core is made of.
+const LIBRARY: &str = "./usr/src/rustc-1.95.0/library";
+const PARTS: [&str; 4] =
+    ["core", "stdarch/crates/core_arch", "portable-simd/crates/core_simd", "compiler-builtins"];
+/// The linker, and the feature that says which LLVM it links against: rustc 1.95's.
+const LINKER_VERSION: &str = "0.13.0";
+const LINKER_LLVM: &str = "llvm-22";
+
+/// The object is compared byte for byte, so another compiler won't do.
+pub(super) fn compiler_is_the_pinned_one() -> Result<(), Failure> {
+    let version = process::output(rustc().arg("--version"))?;
+    if version.starts_with(RUSTC) {
+        return Ok(());
+    }
+    let found =
+        format!("this is {}; rust-toolchain.toml asks for {RUSTC}(install it with rustup)", version.trim());
+    Err(Failure::Expectation { what: "check the compiler", found })
+}
+
+/// The sources of core, from Debian; checked against [`PACKAGE_SHA256`].
+pub(super) fn sources(work: &Path) -> Result<PathBuf, Failure> {
+    let folder = work.join("rust-src");
+    step(&folder, PACKAGE_SHA256, || {
+        let package = match std::env::var_os(PACKAGE_VARIABLE) {
+            Some(file) => PathBuf::from(file),
+            None => {
+                eprintln!("ebpf: downloading {PACKAGE} (45 MB)");
+                apt::download(&work.join("apt"), "trixie-backports", PACKAGE).map_err(|cause| {
+                    let found = format!(
+                        "{cause}. Download {PACKAGE} of Debian's trixie-backports yourself and set {PACKAGE_VARIABLE} to the file"
+                    );
+                    Failure::Expectation { what: "download core's sources", found }
+                })?
+            }
+        };
+        let sum = process::output(Command::new("sha256sum").arg("--binary").arg(&package))?;
+        if !sum.trim_start_matches('\\').starts_with(PACKAGE_SHA256) {
+            let found = format!("{} is not {PACKAGE}: its sha256 is {sum}", package.display());
+            return Err(Failure::Expectation { what: "check core's sources", found });
+        }
+        let archive = work.join("rust-src.tar");
+        let tar = fs::File::create(&archive).map_err(|source| Failure::io("create", &archive, source))?;
+        run_step(Command::new("dpkg-deb").arg("--fsys-tarfile").arg(&package).stdout(tar))?;
+        let mut untar = Command::new("tar");
+        untar.arg("--extract").arg("--file").arg(&archive).arg("--directory").arg(&folder);
+        untar.args(["--no-same-owner", "--strip-components=5"]);
+        run_step(untar.args(PARTS.map(|part| format!("{LIBRARY}/{part}"))))?;
+        fs::remove_file(&archive).map_err(|source| Failure::io("remove", &archive, source))
+    })?;
+    Ok(folder)
+}
+
+/// core and compiler_builtins for the BPF target, as rustc looks for them.
+pub(super) fn sysroot(work: &Path, sources: &Path) -> Result<PathBuf, Failure> {
+    let folder = work.join("sysroot");
+    let mut flags: Vec<String> =
+        ["--edition=2024", "--crate-type=rlib", "--cap-lints=allow"].map(str::to_owned).to_vec();
+    flags.push(format!("--target={TARGET}"));
+    for option in ["panic=abort", "opt-level=3", "codegen-units=1", "debuginfo=2", "embed-bitcode=no"] {
+        flags.push(format!("-C{option}"));
+    }
+    flags.push(format!("-Ctarget-cpu={CPU}"));
+    flags.push("-Zforce-unstable-if-unmarked".to_owned());
+    let recipe = format!("{RUSTC}{PACKAGE_SHA256} {}", flags.join(" "));
+    step(&folder, &recipe, || {
+        eprintln!("ebpf: compiling core for {TARGET} (about 15 s)");
+        let libraries = folder.join("lib/rustlib").join(TARGET).join("lib");
+        fs::create_dir_all(&libraries).map_err(|source| Failure::io("create", &libraries, source))?;
+        let compile = |name: &str, root: &str, more: &[&str]| {
+            let mut compiler = rustc();
+            compiler.env("RUSTC_BOOTSTRAP", "1").current_dir(sources);
+            compiler.args(["--crate-name", name, root]).args(&flags).args(more);
+            // The paths that core's panic messages and debug information name.
+            compiler.arg(format!("--remap-path-prefix={}=/rust/library", sources.display()));
+            compiler.arg("--out-dir").arg(&libraries);
+            if name != "core" {
+                compiler.arg("--sysroot").arg(&folder);
+            }
+            run_step(&mut compiler)
+        };
+        compile("core", "core/src/lib.rs", &[])?;
+        let features = ["--cfg=feature=\"compiler-builtins\"", "--cfg=feature=\"unmangled-names\""];
+        compile("compiler_builtins", "compiler-builtins/compiler-builtins/src/lib.rs", &features)
+    })?;
+    Ok(folder)
+}
+
+/// bpf-linker, built against the LLVM library within rustc's own installation.
+pub(super) fn linker(work: &Path) -> Result<PathBuf, Failure> {
+    let folder = work.join("linker");
+    let llvm = work.join("llvm/lib");
+    let toolchain = process::output(rustc().args(["--print", "sysroot"]))?;
+    let libraries = Path::new(toolchain.trim()).join("lib");
+    let name = "libLLVM.so.22.1-rust-1.95.0-stable";
+    // The linker is linked with the path of `llvm`, hence both in the stamp.
+    let recipe = format!("{LINKER_VERSION} {LINKER_LLVM} {} {}", libraries.display(), llvm.display());
+    step(&folder, &recipe, || {
+        eprintln!("ebpf: installing bpf-linker {LINKER_VERSION} (about a minute)");
+        if !libraries.join(name).is_file() {
+            let found = format!("{} has no {name}; is this rustup's toolchain?", libraries.display());
+            return Err(Failure::Expectation { what: "find rustc's LLVM", found });
+        }
+        fs::create_dir_all(&llvm).map_err(|source| Failure::io("create", &llvm, source))?;
+        for link in ["libLLVM.so", name] {
+            let link = llvm.join(link);
+            let _ = fs::remove_file(&link);
+            std::os::unix::fs::symlink(libraries.join(name), &link)
+                .map_err(|source| Failure::io("link", &link, source))?;
+        }
+        let mut cargo = process::cargo(["install", "bpf-linker", "--locked", "--no-default-features"]);
+        cargo.args(["--version", LINKER_VERSION, "--features", LINKER_LLVM, "--root"]).arg(&folder);
+        cargo.arg("--target-dir").arg(work.join("linker-build"));
+        cargo
+            .env("LLVM_PREFIX", work.join("llvm"))
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS");
+        run_step(&mut cargo)?;
+        let _ = fs::remove_dir_all(work.join("linker-build"));
+        Ok(())
+    })?;
+    Ok(folder.join("bin/bpf-linker"))
+}
+
+/// Empties `folder` and lets `work` fill it, unless it was filled by the same `recipe`.
+fn step(folder: &Path, recipe: &str, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    let stamp = folder.join(".complete");
+    if fs::read_to_string(&stamp).is_ok_and(|done| done == recipe) {
+        return Ok(());
+    }
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(|source| Failure::io("empty", folder, source))?;
+    }
+    fs::create_dir_all(folder).map_err(|source| Failure::io("create", folder, source))?;
+    work()?;
+    fs::write(&stamp, recipe).map_err(|source| Failure::io("write", &stamp, source))
+}
+
+/// Runs a command whose line is too long to be worth showing, unless it fails.
+pub(super) fn run_step(command: &mut Command) -> Result<(), Failure> {
+    let status = command.status().map_err(|source| process::cannot_start(command, source))?;
+    if status.success() { Ok(()) } else { Err(Failure::Ended { command: process::shown(command), status }) }
+}
+
+fn rustc() -> Command {
+    Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+}
