@@ -22,13 +22,13 @@ use crate::config::{Config, TransportChoice};
 use crate::control::Control;
 use crate::control::token::{ApiToken, TokenError};
 use crate::dispatch::{Bus, Dispatcher, QueueLimits, ToWorker};
+use crate::embedded::{self, ExtractError};
 use crate::gateway::{self, Connection, WorkerSpec};
 use crate::inbox::NodeBytes;
 use crate::keeper::{self, Keeper};
 use crate::node::{Fixed, Node, transport_name};
-use crate::store::{Options, Store, StoreError};
-use crate::embedded::{self, ExtractError};
 use crate::sandbox::Outcome;
+use crate::store::{Options, Store, StoreError};
 use crate::zygote::{Executor, ExecutorConfig, ExecutorError, Launch};
 
 /// Why spryd can't start.
@@ -80,7 +80,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub fn run(config: Config) -> Result<(), StartupError> {
     crate::sys::keep_dead_children();
     raise_open_files();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(os("event loop"))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(os("event loop"))?;
     LocalSet::new().block_on(&runtime, serve(config))
 }
 
@@ -104,18 +105,18 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let limits = QueueLimits { function: config.queue.per_function, node: config.queue.node };
     let functions = spry_ebpf_common::DEFAULT_FUNCTIONS as usize;
     let bus = Bus::new(transport, functions, to_keeper.clone(), limits);
-    let fixed = Fixed {
-        listen,
-        passed_over,
-        cgroup: limits_in_words(&executor),
-        config: config.clone(),
-    };
+    let fixed = Fixed { listen, passed_over, cgroup: limits_in_words(&executor), config: config.clone() };
     let node = Node::new(fixed, Arc::clone(&bus), to_keeper);
     let engine: Arc<dyn crate::api::Engine> = node.clone();
     let doctor = crate::doctor::Options::of(&config);
     let control_api = Arc::new(Control::new(engine, Arc::clone(&store), token, config.defaults, doctor));
     let connections = Arc::new(AtomicUsize::new(0));
-    let shared = Shared { bus: Arc::clone(&bus), node: Arc::clone(&node), control: control_api, connections: Arc::clone(&connections) };
+    let shared = Shared {
+        bus: Arc::clone(&bus),
+        node: Arc::clone(&node),
+        control: control_api,
+        connections: Arc::clone(&connections),
+    };
     let (workers, threads) = start_workers(&config, &shared)?;
     let mailboxes: Vec<_> = workers.iter().map(|worker| worker.mailbox.clone()).collect();
     let (dispatcher, watch) = Dispatcher::new(Arc::clone(&bus), PortIndex(workers.len() as u8))?;
@@ -143,7 +144,8 @@ async fn serve(config: Config) -> Result<(), StartupError> {
         let _ = mailbox.send(ToWorker::Shutdown);
     }
     // Workers may need the keeper (a death, a flush) until their last request has ended.
-    let joined = tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
+    let joined =
+        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
     let _ = joined.await;
     keeper.close().await;
     tracing::info!("stopped");
@@ -193,7 +195,10 @@ async fn serve_or_say(what: &'static str, served: impl Future<Output = std::io::
 fn announce(node: &Node, listen: SocketAddr, config: &Config) {
     let transport = transport_name(node.bus().transport.kind());
     tracing::info!(%listen, transport, workers = config.workers, "ready");
-    println!("spryd is ready: http://{listen} (control socket {}, transport {transport})", config.control_socket.display());
+    println!(
+        "spryd is ready: http://{listen} (control socket {}, transport {transport})",
+        config.control_socket.display()
+    );
     // Under systemd (Type=notify), whoever waits for the service may go on now.
     if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
         && let Ok(sender) = std::os::unix::net::UnixDatagram::unbound()
@@ -250,10 +255,7 @@ struct Shared {
 
 type Threads = Vec<std::thread::JoinHandle<()>>;
 
-fn start_workers(
-    config: &Config,
-    shared: &Shared,
-) -> Result<(Vec<keeper::Worker>, Threads), StartupError> {
+fn start_workers(config: &Config, shared: &Shared) -> Result<(Vec<keeper::Worker>, Threads), StartupError> {
     let cpus = allowed_cpus();
     let (mut workers, mut threads) = (Vec::new(), Vec::new());
     for index in 0..config.workers {
@@ -282,7 +284,10 @@ fn start_workers(
 fn allowed_cpus() -> Vec<usize> {
     let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0));
     let count = nix::sched::CpuSet::count();
-    set.map_or_else(|_| Vec::new(), |set| (0..count).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
+    set.map_or_else(
+        |_| Vec::new(),
+        |set| (0..count).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect(),
+    )
 }
 
 fn open_transport(choice: TransportChoice) -> Result<(Arc<dyn Transport>, Vec<(Kind, String)>), BusError> {

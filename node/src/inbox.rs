@@ -71,7 +71,12 @@ pub enum Full {
 
 impl Inbox {
     /// Makes an inbox for bodies of at most `payload_max` bytes.
-    pub fn new(function: &str, name: SegmentName, payload_max: u64, node: Arc<NodeBytes>) -> Result<Arc<Self>, SegmentError> {
+    pub fn new(
+        function: &str,
+        name: SegmentName,
+        payload_max: u64,
+        node: Arc<NodeBytes>,
+    ) -> Result<Arc<Self>, SegmentError> {
         let block = (payload_max + HEAD_MAX as u64).next_power_of_two();
         let capacity = block.saturating_mul(BLOCKS).clamp(CAPACITY_MIN, CAPACITY_MAX);
         let fd = shm_bus::segment::create(&format!("spry-inbox-{function}"), capacity)?;
@@ -170,7 +175,8 @@ impl Block {
         if !self.contains(descriptor) {
             return None;
         }
-        let region = self.inbox.writer.region(u64::from(descriptor.offset), u64::from(descriptor.length)).ok()?;
+        let region =
+            self.inbox.writer.region(u64::from(descriptor.offset), u64::from(descriptor.length)).ok()?;
         Some(Bytes::from_owner(Kept { region, _block: self }))
     }
 }

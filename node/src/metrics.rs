@@ -13,20 +13,35 @@ pub fn render(node: &Node) -> String {
     let _ = writeln!(page, "spry_uptime_seconds {:.3}", node.uptime().as_secs_f64());
     describe(&mut page, "spry_queued_invocations", "gauge", "Waiting for an instance.");
     for function in &functions {
-        let _ = writeln!(page, "spry_queued_invocations{{function=\"{}\"}} {}", function.name(), function.queue_len());
+        let _ = writeln!(
+            page,
+            "spry_queued_invocations{{function=\"{}\"}} {}",
+            function.name(),
+            function.queue_len()
+        );
     }
     describe(&mut page, "spry_instances", "gauge", "Processes by state.");
     for function in &functions {
         let instances = view(function).instances;
-        for (state, count) in [("idle", instances.idle), ("busy", instances.busy), ("starting", instances.starting)] {
-            let _ = writeln!(page, "spry_instances{{function=\"{}\",state=\"{state}\"}} {count}", function.name());
+        for (state, count) in
+            [("idle", instances.idle), ("busy", instances.busy), ("starting", instances.starting)]
+        {
+            let _ = writeln!(
+                page,
+                "spry_instances{{function=\"{}\",state=\"{state}\"}} {count}",
+                function.name()
+            );
         }
     }
     describe(&mut page, "spry_invocations_total", "counter", "Ended invocations by result.");
     for function in &functions {
         for (result, count) in [("ok", &function.counts.ok), ("failed", &function.counts.failed)] {
             let count = count.load(Ordering::Relaxed);
-            let _ = writeln!(page, "spry_invocations_total{{function=\"{}\",result=\"{result}\"}} {count}", function.name());
+            let _ = writeln!(
+                page,
+                "spry_invocations_total{{function=\"{}\",result=\"{result}\"}} {count}",
+                function.name()
+            );
         }
     }
     describe(&mut page, "spry_starts_total", "counter", "Served invocations by what served them.");
@@ -34,10 +49,19 @@ pub fn render(node: &Node) -> String {
         let counts = &function.counts;
         for (kind, count) in [("cold", &counts.cold), ("forked", &counts.forked), ("warm", &counts.warm)] {
             let count = count.load(Ordering::Relaxed);
-            let _ = writeln!(page, "spry_starts_total{{function=\"{}\",kind=\"{kind}\"}} {count}", function.name());
+            let _ = writeln!(
+                page,
+                "spry_starts_total{{function=\"{}\",kind=\"{kind}\"}} {count}",
+                function.name()
+            );
         }
     }
-    describe(&mut page, "spry_exec_seconds_total", "counter", "Time in functions, from descriptor to answer.");
+    describe(
+        &mut page,
+        "spry_exec_seconds_total",
+        "counter",
+        "Time in functions, from descriptor to answer.",
+    );
     for function in &functions {
         let seconds = function.counts.exec_ns_sum.load(Ordering::Relaxed) as f64 / 1e9;
         let _ = writeln!(page, "spry_exec_seconds_total{{function=\"{}\"}} {seconds:.6}", function.name());

@@ -14,8 +14,8 @@ use tokio::sync::oneshot;
 
 use crate::activation::{Line, Record, Start, Stream};
 use crate::api::{
-    ActivationView, Calls, DeployError, Deployed, Engine, FunctionState, FunctionView, Instances, LogLine, LogPage,
-    LogStream, PassedOver, RemoveError, Reply, StartKind, StatusView, ZygoteState,
+    ActivationView, Calls, DeployError, Deployed, Engine, FunctionState, FunctionView, Instances, LogLine,
+    LogPage, LogStream, PassedOver, RemoveError, Reply, StartKind, StatusView, ZygoteState,
 };
 use crate::config::Config;
 use crate::dispatch::Bus;
@@ -309,7 +309,9 @@ impl Engine for Node {
     fn activations<'a>(&'a self, name: Option<&'a str>, limit: usize) -> Reply<'a, Vec<ActivationView>> {
         let mut views = Vec::new();
         for function in self.all().iter().filter(|function| name.is_none_or(|name| function.name() == name)) {
-            views.extend(function.history.lock().records().take(limit).map(|record| activation(function, record)));
+            views.extend(
+                function.history.lock().records().take(limit).map(|record| activation(function, record)),
+            );
         }
         views.sort_by_key(|view| std::cmp::Reverse(view.started_unix_ms));
         views.truncate(limit);

@@ -202,7 +202,12 @@ impl Dispatcher {
         }
     }
 
-    fn queue(self: &Rc<Self>, function: &Arc<Function>, id: InvocationId, descriptor: Descriptor) -> Result<(), Refusal> {
+    fn queue(
+        self: &Rc<Self>,
+        function: &Arc<Function>,
+        id: InvocationId,
+        descriptor: Descriptor,
+    ) -> Result<(), Refusal> {
         let limits = self.bus.limits;
         if self.bus.queued.fetch_add(1, Ordering::Relaxed) >= limits.node {
             self.bus.queued.fetch_sub(1, Ordering::Relaxed);
@@ -263,7 +268,9 @@ impl Dispatcher {
     fn answered(self: &Rc<Self>, descriptor: Descriptor) {
         let id = InvocationId(descriptor.invocation);
         let bit = (descriptor.source % SLOTS_PER_FUNCTION) as usize;
-        let Some(function) = self.bus.function(FunctionIndex((descriptor.source / SLOTS_PER_FUNCTION) as u16)) else {
+        let Some(function) =
+            self.bus.function(FunctionIndex((descriptor.source / SLOTS_PER_FUNCTION) as u16))
+        else {
             return tracing::error!(?descriptor, "an answer from a function that is not there");
         };
         let Some(instance) = function.instances[bit].load_full() else {
@@ -280,7 +287,8 @@ impl Dispatcher {
                 history.log(call, *stream, bytes);
             }
             if output.dropped_bytes > 0 {
-                let note = format!("[spry: {} bytes of output over the limit were dropped]", output.dropped_bytes);
+                let note =
+                    format!("[spry: {} bytes of output over the limit were dropped]", output.dropped_bytes);
                 history.log(call, crate::activation::Stream::Stderr, note.as_bytes());
             }
         }

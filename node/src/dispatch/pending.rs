@@ -78,7 +78,12 @@ pub(super) struct Pending {
 const ATTEMPTS: u8 = 3;
 
 impl Pending {
-    pub(super) fn new(function: Entered, request: Request, submitted_at: Instant, descriptor: Descriptor) -> Self {
+    pub(super) fn new(
+        function: Entered,
+        request: Request,
+        submitted_at: Instant,
+        descriptor: Descriptor,
+    ) -> Self {
         Self {
             function,
             request,

@@ -22,7 +22,7 @@ const FAILURE_MAX: u32 = 64 * 1024;
 
 /// A function's result, ready to be sent.
 #[derive(Debug)]
-pub struct Answer {
+pub(super) struct Answer {
     /// The status that the function chose.
     pub status: StatusCode,
     /// Its headers, checked.
@@ -33,7 +33,7 @@ pub struct Answer {
 
 /// Why there is no answer: the refusal, and the whole text of a failure (for the log).
 #[derive(Debug)]
-pub struct Failed {
+pub(super) struct Failed {
     /// What the client is told.
     pub refusal: Refusal,
     /// What the function's author is told.
@@ -47,7 +47,11 @@ impl From<Refusal> for Failed {
 }
 
 /// Reads the answer that `descriptor` names, in the instance's outbox or in the request's own block.
-pub fn read(descriptor: &Descriptor, instance: &Arc<Instance>, request: Block) -> Result<Answer, Failed> {
+pub(super) fn read(
+    descriptor: &Descriptor,
+    instance: &Arc<Instance>,
+    request: Block,
+) -> Result<Answer, Failed> {
     let outbox = instance.outbox_name;
     if (descriptor.segment, descriptor.generation) != (outbox.id, outbox.generation) {
         return passed_through(descriptor, request);
@@ -84,7 +88,9 @@ fn passed_through(descriptor: &Descriptor, request: Block) -> Result<Answer, Fai
     let bytes = if allowed { request.into_bytes(descriptor) } else { None };
     match bytes {
         Some(bytes) => Ok(bare(bytes)),
-        None => Err(Refusal::BadAnswer("it names memory that is neither its own nor the request's".into()).into()),
+        None => {
+            Err(Refusal::BadAnswer("it names memory that is neither its own nor the request's".into()).into())
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode};
 use super::Refusal;
 
 /// Whether a request's header reaches the function.
-pub fn reaches_function(name: &HeaderName) -> bool {
+pub(super) fn reaches_function(name: &HeaderName) -> bool {
     !is_of_the_connection(name) && *name != header::EXPECT
 }
 
@@ -33,10 +33,15 @@ fn is_the_gateways(name: &HeaderName) -> bool {
 }
 
 /// Takes a function's response head over into `headers`; returns its status.
-pub fn take_over(head: &spry_wire::frame::ResponseHead<'_>, headers: &mut HeaderMap) -> Result<StatusCode, Refusal> {
+pub(super) fn take_over(
+    head: &spry_wire::frame::ResponseHead<'_>,
+    headers: &mut HeaderMap,
+) -> Result<StatusCode, Refusal> {
     let status = StatusCode::from_u16(head.status).map_err(|error| Refusal::BadAnswer(error.to_string()))?;
     for (name, value) in &head.headers {
-        let bad = |what: &str| Refusal::BadAnswer(format!("the {what} of its header {name:?} is not allowed in HTTP"));
+        let bad = |what: &str| {
+            Refusal::BadAnswer(format!("the {what} of its header {name:?} is not allowed in HTTP"))
+        };
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad("name"))?;
         if is_of_the_connection(&name) || is_the_gateways(&name) {
             continue;

@@ -101,7 +101,8 @@ pub fn run(spec: WorkerSpec, ready: std::sync::mpsc::Sender<Result<(), String>>)
 
 fn bind_to(cpu: usize) {
     let mut set = nix::sched::CpuSet::new();
-    let bound = set.set(cpu).and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set));
+    let bound =
+        set.set(cpu).and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set));
     if let Err(error) = bound {
         tracing::warn!(cpu, %error, "a worker could not be bound to its core");
     }
@@ -125,7 +126,9 @@ async fn serve(worker: Rc<Worker>, mut mailbox: UnboundedReceiver<ToWorker>, con
                 worker.dispatcher().receive();
                 let _ = done.send(());
             }
-            ToWorker::Lost { invocation, begun, refusal } => worker.dispatcher().lost(invocation, begun, refusal),
+            ToWorker::Lost { invocation, begun, refusal } => {
+                worker.dispatcher().lost(invocation, begun, refusal)
+            }
             ToWorker::Shutdown => {
                 let _ = closing.send(true);
                 break;

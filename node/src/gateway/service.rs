@@ -38,7 +38,7 @@ static X_SPRY_START: HeaderName = HeaderName::from_static("x-spry-start");
 static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// What one worker thread serves with.
-pub struct Worker {
+pub(super) struct Worker {
     node: Arc<Node>,
     control: Arc<Control>,
     dispatcher: Rc<Dispatcher>,
@@ -55,18 +55,27 @@ struct Accepted {
 
 impl Worker {
     /// A worker that names invocations with `random` and sends on `dispatcher`'s port.
-    pub fn new(random: u64, node: Arc<Node>, control: Arc<Control>, dispatcher: Rc<Dispatcher>) -> Rc<Self> {
+    pub(super) fn new(
+        random: u64,
+        node: Arc<Node>,
+        control: Arc<Control>,
+        dispatcher: Rc<Dispatcher>,
+    ) -> Rc<Self> {
         let call_ids = CallIds::new(random);
         Rc::new(Self { node, control, dispatcher, call_ids, scratch: RefCell::default() })
     }
 
     /// Its way onto the bus.
-    pub fn dispatcher(&self) -> &Rc<Dispatcher> {
+    pub(super) fn dispatcher(&self) -> &Rc<Dispatcher> {
         &self.dispatcher
     }
 
     /// Answers one request, whatever it is.
-    pub async fn handle(self: Rc<Self>, request: Request<Incoming>, caller: Caller) -> Response<Full<Bytes>> {
+    pub(super) async fn handle(
+        self: Rc<Self>,
+        request: Request<Incoming>,
+        caller: Caller,
+    ) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         if let Some(rest) = path.strip_prefix("/function/") {
             let name_len = rest.find('/').unwrap_or(rest.len());
@@ -75,9 +84,8 @@ impl Worker {
         let call_id = self.call_ids.next();
         let mut response = match path {
             "/healthz" => only_reads(request.method()).map(|()| text(StatusCode::OK, "ok\n".into())),
-            "/metrics" => {
-                only_reads(request.method()).map(|()| text(StatusCode::OK, crate::metrics::render(&self.node)))
-            }
+            "/metrics" => only_reads(request.method())
+                .map(|()| text(StatusCode::OK, crate::metrics::render(&self.node))),
             _ if control::is_control_path(path) => Ok(control::handle(request, &self.control, caller).await),
             "*" if request.method() == Method::OPTIONS => Ok(options()),
             _ => Err(Refusal::NoSuchPath),
@@ -129,8 +137,10 @@ impl Worker {
         let function = Arc::clone(&entered);
         let timeout = function.stored.manifest.limits.timeout.as_duration();
         let is_head = request.method() == Method::HEAD;
-        let block =
-            self.take_in(&entered, request, name_len, call_id).await.map_err(|refusal| (refusal.into(), Timing::NONE))?;
+        let block = self
+            .take_in(&entered, request, name_len, call_id)
+            .await
+            .map_err(|refusal| (refusal.into(), Timing::NONE))?;
         let begun = Instant::now();
         let deadline = begun + timeout;
         let deadline_unix_ns = (SystemTime::now() + timeout).duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -201,7 +211,9 @@ impl Worker {
         let last = tokio::time::Instant::now() + BODY_TOTAL;
         while let Some(frame) = {
             let patience = last.min(tokio::time::Instant::now() + BODY_IDLE);
-            tokio::time::timeout_at(patience, body.frame()).await.map_err(|_| Refusal::BodyTimeout(BODY_IDLE))?
+            tokio::time::timeout_at(patience, body.frame())
+                .await
+                .map_err(|_| Refusal::BodyTimeout(BODY_IDLE))?
         } {
             let frame = frame.map_err(|error| Refusal::BodyBroken(error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
@@ -296,13 +308,19 @@ fn refuse(refusal: &Refusal, call_id: CallId, timing: Timing) -> Response<Full<B
 }
 
 fn only_reads(method: &Method) -> Result<(), Refusal> {
-    if method == Method::GET || method == Method::HEAD { Ok(()) } else { Err(Refusal::MethodNotAllowed("GET, HEAD")) }
+    if method == Method::GET || method == Method::HEAD {
+        Ok(())
+    } else {
+        Err(Refusal::MethodNotAllowed("GET, HEAD"))
+    }
 }
 
 fn options() -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::NO_CONTENT;
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+    response
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
     response
 }
 

@@ -10,7 +10,7 @@ use crate::instance::Instance;
 
 /// Where the time went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub(super) struct Timing {
     /// What served it; `None`: nothing did.
     pub start: Option<Start>,
     /// Waiting for a free instance.
@@ -23,10 +23,10 @@ pub struct Timing {
 
 impl Timing {
     /// Nothing happened.
-    pub const NONE: Self = Self { start: None, queue_ns: 0, start_ns: 0, exec_ns: 0 };
+    pub(super) const NONE: Self = Self { start: None, queue_ns: 0, start_ns: 0, exec_ns: 0 };
 
     /// Of an invocation that was answered at `answered_at` by `instance`, which had served `before` others.
-    pub fn answered(ended: &Ended, answered_at: Instant, instance: &Instance, before: u64) -> Self {
+    pub(super) fn answered(ended: &Ended, answered_at: Instant, instance: &Instance, before: u64) -> Self {
         let waited = ended.sent_at.saturating_duration_since(ended.submitted_at);
         let exec_ns = nanoseconds(answered_at.saturating_duration_since(ended.sent_at));
         if before > 0 {
@@ -45,14 +45,16 @@ impl Timing {
     }
 
     /// Of an invocation that waited this long for nothing.
-    pub fn waited(waited: Duration) -> Self {
+    pub(super) fn waited(waited: Duration) -> Self {
         Self { queue_ns: nanoseconds(waited), ..Self::NONE }
     }
 
     /// The header's value.
-    pub fn header(&self) -> HeaderValue {
+    pub(super) fn header(&self) -> HeaderValue {
         let mut text = Vec::with_capacity(80);
-        for (name, ns) in [("queue;dur=", self.queue_ns), (", start;dur=", self.start_ns), (", exec;dur=", self.exec_ns)] {
+        for (name, ns) in
+            [("queue;dur=", self.queue_ns), (", start;dur=", self.start_ns), (", exec;dur=", self.exec_ns)]
+        {
             text.extend_from_slice(name.as_bytes());
             milliseconds(&mut text, ns);
         }
@@ -111,10 +113,8 @@ mod tests {
 
     #[test]
     fn the_header_names_each_part() {
-        let timing = Timing { start: Some(Start::Forked), queue_ns: 20_000, start_ns: 1_200_000, exec_ns: 3_400_000 };
-        assert_eq!(
-            timing.header(),
-            "queue;dur=0.020, start;dur=1.200, exec;dur=3.400, kind;desc=\"forked\""
-        );
+        let timing =
+            Timing { start: Some(Start::Forked), queue_ns: 20_000, start_ns: 1_200_000, exec_ns: 3_400_000 };
+        assert_eq!(timing.header(), "queue;dur=0.020, start;dur=1.200, exec;dur=3.400, kind;desc=\"forked\"");
     }
 }

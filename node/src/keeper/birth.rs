@@ -69,7 +69,13 @@ impl Birth {
                 if self.function.placement.lock().advice() == Advice::Home {
                     self.keeper.place(&instance, true);
                 }
-                death::watch(self.keeper.clone(), self.function.clone(), instance.clone(), process, self.letters);
+                death::watch(
+                    self.keeper.clone(),
+                    self.function.clone(),
+                    instance.clone(),
+                    process,
+                    self.letters,
+                );
                 transport.admit(peer);
                 self.keeper.dispatcher.pump(&self.function);
                 Ok(instance)
@@ -103,13 +109,18 @@ impl Birth {
             inbox: (inbox.fd(), inbox.spec()),
             outbox: (
                 outbox_fd.as_fd(),
-                SegmentSpec { id: outbox_name.id, generation: outbox_name.generation, len: outbox_len as u32 },
+                SegmentSpec {
+                    id: outbox_name.id,
+                    generation: outbox_name.generation,
+                    len: outbox_len as u32,
+                },
             ),
             release_page: release.fd(),
             payload_max,
         };
         let process = self.zygote.fork(request).await?;
-        let duplicate = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(BirthError::Duplicate);
+        let duplicate =
+            |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(BirthError::Duplicate);
         let instance = Instance::new(Parts {
             peer,
             pid: process.pid,

@@ -46,7 +46,13 @@ pub(super) fn watch(
         log_rest(&function, &instance);
         if let Some((invocation, port)) = held {
             let refusal = refusal(&function, &instance, &exit);
-            tracing::info!(function = function.name(), pid = instance.pid, ?exit, begun, "an instance died at work");
+            tracing::info!(
+                function = function.name(),
+                pid = instance.pid,
+                ?exit,
+                begun,
+                "an instance died at work"
+            );
             if let Some(worker) = keeper.worker(port) {
                 let _ = worker.send(ToWorker::Lost { invocation, begun, refusal });
             }
@@ -100,9 +106,9 @@ impl AtEnd for std::os::fd::BorrowedFd<'_> {
         let mut polled = [PollFd::new(*self, PollFlags::POLLIN)];
         let looked = poll(&mut polled, PollTimeout::ZERO);
         looked.is_ok()
-            && polled[0].revents().is_some_and(|seen| {
-                seen.contains(PollFlags::POLLHUP) && !seen.contains(PollFlags::POLLIN)
-            })
+            && polled[0]
+                .revents()
+                .is_some_and(|seen| seen.contains(PollFlags::POLLHUP) && !seen.contains(PollFlags::POLLIN))
     }
 }
 

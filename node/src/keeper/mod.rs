@@ -26,9 +26,9 @@ use crate::dispatch::{Bus, Dispatcher, ToWorker};
 use crate::function::{Counts, Function};
 use crate::inbox::{Inbox, NodeBytes};
 use crate::instance::{Doom, Instance};
+use crate::manifest::{Egress, Name, Runtime};
 use crate::node::Node;
 use crate::store::{Staged, Store, StoredFunction};
-use crate::manifest::{Egress, Name, Runtime};
 use crate::zygote::{self, Executor, ProcessLimits, StartError, ZygoteSpec};
 
 pub use tend::ToTender;
@@ -269,11 +269,20 @@ impl Keeper {
     }
 
     /// Gives a function a place on the bus and an inbox.
-    fn make(&self, stored: StoredFunction, before: Option<&Arc<Function>>) -> Result<Arc<Function>, DeployError> {
+    fn make(
+        &self,
+        stored: StoredFunction,
+        before: Option<&Arc<Function>>,
+    ) -> Result<Arc<Function>, DeployError> {
         let free = self.bus.functions.iter().position(|entry| entry.load().is_none());
-        let index = FunctionIndex(free.ok_or_else(|| DeployError::NoRoom(format!("{} functions are on the bus", self.bus.functions.len())))? as u16);
+        let index = FunctionIndex(free.ok_or_else(|| {
+            DeployError::NoRoom(format!("{} functions are on the bus", self.bus.functions.len()))
+        })? as u16);
         let inbox = self.inbox(&stored).map_err(|error| DeployError::NoRoom(error.to_string()))?;
-        let history = before.map_or_else(|| Arc::new(parking_lot::Mutex::new(History::default())), |old| Arc::clone(&old.history));
+        let history = before.map_or_else(
+            || Arc::new(parking_lot::Mutex::new(History::default())),
+            |old| Arc::clone(&old.history),
+        );
         let counts = before.map_or_else(|| Arc::new(Counts::default()), |old| Arc::clone(&old.counts));
         let function = Function::new(index, stored, inbox, history, counts);
         self.bus.functions[usize::from(index.0)].store(Some(Arc::clone(&function)));

@@ -59,7 +59,11 @@ struct Tender {
 }
 
 /// Starts tending; `zygote` when it runs already.
-pub(super) fn spawn(keeper: Rc<Keeper>, function: Arc<Function>, zygote: Option<Rc<Zygote>>) -> UnboundedSender<ToTender> {
+pub(super) fn spawn(
+    keeper: Rc<Keeper>,
+    function: Arc<Function>,
+    zygote: Option<Rc<Zygote>>,
+) -> UnboundedSender<ToTender> {
     let (letters, mailbox) = unbounded_channel();
     keeper.tended.borrow_mut().insert(function.index, letters.clone());
     let tender = Tender {
@@ -296,7 +300,8 @@ impl Tender {
         for queued in self.keeper.bus.take_queue(&self.function) {
             let invocation = InvocationId(queued.descriptor.invocation);
             if let Some(worker) = self.keeper.worker(port_of(invocation)) {
-                let _ = worker.send(ToWorker::Lost { invocation, begun: true, refusal: Refusal::ShuttingDown });
+                let _ =
+                    worker.send(ToWorker::Lost { invocation, begun: true, refusal: Refusal::ShuttingDown });
             }
         }
         let (index, stored) = (self.function.index, &self.function.stored);
