@@ -71,7 +71,7 @@ fn deny() -> Result<(), Failure> {
 }
 
 fn ebpf_check() -> Result<(), Failure> {
-    ebpf::run(true).map_err(Failure::from_display("ebpf"))
+    ebpf::run(true)
 }
 
 fn bench_smoke() -> Result<(), Failure> {

@@ -50,6 +50,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Demo(options) => demo::run(&options),
         Command::Bench(args) => bench::run(&args),
         Command::Fuzz(options) => fuzz::run(&options).map(drop),
-        Command::Ebpf { check } => ebpf::run(check).map_err(Failure::from_display("ebpf")),
+        Command::Ebpf { check } => ebpf::run(check),
     }
 }

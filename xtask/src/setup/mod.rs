@@ -22,7 +22,7 @@ pub(crate) fn everything() -> Result<(), Failure> {
     for each in [Tool::CargoDeny, Tool::CargoFuzz] {
         tool(each)?;
     }
-    ebpf::setup().map_err(Failure::from_display("the eBPF toolchain"))?;
+    ebpf::setup()?;
     photo()?;
     println!("setup: this machine has everything");
     Ok(())
