@@ -166,7 +166,7 @@ mod tests {
             .expect("readable")
             .map(|entry| entry.expect("whole").path().expect("named").display().to_string())
             .collect();
-        assert_eq!(names, ["a.txt", "b.py", "link", "sub/", "sub/c.txt"]);
+        assert_eq!(names, ["a.txt", "b.py", "link", "sub", "sub/c.txt"]);
     }
 
     #[test]
