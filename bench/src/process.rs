@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// One line of the process table.
@@ -77,6 +78,40 @@ pub fn threads_cpu(pid: Pid) -> io::Result<Duration> {
         total += text.split_ascii_whitespace().next().and_then(|run| run.parse().ok()).unwrap_or(0);
     }
     Ok(Duration::from_nanos(total))
+}
+
+/// Restricts every thread of the processes to the CPUs; what they fork later inherits it.
+pub fn restrict(processes: &[Process], cpus: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    for cpu in cpus {
+        set.set(*cpu)?;
+    }
+    for process in processes {
+        // A process that has ended meanwhile needs no CPU.
+        let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", process.pid)) else { continue };
+        for task in tasks.flatten() {
+            if let Some(tid) = task.file_name().to_str().and_then(|name| name.parse().ok()) {
+                match sched_setaffinity(Pid::from_raw(tid), &set) {
+                    Ok(()) | Err(nix::Error::ESRCH) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Restricts the calling thread to a CPU.
+pub fn restrict_this_thread(cpu: usize) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// The CPUs that the calling thread may use.
+pub fn allowed_cpus() -> io::Result<Vec<usize>> {
+    let set = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect())
 }
 
 /// What must not grow.

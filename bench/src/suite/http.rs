@@ -45,12 +45,41 @@ pub struct Options {
     /// The open loop's rate, as a share of what the floor can do.
     #[arg(long, default_value_t = 0.25)]
     pub open_share: f64,
+    /// Where client and servers run. A request at one connection costs three times as much between two cores as on
+    /// one, and the kernel's choice changes from second to second: fix it to compare, leave it free to report.
+    #[arg(long, value_enum, default_value = "free")]
+    pub place: Place,
     /// The floor against a second one of its own kind: shows the noise; needs no spryd.
     #[arg(long)]
     pub self_check: bool,
     /// Also records a profile of spryd in each case, into FILE and then FILE.1 and so on, and prints it.
     #[arg(long, value_name = "FILE")]
     pub perf: Option<PathBuf>,
+}
+
+/// Which CPUs client and servers may use; the same for the floor and for spry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Place {
+    /// The kernel decides.
+    Free,
+    /// The client on the first CPU, the servers on all others.
+    Apart,
+    /// All on the first CPU.
+    Together,
+}
+
+impl Place {
+    /// `cpus` are those of this benchmark from before it was restricted itself.
+    fn apply(self, cpus: &[usize], subjects: &[Subject]) -> std::io::Result<()> {
+        let Some((client, others)) = cpus.split_first().filter(|_| self != Self::Free) else {
+            return Ok(());
+        };
+        let servers = if self == Self::Together || others.is_empty() { &cpus[..1] } else { others };
+        for subject in subjects {
+            process::restrict(&process::tree(subject.root)?, servers)?;
+        }
+        process::restrict_this_thread(*client)
+    }
 }
 
 /// A runtime to measure.
@@ -136,6 +165,7 @@ fn bar(subject: &str, case: &str, connections: usize, metric: usize) -> Option<B
 
 /// All that runs during the benchmark.
 struct Servers {
+    cpus: Vec<usize>,
     floors: Vec<Floor>,
     again: Option<Floor>,
     node: Option<Node>,
@@ -189,7 +219,12 @@ pub fn run(
 }
 
 fn start(options: &Options, programs: &Programs, binary: &Path, stop: &Stop) -> Result<Servers, SuiteError> {
-    let mut servers = Servers { floors: Vec::new(), again: None, node: None };
+    let mut servers = Servers {
+        cpus: process::allowed_cpus().map_err(process_error("this program"))?,
+        floors: Vec::new(),
+        again: None,
+        node: None,
+    };
     for shape in [Shape::MultiThread, Shape::PerCore] {
         servers.floors.push(Floor::start(binary, shape)?);
     }
@@ -257,6 +292,7 @@ fn subjects(
             subjects.push(Subject { label: label.to_owned(), target, root: node.pid(), floor: false });
         }
     }
+    options.place.apply(&servers.cpus, &subjects).map_err(process_error("the servers"))?;
     Ok(subjects)
 }
 
