@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use shm_bus::ids::PortIndex;
-use shm_bus::transport::{self, BusError, Kind, Transport};
+use shm_bus::transport::{self, BusError, Kind, Selected};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -96,9 +96,9 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let listener = bind(config.listen)?;
     let control = bind_control(&config.control_socket)?;
     let listen = listener.local_addr().map_err(os("the listener's address"))?;
-    let (transport, passed_over) = open_transport(config.transport)?;
+    let Selected { transport, passed_over } = open_transport(config.transport)?;
     for (kind, why) in &passed_over {
-        tracing::warn!(transport = transport_name(*kind), why, "a better transport can't be used");
+        tracing::warn!(transport = transport_name(*kind), %why, "a better transport can't be used");
     }
     let executor = executor(&config)?;
     let (to_keeper, mailbox) = unbounded_channel();
@@ -290,7 +290,7 @@ fn allowed_cpus() -> Vec<usize> {
     )
 }
 
-fn open_transport(choice: TransportChoice) -> Result<(Arc<dyn Transport>, Vec<(Kind, String)>), BusError> {
+fn open_transport(choice: TransportChoice) -> Result<Selected, BusError> {
     transport::select(match choice {
         TransportChoice::Auto => None,
         TransportChoice::Sockmap => Some(Kind::Sockmap),

@@ -1,12 +1,23 @@
-//! See docs/architecture.md.
+//! The node: `spryd` and `spry` are thin programs over this library. See docs/architecture.md.
 
+pub mod activation;
 pub mod api;
 pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod daemon;
+pub mod dispatch;
 pub mod doctor;
+pub mod embedded;
+pub mod function;
+pub mod gateway;
+pub mod inbox;
+pub mod instance;
+pub mod keeper;
 pub mod manifest;
+pub mod metrics;
+pub mod node;
 pub mod sandbox;
 pub mod store;
 pub mod sys;

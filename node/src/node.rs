@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use shm_bus::transport::Kind;
+use shm_bus::transport::{BusError, Kind};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
@@ -35,7 +35,7 @@ pub struct Fixed {
     /// The address that it really listens on.
     pub listen: std::net::SocketAddr,
     /// The better transports, and why they are not used.
-    pub passed_over: Vec<(Kind, String)>,
+    pub passed_over: Vec<(Kind, BusError)>,
     /// What limits processes, in words.
     pub cgroup: String,
 }
@@ -293,7 +293,7 @@ impl Engine for Node {
                 .fixed
                 .passed_over
                 .iter()
-                .map(|(kind, why)| PassedOver { name: transport_name(*kind).to_owned(), why: why.clone() })
+                .map(|(kind, why)| PassedOver { name: transport_name(*kind).to_owned(), why: why.to_string() })
                 .collect(),
             workers: self.fixed.config.workers as u32,
             cgroup: self.fixed.cgroup.clone(),
