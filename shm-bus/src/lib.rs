@@ -11,17 +11,27 @@
 //! The crate knows nothing of HTTP or of functions' code: a *peer* is a process with one connection
 //! to the *hub*, and belongs to a *function*, a set of interchangeable peers.
 //!
-//! With `default-features = false` only the peer's side is built (no kernel program, no io_uring).
+//! With `default-features = false` only the peer's side is built (no kernel program, no io_uring). Under
+//! `cfg(loom)` there is the ring alone, on loom's atomics.
 #![deny(unsafe_code)]
 
+#[cfg(not(loom))]
 pub mod alloc;
+#[cfg(not(loom))]
 pub mod begun;
+#[cfg(not(loom))]
 pub mod descriptor;
 pub mod ids;
+#[cfg(not(loom))]
 pub mod release;
+pub mod ring;
+#[cfg(not(loom))]
 pub mod segment;
+#[cfg(not(loom))]
 mod sys;
+#[cfg(not(loom))]
 pub mod transport;
 
 pub use spry_ebpf_common::Descriptor;
+#[cfg(not(loom))]
 pub use transport::endpoint;

@@ -5,6 +5,9 @@
 //! So its accessors copy, or give atomics; the two that give slices say what that means.
 #![allow(unsafe_code, reason = "the crate's gate to mappings and system calls")]
 
+#[cfg(feature = "hub")]
+pub(crate) mod uring;
+
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -152,4 +155,90 @@ impl Drop for Mapping {
         let unmapped = unsafe { munmap(self.start.cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap of a whole mapping: {unmapped:?}");
     }
+}
+
+/// `count` values of shared cells, all zero, in memory that is used page by page as it is touched.
+#[cfg(feature = "hub")]
+#[derive(Debug)]
+pub(crate) struct Zeroed<T> {
+    start: NonNull<T>,
+    count: usize,
+}
+
+/// A type of atomics only: every bit pattern is a value, and sharing it is sound.
+///
+/// # Safety
+/// That it is one.
+#[cfg(feature = "hub")]
+pub(crate) unsafe trait Cell: Sync {}
+
+#[cfg(feature = "hub")]
+// SAFETY: atomics only.
+unsafe impl Cell for crate::transport::table::SlotCell {}
+#[cfg(feature = "hub")]
+// SAFETY: atomics only.
+unsafe impl Cell for crate::transport::table::FunctionCell {}
+
+#[cfg(feature = "hub")]
+// SAFETY: the memory belongs to this value, and its cells may be shared by all threads.
+unsafe impl<T: Cell> Send for Zeroed<T> {}
+#[cfg(feature = "hub")]
+// SAFETY: as above.
+unsafe impl<T: Cell> Sync for Zeroed<T> {}
+
+#[cfg(feature = "hub")]
+impl<T: Cell> Zeroed<T> {
+    pub(crate) fn new(count: usize) -> io::Result<Self> {
+        const { assert!(align_of::<T>() <= 4096) };
+        let len = count.checked_mul(size_of::<T>()).and_then(NonZeroUsize::new);
+        let len = len.ok_or(io::ErrorKind::InvalidInput)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let start = unsafe { nix::sys::mman::mmap_anonymous(None, len, prot, MapFlags::MAP_PRIVATE) }?;
+        Ok(Self { start: start.cast(), count })
+    }
+}
+
+#[cfg(feature = "hub")]
+impl<T> std::ops::Deref for Zeroed<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        // SAFETY: `new` mapped `count` values at `start`, page-aligned; zero bytes are values (`Cell`).
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
+    }
+}
+
+#[cfg(feature = "hub")]
+impl<T> Drop for Zeroed<T> {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped.
+        let unmapped = unsafe { munmap(self.start.cast(), self.count * size_of::<T>()) };
+        debug_assert!(unmapped.is_ok(), "munmap of a whole mapping: {unmapped:?}");
+    }
+}
+
+/// Sleeps while `word` is `expected`, until it is woken, a signal comes, or `timeout` is over; the caller
+/// looks at its condition again, whichever it was.
+pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: std::time::Duration) {
+    let timeout = libc::timespec {
+        tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos() as _,
+    };
+    // SAFETY: the word and the timeout are alive during the call; the kernel only reads them.
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, expected, &raw const timeout);
+    }
+}
+
+/// Wakes everybody who waits for `word`, in whatever process.
+pub(crate) fn futex_wake(word: &AtomicU32) {
+    // SAFETY: the word is alive during the call; the kernel uses its address only.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+/// The CPU that this thread runs on (it may be another one by the time that the caller looks).
+pub(crate) fn current_cpu() -> u32 {
+    // SAFETY: no preconditions.
+    let cpu = unsafe { libc::sched_getcpu() };
+    u32::try_from(cpu).unwrap_or(0)
 }

@@ -21,15 +21,26 @@
 //!   happens: an [`Event::Answer`], an [`Event::Bounced`] (it wasn't delivered after all), or
 //!   [`Transport::detach`] returns the invocation.
 
+pub mod broker;
 pub mod endpoint;
+pub mod futex;
+#[cfg(feature = "hub")]
+mod hub;
+#[cfg(feature = "hub")]
+mod select;
+#[cfg(feature = "hub")]
+pub mod table;
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
-use spry_ebpf_common::Descriptor;
+use spry_ebpf_common::{DESCRIPTOR_LEN, Descriptor};
 
 use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex};
+
+#[cfg(feature = "hub")]
+pub use select::{Selected, select};
 
 /// Which implementation; also what a peer must be told to open its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -89,8 +100,22 @@ pub enum BusError {
     /// All of a function's slots, or all ports, are taken.
     #[error("no free {0}")]
     Full(&'static str),
+    /// A page that the two sides share can't be made or mapped.
+    #[error("a bus page: {0}")]
+    Segment(#[from] crate::segment::SegmentError),
+    /// The hub has broken the protocol of the ring, or the peer has used its end out of turn.
+    #[error("the bus ring: {0}")]
+    Ring(#[from] crate::ring::RingError),
+    /// The fds aren't those of an endpoint.
+    #[error("{fds} fds are no endpoint of the {kind} transport")]
+    Endpoint {
+        /// Which transport.
+        kind: Kind,
+        /// How many fds there were.
+        fds: usize,
+    },
     /// The kernel lacks what this transport needs.
-    #[error("the {kind:?} transport is not available: {why}")]
+    #[error("the {kind} transport is not available: {why}")]
     Unavailable {
         /// Which one.
         kind: Kind,
@@ -207,4 +232,59 @@ pub trait Endpoint: Send {
 
     /// Sends the answer to the invocation last received.
     fn send(&mut self, descriptor: &Descriptor) -> Result<(), BusError>;
+}
+
+/// The descriptor as it travels through sockets.
+pub(crate) fn to_bytes(item: &Descriptor) -> [u8; DESCRIPTOR_LEN] {
+    let mut bytes = [0; DESCRIPTOR_LEN];
+    bytes[0..4].copy_from_slice(&item.segment.to_ne_bytes());
+    bytes[4..8].copy_from_slice(&item.generation.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&item.offset.to_ne_bytes());
+    bytes[12..16].copy_from_slice(&item.length.to_ne_bytes());
+    bytes[16..24].copy_from_slice(&item.invocation.to_ne_bytes());
+    bytes[24..26].copy_from_slice(&item.route.to_ne_bytes());
+    bytes[26] = item.step;
+    bytes[27] = item.flags;
+    bytes[28..32].copy_from_slice(&item.source.to_ne_bytes());
+    bytes
+}
+
+/// The other way round. Every 32 bytes are a descriptor, if not a valid one.
+pub(crate) fn from_bytes(bytes: &[u8; DESCRIPTOR_LEN]) -> Descriptor {
+    let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let mut invocation = [0; 8];
+    invocation.copy_from_slice(&bytes[16..24]);
+    Descriptor {
+        segment: word(0),
+        generation: word(4),
+        offset: word(8),
+        length: word(12),
+        invocation: u64::from_ne_bytes(invocation),
+        route: u16::from_ne_bytes([bytes[24], bytes[25]]),
+        step: bytes[26],
+        flags: bytes[27],
+        source: word(28),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_survives_its_bytes_and_lies_as_in_c() {
+        let bytes: [u8; DESCRIPTOR_LEN] = std::array::from_fn(|at| at as u8 + 1);
+        let item = from_bytes(&bytes);
+        assert_eq!(to_bytes(&item), bytes);
+        assert_eq!(item.source.to_ne_bytes(), bytes[28..]);
+        assert_eq!((item.step, item.flags), (27, 28));
+    }
+
+    #[test]
+    fn kinds_have_names() {
+        for kind in [Kind::Sockmap, Kind::Futex, Kind::Broker] {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        assert!("pigeon".parse::<Kind>().is_err());
+    }
 }

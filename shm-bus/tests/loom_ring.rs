@@ -1,0 +1,133 @@
+//! The ring under loom: every interleaving and every outcome that the memory model allows.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p shm-bus --release --test loom_ring`
+#![cfg(loom)]
+
+use loom::sync::{Arc, Condvar, Mutex};
+use loom::thread;
+use shm_bus::Descriptor;
+use shm_bus::ring::{
+    AtomicU32, AtomicU64, Consumer, ENTRIES, Ordering, Page, Producer, RingError, WORDS, awake,
+    going_to_sleep, must_wake,
+};
+
+struct Private {
+    counts: [AtomicU32; 3],
+    words: [[AtomicU64; WORDS]; ENTRIES as usize],
+}
+
+impl Private {
+    fn new() -> Self {
+        let zero = || AtomicU32::new(0);
+        let words = || std::array::from_fn(|_| AtomicU64::new(0));
+        Self { counts: [zero(), zero(), zero()], words: std::array::from_fn(|_| words()) }
+    }
+}
+
+impl Page for Private {
+    fn produced(&self) -> &AtomicU32 {
+        &self.counts[0]
+    }
+    fn consumed(&self) -> &AtomicU32 {
+        &self.counts[1]
+    }
+    fn sleeping(&self) -> &AtomicU32 {
+        &self.counts[2]
+    }
+    fn word(&self, entry: u32, word: usize) -> &AtomicU64 {
+        &self.words[entry as usize][word]
+    }
+}
+
+/// All four words differ from entry to entry, so that a mixture would show.
+fn numbered(n: u32) -> Descriptor {
+    Descriptor { segment: n, offset: n, invocation: n.into(), source: n, ..Descriptor::default() }
+}
+
+/// One more than fits, so that an entry is written a second time.
+#[test]
+fn what_is_pushed_is_popped_whole_and_in_order() {
+    loom::model(|| {
+        let pages = Arc::new((Private::new(), Private::new()));
+        let theirs = Arc::clone(&pages);
+        let producer = thread::spawn(move || {
+            let mut producer = Producer::default();
+            for n in 1..=ENTRIES + 1 {
+                loop {
+                    match producer.push(&theirs.0, &theirs.1, &numbered(n)) {
+                        Ok(()) => break,
+                        Err(RingError::Full) => thread::yield_now(),
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+        });
+        let mut consumer = Consumer::default();
+        for n in 1..=ENTRIES + 1 {
+            let got = loop {
+                match consumer.pop(&pages.1, &pages.0).unwrap() {
+                    Some(got) => break got,
+                    None => thread::yield_now(),
+                }
+            };
+            assert_eq!(got, numbered(n));
+        }
+        producer.join().unwrap();
+    });
+}
+
+/// What the kernel does: compare under its lock, sleep, be woken.
+struct Futex {
+    lock: Mutex<()>,
+    woken: Condvar,
+}
+
+impl Futex {
+    fn wait(&self, word: &AtomicU32, expected: u32) {
+        let guard = self.lock.lock().unwrap();
+        // The kernel's lock orders this load after the store of whoever has woken before us. No more.
+        if word.load(Ordering::Relaxed) == expected {
+            drop(self.woken.wait(guard).unwrap());
+        }
+    }
+    fn wake(&self) {
+        let _guard = self.lock.lock().unwrap();
+        self.woken.notify_all();
+    }
+}
+
+/// A wake-up that is lost would be a deadlock, which loom reports.
+#[test]
+fn a_sleeper_is_always_woken() {
+    loom::model(|| {
+        let futex = Futex { lock: Mutex::new(()), woken: Condvar::new() };
+        let shared = Arc::new((Private::new(), Private::new(), futex));
+        let theirs = Arc::clone(&shared);
+        let producer = thread::spawn(move || {
+            let mut producer = Producer::default();
+            for n in 1..=2 {
+                producer.push(&theirs.0, &theirs.1, &numbered(n)).unwrap();
+                if must_wake(&theirs.1) {
+                    theirs.2.wake();
+                }
+            }
+        });
+        let mut consumer = Consumer::default();
+        for n in 1..=2 {
+            let got = loop {
+                if let Some(got) = consumer.pop(&shared.1, &shared.0).unwrap() {
+                    break got;
+                }
+                going_to_sleep(&shared.1);
+                match consumer.pop(&shared.1, &shared.0).unwrap() {
+                    Some(got) => break got,
+                    None => shared.2.wait(shared.0.produced(), consumer.seen()),
+                }
+                awake(&shared.1);
+            };
+            awake(&shared.1);
+            assert_eq!(got, numbered(n));
+        }
+        producer.join().unwrap();
+    });
+}
