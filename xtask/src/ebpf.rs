@@ -84,7 +84,7 @@ pub(crate) fn run(check: bool) -> Result<(), Failure> {
 fn build(Tools { work, sysroot, linker }: &Tools) -> Result<PathBuf, Failure> {
     let root = process::root();
     let target_dir = work.join("programs");
-    let manifest = root.join("ebpf/programs/Cargo.toml");
+    let manifest = root.join("ebpf/Cargo.toml");
     let mut flags: Vec<OsString> =
         ["-Cdebuginfo=2", "-Clink-arg=--btf"].into_iter().map(OsString::from).collect();
     flags.push(format!("-Ctarget-cpu={CPU}").into());
@@ -102,7 +102,7 @@ fn build(Tools { work, sysroot, linker }: &Tools) -> Result<PathBuf, Failure> {
     }
     let mut cargo = process::cargo(["build", "--release", "--locked", "--target", TARGET]);
     cargo.arg("--manifest-path").arg(&manifest).arg("--target-dir").arg(&target_dir);
-    cargo.current_dir(root.join("ebpf/programs"));
+    cargo.current_dir(root.join("ebpf"));
     for variable in ["RUSTFLAGS", "CARGO_TARGET_DIR", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
         cargo.env_remove(variable);
     }

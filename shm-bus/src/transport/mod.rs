@@ -28,6 +28,7 @@ pub mod futex;
 mod hub;
 #[cfg(feature = "hub")]
 mod select;
+pub mod sockmap;
 #[cfg(feature = "hub")]
 pub mod table;
 

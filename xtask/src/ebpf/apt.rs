@@ -43,8 +43,8 @@ pub(super) fn download(state: &Path, suite: &str, package: &str) -> Result<PathB
         "apt.conf",
         format!(
             "Dir::State \"{folder}\";\nDir::State::status \"/dev/null\";\nDir::Cache \"{folder}/cache\";\n\
-             Dir::Etc::SourceList \"{}\";\nDir::Etc::SourceParts \"-\";\nDir::Etc::Preferences \"-\";\n\
-             Dir::Etc::PreferencesParts \"-\";\nAPT::Sandbox::User \"\";\n",
+             Dir::Etc::SourceList \"{}\";\nDir::Etc::SourceParts \"-\";\nDir::Etc::Preferences \"/dev/null\";\n\
+             Dir::Etc::PreferencesParts \"/dev/null\";\nAPT::Sandbox::User \"\";\n",
             sources.display()
         ),
     )?;

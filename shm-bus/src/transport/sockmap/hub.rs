@@ -1,0 +1,298 @@
+//! The hub's side: peers come and go, and are watched.
+//!
+//! Coming and going takes a lock per function, so that an old name can't act on a slot that was given out
+//! anew; messages take none. An instance's socket is in the map before its other half is handed out.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use nix::sys::socket::{MsgFlags, recv};
+use parking_lot::{Mutex, MutexGuard};
+use spry_ebpf_common::{
+    Counter, DEFAULT_FUNCTIONS, MAX_PORTS, SLOTS_PER_FUNCTION, fault, index_of,
+};
+
+use super::network::{Connection, Network};
+use super::port::SockmapPort;
+use super::program::{self, Program};
+use super::tables::Arrays;
+use super::watch::Watch;
+use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex};
+use crate::transport::table::Table;
+use crate::transport::{Attachment, BusError, Fault, FaultKind, Kind, Port, Transport};
+
+/// How big the tables are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Functions at most (up to 65,536); each has room for 64 peers. A function takes 4.3 KB of kernel memory.
+    pub functions: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { functions: DEFAULT_FUNCTIONS }
+    }
+}
+
+/// The sockmap transport for as many functions as usual, after a probe.
+pub fn transport() -> Result<Arc<dyn Transport>, BusError> {
+    Sockmap::probe()?;
+    Ok(Arc::new(Sockmap::new(Config::default())?))
+}
+
+/// The sockmap transport.
+pub struct Sockmap {
+    pub(super) inner: Arc<Inner>,
+}
+
+/// What ports share with the transport.
+pub(super) struct Inner {
+    pub(super) table: Table<Arrays>,
+    program: Mutex<Program>,
+    network: Network,
+    watch: Watch,
+    /// Per function, made at its first attach.
+    functions: Box<[OnceLock<Mutex<Places>>]>,
+}
+
+/// A function's slots, from the hub's side.
+#[derive(Debug)]
+struct Places {
+    links: [Place; SLOTS_PER_FUNCTION as usize],
+    /// Where the search for a free slot begins: after the one given out last.
+    next: usize,
+}
+
+#[derive(Debug, Default)]
+enum Place {
+    #[default]
+    Free,
+    /// Its connection is being made.
+    Reserved,
+    Taken {
+        generation: u32,
+        /// The hub's end; the peer's violations and its end of file arrive here.
+        socket: OwnedFd,
+    },
+}
+
+impl Places {
+    fn new() -> Self {
+        Self { links: std::array::from_fn(|_| Place::Free), next: 0 }
+    }
+
+    /// Reserves a free slot, in turn.
+    fn reserve(&mut self) -> Option<usize> {
+        let count = self.links.len();
+        let bit = (0..count).map(|step| (self.next + step) % count);
+        let bit = bit.into_iter().find(|bit| matches!(self.links[*bit], Place::Free))?;
+        self.links[bit] = Place::Reserved;
+        self.next = (bit + 1) % count;
+        Some(bit)
+    }
+
+    fn socket_of(&self, peer: PeerId) -> Option<&OwnedFd> {
+        match &self.links[peer.bit() as usize] {
+            Place::Taken { generation, socket } if *generation == peer.generation => Some(socket),
+            _ => None,
+        }
+    }
+
+    /// The slots that nobody has, as a mask.
+    fn free(&self) -> u64 {
+        let bits = self.links.iter().enumerate();
+        bits.fold(0, |mask, (bit, place)| mask | u64::from(matches!(place, Place::Free)) << bit)
+    }
+}
+
+impl std::fmt::Debug for Sockmap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sockmap").field("functions", &self.inner.functions.len()).finish_non_exhaustive()
+    }
+}
+
+impl Sockmap {
+    /// Loads the program and makes the network. Nothing of it outlives this value and its ports.
+    pub fn new(config: Config) -> Result<Self, BusError> {
+        let most = u32::from(u16::MAX) + 1;
+        let functions = config.functions.clamp(1, most);
+        // The last addresses of 127.0.0.0/8 are the listeners' and the broadcast's.
+        const { assert!((u16::MAX as u32 + 1) * SLOTS_PER_FUNCTION + MAX_PORTS < index_of(0x7fff_fffe)) };
+        let (program, arrays) = program::load(&Config { functions })?;
+        let inner = Inner {
+            table: Table::new(arrays),
+            program: Mutex::new(program),
+            network: Network::new()?,
+            watch: Watch::new()?,
+            functions: (0..functions).map(|_| OnceLock::new()).collect(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Whether this transport works here, by using it: a descriptor goes to a peer that sleeps in `recv`, and
+    /// its answer comes back, several times. The error says what doesn't, for `spry doctor`.
+    pub fn probe() -> Result<(), BusError> {
+        super::probe::probe()
+    }
+
+    /// How often something has happened, as the program counts.
+    pub fn count(&self, counter: Counter) -> u64 {
+        self.inner.arrays().count(counter)
+    }
+
+    /// Messages that the current or last peer of this slot sent against the rules.
+    pub fn violations(&self, slot: u32) -> u64 {
+        self.inner.arrays().slots.get(slot as usize).map_or(0, |slot| slot.violations.load(Ordering::Relaxed))
+    }
+}
+
+impl Inner {
+    pub(super) fn arrays(&self) -> &Arrays {
+        self.table.cells()
+    }
+
+    fn places(&self, function: FunctionIndex) -> Option<MutexGuard<'_, Places>> {
+        let places = self.functions.get(usize::from(function.0))?;
+        Some(places.get_or_init(|| Mutex::new(Places::new())).lock())
+    }
+
+    /// Puts a connection's named end into the socket map.
+    pub(super) fn insert(&self, index: u32, socket: &OwnedFd) -> Result<(), BusError> {
+        let mut program = self.program.lock();
+        program.sockets.set(index, socket, 0).map_err(|error| {
+            let source = std::error::Error::source(&error)
+                .and_then(|cause| cause.downcast_ref::<std::io::Error>())
+                .and_then(|cause| cause.raw_os_error())
+                .map_or_else(|| std::io::Error::other(error.to_string()), std::io::Error::from_raw_os_error);
+            BusError::Os { operation: "put a socket into the socket map", source }
+        })
+    }
+
+    /// Takes whatever socket is there out of the socket map.
+    pub(super) fn remove(&self, index: u32) {
+        // A socket that was closed has left by itself; then this fails, and that's fine.
+        let _ = self.program.lock().sockets.clear_index(&index);
+    }
+
+    pub(super) fn connect(&self, index: u32) -> Result<Connection, BusError> {
+        self.network.connect(index)
+    }
+
+    fn try_attach(&self, slot: u32) -> Result<(PeerId, Connection), BusError> {
+        let connection = self.network.connect(MAX_PORTS + slot)?;
+        let cell = &self.arrays().slots[slot as usize];
+        cell.connection.store(connection.ports, Ordering::Relaxed);
+        cell.violations.store(0, Ordering::Relaxed);
+        let peer = self.table.attach(slot);
+        let watched = self
+            .insert(MAX_PORTS + slot, &connection.named)
+            .and_then(|()| self.watch.add(peer, connection.other.as_fd()));
+        if let Err(error) = watched {
+            self.table.detach(peer);
+            self.remove(MAX_PORTS + slot);
+            return Err(error);
+        }
+        Ok((peer, connection))
+    }
+
+    /// Why the peer's socket has become readable. `None`: it has nothing to say.
+    fn diagnose(&self, peer: PeerId, socket: &OwnedFd) -> Option<FaultKind> {
+        let mut byte = [0];
+        let got = recv(socket.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK);
+        let seen = self.arrays().slots[peer.slot as usize].fault.load(Ordering::Relaxed);
+        match (seen, got) {
+            (_, Err(nix::Error::EAGAIN | nix::Error::EINTR)) => None,
+            (fault::NOT_ITS_INVOCATION, _) => Some(FaultKind::NotItsInvocation),
+            (fault::NONE, Ok(0) | Err(_)) => Some(FaultKind::Closed),
+            _ => Some(FaultKind::Malformed),
+        }
+    }
+}
+
+impl Transport for Sockmap {
+    fn kind(&self) -> Kind {
+        Kind::Sockmap
+    }
+
+    fn open_port(&self, port: PortIndex) -> Result<Box<dyn Port>, BusError> {
+        Ok(Box::new(SockmapPort::open(Arc::clone(&self.inner), port)?))
+    }
+
+    fn attach(&self, function: FunctionIndex) -> Result<Attachment, BusError> {
+        let bit = {
+            let mut places = self.inner.places(function).ok_or(BusError::Full("function"))?;
+            let bit = places.reserve().ok_or(BusError::Full("slot of the function"))?;
+            self.inner.arrays().forget_hints(function, places.free());
+            bit
+        };
+        let slot = u32::from(function.0) * SLOTS_PER_FUNCTION + bit as u32;
+        let attached = self.inner.try_attach(slot);
+        let mut places = self.inner.places(function).ok_or(BusError::Full("function"))?;
+        match attached {
+            Ok((peer, Connection { named, other, .. })) => {
+                places.links[bit] = Place::Taken { generation: peer.generation, socket: other };
+                Ok(Attachment { peer, endpoint: vec![named] })
+            }
+            Err(error) => {
+                places.links[bit] = Place::Free;
+                Err(error)
+            }
+        }
+    }
+
+    fn admit(&self, peer: PeerId) -> bool {
+        let Some(places) = self.inner.places(peer.function()) else { return false };
+        places.socket_of(peer).is_some() && self.inner.table.admit(peer)
+    }
+
+    fn detach(&self, peer: PeerId) -> Option<(InvocationId, PortIndex)> {
+        let mut places = self.inner.places(peer.function())?;
+        let socket = places.socket_of(peer)?.as_fd();
+        self.inner.watch.remove(socket);
+        let lost = self.inner.table.detach(peer);
+        self.inner.remove(MAX_PORTS + peer.slot);
+        // No connection is this slot's any more.
+        self.inner.arrays().slots[peer.slot as usize].connection.store(0, Ordering::Relaxed);
+        places.links[peer.bit() as usize] = Place::Free;
+        lost
+    }
+
+    fn retire(&self, peer: PeerId) -> bool {
+        let Some(places) = self.inner.places(peer.function()) else { return false };
+        places.socket_of(peer).is_some() && self.inner.table.retire(peer)
+    }
+
+    fn has_idle(&self, function: FunctionIndex) -> bool {
+        self.inner.arrays().has_idle(function)
+    }
+
+    fn holder(&self, function: FunctionIndex, invocation: InvocationId) -> Option<PeerId> {
+        self.inner.table.holder(function, invocation)
+    }
+
+    fn set_home(&self, peer: PeerId, cpu: Option<usize>) {
+        let Some(places) = self.inner.places(peer.function()) else { return };
+        if places.socket_of(peer).is_some() {
+            self.inner.table.set_home(peer, cpu);
+        }
+    }
+
+    fn faults_fd(&self) -> BorrowedFd<'_> {
+        self.inner.watch.fd()
+    }
+
+    fn faults(&self, out: &mut Vec<Fault>) {
+        for peer in self.inner.watch.ready() {
+            let Some(places) = self.inner.places(peer.function()) else { continue };
+            let Some(socket) = places.socket_of(peer) else { continue };
+            match self.inner.diagnose(peer, socket) {
+                Some(kind) => out.push(Fault { peer, kind }),
+                None => self.inner.watch.again(peer, socket.as_fd()),
+            }
+        }
+        if let Some(log) = &mut self.inner.program.lock().log {
+            log.flush();
+        }
+    }
+}
