@@ -159,10 +159,7 @@ impl<'a> Response<'a> {
         if let Body::Own { room, place, len, .. } = self.body
             && head_len > room
         {
-            let moved = self.outbox.allocate(head_len, len)?;
-            self.outbox.copy(place, room, moved, head_len, len);
-            self.outbox.free(place);
-            self.body = Body::Own { place: moved, room: head_len, len, reserved: len };
+            self.make_room(place, room, head_len, len)?;
         }
         let Body::Own { place, room, len, .. } = std::mem::replace(&mut self.body, Body::None) else {
             unreachable!("a body was just put into the outbox");
@@ -170,6 +167,20 @@ impl<'a> Response<'a> {
         let head = self.head.finish(self.status, room as u32);
         self.outbox.bytes_mut(place, 0, head.len()).copy_from_slice(head);
         Ok(self.outbox.describe(place, room + len))
+    }
+
+    /// Moves a body further back, for a head that outgrew its room: within its block, or else into another.
+    fn make_room(&mut self, place: Place, from: usize, to: usize, len: usize) -> Result<(), ResponseError> {
+        if to + len <= place.len as usize {
+            self.outbox.bytes_mut(place, 0, to + len).copy_within(from..from + len, to);
+            self.body = Body::Own { place, room: to, len, reserved: len };
+            return Ok(());
+        }
+        let moved = self.outbox.allocate(to, len)?;
+        self.outbox.copy(place, from, moved, to, len);
+        self.discard();
+        self.body = Body::Own { place: moved, room: to, len, reserved: len };
+        Ok(())
     }
 
     fn discard(&mut self) {

@@ -116,8 +116,16 @@ pub(crate) fn other_threads() -> Vec<String> {
         .collect()
 }
 
-/// Takes fd `number` over, close-on-exec. An error when it isn't open.
-pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
+/// Takes fd `number` over, close-on-exec. An error when it isn't an open seqpacket socket.
+pub(crate) fn adopt_seqpacket(number: RawFd) -> io::Result<OwnedFd> {
+    let (mut kind, mut len): (c_int, libc::socklen_t) = (0, size_of::<c_int>() as libc::socklen_t);
+    // SAFETY: writes one int to `kind`, and its length to `len`.
+    check(unsafe {
+        libc::getsockopt(number, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut len)
+    })?;
+    if kind != libc::SOCK_SEQPACKET {
+        return Err(io::Error::from_raw_os_error(libc::ENOTSOCK));
+    }
     // SAFETY: F_SETFD touches no memory.
     check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
     // SAFETY: it is open, and by the zygote's contract with spryd nobody else in this process uses it.

@@ -18,7 +18,7 @@ const MESSAGE_BYTES: usize = control::MESSAGE_MAX / 6 - 1024;
 /// Started by anything but spryd (without a control socket as fd 3), it says so on stderr and ends with 64.
 pub fn run<H: Handler>() -> ! {
     sys::ignore_interrupts();
-    let Ok(socket) = sys::adopt(ZYGOTE_FD) else {
+    let Ok(socket) = sys::adopt_seqpacket(ZYGOTE_FD) else {
         eprintln!(
             "This is the inside of a spry function. spryd starts it, with a control socket as fd {ZYGOTE_FD}."
         );

@@ -127,7 +127,7 @@ fn no_symbol(path: &Path, symbol: &'static str, advice: &'static str) -> Library
 
 /// Sorts the dynamic linker's messages by what the author has to do.
 fn explain(path: &Path, error: &libloading::Error) -> LibraryError {
-    let message = error.to_string();
+    let message = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
     // glibc starts its messages with the file's name, or with the name of what it needs.
     let why = message.strip_prefix(&format!("{}: ", path.display())).unwrap_or(&message).to_owned();
     let not_a_library =

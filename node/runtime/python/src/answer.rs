@@ -176,7 +176,10 @@ fn nonsense(value: &Bound<'_, PyAny>) -> CallError {
 }
 
 fn shown_type(value: &Bound<'_, PyAny>) -> String {
-    value.get_type().qualname().map_or_else(|_| "something".to_owned(), |name| format!("of type {name}"))
+    value
+        .get_type()
+        .qualname()
+        .map_or_else(|_| "something".to_owned(), |name| format!("something of type {name}"))
 }
 
 fn shown(value: &Bound<'_, PyAny>) -> String {

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl
 import spry
 from spry import _collect
 
-OWN_FILES = ("<spry", "<frozen importlib")
+OWN_FILES = ("<spry", "<frozen importlib", importlib.__file__)
 
 
 class Refused(Exception):
@@ -250,14 +250,14 @@ def aws_response(result):
 
 # Failing
 
-def describe(error):
+def describe(error, raised_at):
     """An exception in words: one line with its type and message, then the traceback, without the runtime's frames."""
     if isinstance(error, Refused):
         return str(error)
     headline = "".join(traceback.format_exception_only(type(error), error)[-1:]).strip()
     if isinstance(error, SyntaxError):
         headline = f"{type(error).__name__}: {error}"
-    trace = traceback.TracebackException(type(error), error, error.__traceback__)
+    trace = traceback.TracebackException(type(error), error, raised_at)
     hide_own_frames(trace, set())
     return " ".join(headline.split("\n")) + "\n" + "".join(trace.format())
 

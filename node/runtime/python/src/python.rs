@@ -193,6 +193,8 @@ fn module<'py>(
 }
 
 fn describe(glue: &Bound<'_, PyModule>, error: &PyErr) -> String {
-    let described = glue.call_method1("describe", (error.value(glue.py()),)).and_then(|text| text.extract());
+    // Before CPython 3.12 a raised exception doesn't know its own traceback.
+    let arguments = (error.value(glue.py()), error.traceback(glue.py()));
+    let described = glue.call_method1("describe", arguments).and_then(|text| text.extract());
     described.unwrap_or_else(|_| error.to_string())
 }

@@ -1,0 +1,129 @@
+//! A zygote, from spryd's side of its control socket.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use spry_wire::control::{self, FromZygote, Init, ToZygote};
+
+use super::build;
+use super::instance::Instance;
+use super::wait_readable;
+
+/// A running zygote; killed and reaped when dropped.
+pub(crate) struct Zygote {
+    pub(crate) process: Child,
+    pub(crate) control: OwnedFd,
+    pub(crate) log: OwnedFd,
+    pub(crate) runtime: String,
+}
+
+pub(super) fn seqpacket() -> (OwnedFd, OwnedFd) {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).expect("socketpair")
+}
+
+/// A pipe whose reading end doesn't block.
+pub(super) fn pipe() -> (OwnedFd, OwnedFd) {
+    let (read, write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).expect("pipe");
+    fcntl(&read, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("fcntl");
+    (read, write)
+}
+
+impl Zygote {
+    /// A Python function made of this source text.
+    pub(crate) fn python(source: &str) -> Result<Self, String> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        fs::write(dir.path().join("function.py"), source).expect("write function");
+        Self::python_at(dir.path(), "function:main")
+    }
+
+    /// A Python function in a folder.
+    pub(crate) fn python_at(code: &Path, handler: &str) -> Result<Self, String> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        fs::copy(build::python_module(), dir.path().join("_spry.abi3.so")).expect("copy module");
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-s", "-B", "-X", "utf8", "-c", include_str!("../../../../python/src/bootstrap.py")]);
+        command.env("SPRY_RUNTIME_DIR", dir.path());
+        Self::start(command, code, handler)
+    }
+
+    /// A native function.
+    pub(crate) fn native(library: &Path) -> Result<Self, String> {
+        let handler = library.file_name().expect("file name").to_string_lossy();
+        Self::start(Command::new(build::native_loader()), library.parent().expect("folder"), &handler)
+    }
+
+    fn start(mut command: Command, code: &Path, handler: &str) -> Result<Self, String> {
+        let (control, theirs) = seqpacket();
+        let (log, log_write) = pipe();
+        // Above the place it is to be put at, so that dup2 clears close-on-exec.
+        let theirs = fcntl(&theirs, FcntlArg::F_DUPFD_CLOEXEC(100)).expect("fcntl");
+        command.current_dir(code).env("SPRY_FUNCTION", "under-test").env("PYTHONHASHSEED", "0");
+        command.stdin(Stdio::null()).stdout(log_write.try_clone().expect("dup")).stderr(log_write);
+        // SAFETY: dup2 is async-signal-safe; fd 3 is nobody's in the child.
+        unsafe {
+            command.pre_exec(move || match libc::dup2(theirs, control::ZYGOTE_FD) {
+                -1 => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            })
+        };
+        let process = command.spawn().expect("start zygote");
+        nix::unistd::close(theirs).expect("close");
+        drop(command);
+        let mut zygote = Self { process, control, log, runtime: String::new() };
+        let init = Init {
+            name: "under-test".to_owned(),
+            handler: handler.to_owned(),
+            code: code.to_string_lossy().into_owned(),
+        };
+        control::send(zygote.control.as_fd(), &ToZygote::Init(init), &[]).expect("send Init");
+        match zygote.hear() {
+            Some((FromZygote::Ready { runtime }, _)) => {
+                zygote.runtime = runtime;
+                Ok(zygote)
+            }
+            Some((FromZygote::Failed { message }, _)) => Err(message),
+            other => panic!("{other:?} came for Init; the log: {}", super::drain(&zygote.log)),
+        }
+    }
+
+    /// The next message.
+    pub(crate) fn hear(&self) -> Option<(FromZygote, Vec<OwnedFd>)> {
+        wait_readable(self.control.as_fd(), "the zygote");
+        control::receive(self.control.as_fd()).expect("receive from the zygote")
+    }
+
+    /// Has an instance made.
+    pub(crate) fn fork(&self) -> Instance {
+        Instance::make(self, 6 << 20, 16 << 20)
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.process.id() as i32
+    }
+
+    /// Closes the control socket and waits for the end.
+    pub(crate) fn close(mut self) -> ExitStatus {
+        let (ours, _) = seqpacket();
+        drop(std::mem::replace(&mut self.control, ours));
+        self.process.wait().expect("wait")
+    }
+
+    /// All that it has written so far.
+    pub(crate) fn log(&self) -> String {
+        super::drain(&self.log)
+    }
+}
+
+impl Drop for Zygote {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.process.kill();
+        let _reaped = self.process.wait();
+    }
+}
