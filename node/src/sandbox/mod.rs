@@ -218,7 +218,7 @@ fn text(what: &'static str, text: &OsStr) -> Result<CString, PlanError> {
 
 /// `/dev/null`, for standard input.
 pub(crate) fn null_input() -> io::Result<OwnedFd> {
-    Ok(std::fs::File::open("/dev/null")?.as_fd().try_clone_to_owned()?)
+    Ok(std::fs::File::open("/dev/null")?.into())
 }
 
 /// Waits until the process is dead; it stays to be reaped.

@@ -49,9 +49,12 @@ pub struct ForkRequest<'a> {
 /// There is no instance.
 #[derive(Debug, thiserror::Error)]
 pub enum ForkError {
-    /// The zygote has ended, or its socket failed; it must be started again.
+    /// The zygote's socket failed or was closed; it must be started again.
     #[error("the zygote is gone: {0}")]
     ZygoteGone(ChannelError),
+    /// The zygote has ended; it must be started again.
+    #[error("the zygote {0}")]
+    ZygoteDied(Exit),
     /// The zygote could not fork.
     #[error("the zygote could not fork: {step}: {errno}")]
     Refused {
@@ -110,7 +113,13 @@ pub enum ForkError {
 impl ForkError {
     /// Must the zygote be started again?
     pub fn ends_zygote(&self) -> bool {
-        matches!(self, Self::ZygoteGone(_) | Self::Lied { .. } | Self::Timeout { from: "zygote", .. })
+        matches!(
+            self,
+            Self::ZygoteGone(_)
+                | Self::ZygoteDied(_)
+                | Self::Lied { .. }
+                | Self::Timeout { from: "zygote", .. }
+        )
     }
 }
 
@@ -170,8 +179,15 @@ impl Zygote {
         let mut link = self.link.lock().await;
         let _under_way = self.executor.nursery.fork_begins();
         let exchange = self.exchange(&mut link, request, handed, leaf);
-        let answered = tokio::time::timeout(self.executor.config.fork_timeout, exchange).await;
-        answered.unwrap_or(Err(ForkError::Timeout { awaited: "answer", from: "zygote" }))
+        let exchange = tokio::time::timeout(self.executor.config.fork_timeout, exchange);
+        tokio::select! {
+            biased;
+            answered = exchange => {
+                answered.unwrap_or(Err(ForkError::Timeout { awaited: "answer", from: "zygote" }))
+            }
+            // its socket alone doesn't tell: an instance may have kept a copy
+            exit = self.child.exited_or_lost() => Err(ForkError::ZygoteDied(exit)),
+        }
     }
 
     async fn exchange(

@@ -26,6 +26,8 @@ use spry_wire::control::{FromZygote, Init, ToZygote};
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// Instances that share a function's user: what a per-user count of processes is multiplied by.
 const INSTANCES_MAX: u64 = spry_ebpf_common::SLOTS_PER_FUNCTION as u64;
+/// Where the watchdog holds memory, it must see the limit passed before allocations fail; this bounds by how much.
+const DATA_SLACK: u64 = 2;
 
 /// There is no zygote.
 #[derive(Debug, thiserror::Error)]
@@ -334,6 +336,6 @@ fn rlimits(executor: &Executor, spec: &ZygoteSpec, credentials: Credentials) -> 
         _ if tree.has(Controller::Pids) => Some(per_user.max(4096)),
         _ => Some(per_user),
     };
-    let data_bytes = (!tree.has(Controller::Memory)).then_some(spec.limits.memory_bytes);
+    let data_bytes = (!tree.has(Controller::Memory)).then_some(spec.limits.memory_bytes * DATA_SLACK);
     Rlimits { open_files: spec.limits.open_files, processes, data_bytes }
 }

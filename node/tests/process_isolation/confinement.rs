@@ -1,0 +1,141 @@
+//! What the sandbox promises, told by a process that is in it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+
+use spry_node::sandbox::{Outcome, probe};
+use spry_node::zygote::{ExitHow, StartError, Zygote};
+
+use crate::needs_root;
+use crate::process_support::{Stage, UID, fork, read_all, within};
+
+/// `name: value` lines.
+fn facts(text: &str) -> BTreeMap<&str, &str> {
+    text.lines().filter_map(|line| line.split_once(':')).map(|(name, value)| (name, value.trim())).collect()
+}
+
+/// The soft and hard columns of a line of `/proc/self/limits`.
+fn limit<'a>(text: &'a str, name: &str) -> (&'a str, &'a str) {
+    let line =
+        text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("no {name}: {text}"));
+    let mut columns = line.split_whitespace();
+    (columns.next().expect("soft"), columns.next().expect("hard"))
+}
+
+#[tokio::test]
+async fn a_zygote_is_confined() {
+    needs_root!();
+    let stage = Stage::new();
+    let zygote = stage.start("facts", "idle").await.expect("start");
+    let text = zygote.loading_output().to_owned();
+    let facts = facts(&text);
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(facts[set], "0000000000000000", "{set}");
+    }
+    assert_eq!(facts["NoNewPrivs"], "1");
+    let uid = format!("{UID}\t{UID}\t{UID}\t{UID}");
+    assert_eq!((facts["Uid"], facts["Gid"], facts["Groups"]), (&uid[..], &uid[..], ""));
+    assert_eq!((facts["SigIgn"], facts["SigBlk"]), ("0000000000000000", "0000000000000000"));
+    assert_eq!(facts["oom score"], "500");
+    assert_eq!(facts["umask"], "77");
+    assert_eq!(facts["leads session"], "true");
+    assert_eq!(facts["death signal"], libc::SIGKILL.to_string());
+    assert_eq!(facts["net"], "lo");
+    assert_eq!(facts["loopback"], "ENETUNREACH: Network is unreachable");
+    assert_eq!(facts["cwd"], stage.folder.path().join("code").to_str().expect("text"));
+    assert!(facts["host"].starts_with("f-"), "{}", facts["host"]);
+    assert_eq!(limit(&text, "Max core file size"), ("0", "0"));
+    assert_eq!(limit(&text, "Max open files"), ("1024", "1024"));
+    assert_eq!(limit(&text, "Max locked memory").0, "65536");
+    assert_eq!(limit(&text, "Max msgqueue size"), ("0", "0"));
+    assert_ne!(limit(&text, "Max processes").0, "unlimited");
+    let names: Vec<&str> = facts["env"].split(' ').filter_map(|pair| pair.split('=').next()).collect();
+    assert_eq!(names, ["GREETING", "HOME", "LANG", "PATH", "SPRY_FUNCTION", "SPRY_TEST_ZYGOTE"]);
+    let fds: Vec<(&str, &str)> = facts["fds"].split(' ').filter_map(|fd| fd.split_once('=')).collect();
+    let expected = [("0", "/dev/null"), ("1", "pipe:"), ("2", "pipe:"), ("3", "socket:")];
+    for ((number, target), (is, starts)) in expected.into_iter().zip(&fds) {
+        assert!(*is == number && starts.starts_with(target), "{is}={starts}");
+    }
+    assert_eq!(fds.len(), 5, "and the folder that is being listed: {fds:?}");
+    stage.executor.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_instance_inherits_it_and_is_in_its_own_group() {
+    needs_root!();
+    let stage = Stage::new();
+    let secret = stage.folder.path().join("other");
+    fs::create_dir(&secret).expect("folder");
+    fs::write(secret.join("main.py"), "SECRET = 1").expect("file");
+    chown(&secret, Some(UID + 1), Some(UID + 1)).expect("chown");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).expect("chmod");
+    let path = secret.join("main.py");
+    let zygote = stage.start("good", &format!("facts {}", path.display())).await.expect("start");
+    let mut instance = fork(&zygote).await.expect("fork");
+    let exit = within("the end", instance.exited()).await;
+    assert_eq!(exit.how, ExitHow::Code(0));
+    let text =
+        within("output", async move { read_all(instance.stdout.try_clone().expect("dup")).await }).await;
+    let facts = facts(&text);
+    assert_eq!(facts["other code"], "permission denied");
+    assert_eq!(facts["CapBnd"], "0000000000000000");
+    assert_eq!(facts["NoNewPrivs"], "1");
+    assert_eq!(facts["net"], "lo");
+    assert_eq!(facts["oom score"], "500");
+    let groups: Vec<&str> =
+        text.lines().filter(|line| line.contains(&format!("spry-{}", stage.node))).collect();
+    assert_eq!(groups.len(), stage.control_groups().len(), "one line per hierarchy: {text}");
+    assert!(groups.iter().all(|line| line.contains("/instance-")), "{groups:?}");
+    stage.executor.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_hosts_network_is_there_when_asked_for() {
+    needs_root!();
+    let stage = Stage::new();
+    let mut spec = stage.spec("facts", "idle");
+    spec.egress = spry_node::zygote::Egress::Host;
+    let zygote = Zygote::start(&stage.executor, &spec).await.expect("start");
+    let loopback = facts(zygote.loading_output())["loopback"].to_owned();
+    assert_ne!(loopback, "ENETUNREACH: Network is unreachable");
+    stage.executor.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_failed_step_is_named() {
+    needs_root!();
+    let stage = Stage::new();
+    let mut spec = stage.spec("good", "idle");
+    fs::set_permissions(&spec.code, fs::Permissions::from_mode(0o700)).expect("chmod");
+    let error = Zygote::start(&stage.executor, &spec).await.expect_err("a code folder of root's");
+    let StartError::Sandbox(failed) = &error else { panic!("{error:?}") };
+    assert_eq!((failed.step, failed.errno), ("enter the code folder", nix::errno::Errno::EACCES));
+    assert!(!error.blames_function());
+    spec.code = "/".into();
+    spec.uid_gid = None;
+    let error =
+        Zygote::start(&stage.executor, &spec).await.expect_err("root without a user for the function");
+    assert!(matches!(error, StartError::User { root: true, .. }), "{error:?}");
+    stage.executor.shutdown().await;
+}
+
+#[test]
+fn probes_answer_in_three_ways_and_leave_nothing() {
+    let probes = probe();
+    for name in
+        ["clone3", "pidfd", "landlock", "seccomp", "user namespaces", "network namespaces", "memory limit"]
+    {
+        assert!(probes.iter().any(|probe| probe.name == name), "{name}: {probes:?}");
+    }
+    for probe in &probes {
+        println!("{probe:?}");
+        if let Outcome::No { why, .. } = &probe.outcome {
+            assert!(!why.is_empty(), "{probe:?}");
+        }
+    }
+    let mine = format!("spry-probe-{}", std::process::id());
+    for hierarchy in spry_node::cgroup::layout::find().expect("layout") {
+        assert!(!hierarchy.own.join(&mine).exists());
+    }
+}

@@ -1,0 +1,200 @@
+//! Limits that are hit, and what is told about it.
+
+use std::fs;
+use std::time::Duration;
+
+use spry_node::cgroup::{self, Controller, GroupLimits, Tree};
+use spry_node::zygote::{ExitHow, Zygote};
+
+use crate::process_support::{Stage, exists, fork, gone, within};
+use crate::{needs_control_group, needs_root};
+
+#[tokio::test]
+async fn memory_that_runs_out_is_told_and_the_neighbour_lives() {
+    let stage = Stage::new();
+    needs_control_group!(stage, Memory);
+    let neighbour = stage.start("good", "idle").await.expect("start");
+    let neighbour = fork(&neighbour).await.expect("fork");
+    let zygote = stage.start("good", "bomb").await.expect("start");
+    for _ in 0..2 {
+        let mut instance = fork(&zygote).await.expect("fork");
+        let exit = within("the end", instance.exited()).await;
+        assert_eq!(exit.how, ExitHow::Signal(libc::SIGKILL));
+        assert!(exit.out_of_memory, "{exit}");
+        assert!(exit.cpu_time > Duration::ZERO && exit.max_rss_bytes > 64 << 20, "{exit:?}");
+    }
+    assert!(zygote.exit().is_none() && neighbour.exit().is_none());
+    stage.executor.shutdown().await;
+}
+
+/// The same group is used again: what happened to one instance isn't held against the next.
+#[tokio::test]
+async fn a_reused_group_starts_with_a_clean_slate() {
+    let stage = Stage::new();
+    needs_control_group!(stage, Memory);
+    let spec = stage.spec("good", "bomb");
+    let bomber = Zygote::start(&stage.executor, &spec).await.expect("start");
+    let mut instance = fork(&bomber).await.expect("fork");
+    assert!(within("the end", instance.exited()).await.out_of_memory);
+    let mut calm = stage.spec("good", "exit 3");
+    calm.name = spec.name;
+    let calm = Zygote::start(&stage.executor, &calm).await.expect("start");
+    let mut instance = fork(&calm).await.expect("fork");
+    let exit = within("the end", instance.exited()).await;
+    assert_eq!((exit.how, exit.out_of_memory), (ExitHow::Code(3), false));
+    stage.executor.shutdown().await;
+}
+
+#[tokio::test]
+async fn no_more_processes_than_allowed_and_none_is_left() {
+    let stage = Stage::new();
+    needs_control_group!(stage, Pids);
+    let mut spec = stage.spec("good", "forks");
+    spec.limits.processes = 10;
+    let zygote = Zygote::start(&stage.executor, &spec).await.expect("start");
+    for _ in 0..2 {
+        let mut instance = fork(&zygote).await.expect("fork");
+        let mut line = String::new();
+        // the pipe stays open in the children, so only the first line can be awaited
+        while !line.contains('\n') {
+            line.push_str(&within("a line", next_bytes(&instance.stdout)).await);
+        }
+        assert_eq!(line.trim(), "made 9: EAGAIN: Try again");
+        let children = descendants(instance.pid);
+        assert_eq!(children.len(), 9);
+        instance.kill();
+        within("the end", instance.exited()).await;
+        for child in children {
+            gone(child).await;
+        }
+    }
+    stage.executor.shutdown().await;
+}
+
+async fn next_bytes(pipe: &std::os::fd::OwnedFd) -> String {
+    let pipe = spry_node::sys::watch(pipe.try_clone().expect("dup")).expect("watch");
+    let mut bytes = [0; 256];
+    loop {
+        let mut ready = pipe.readable().await.expect("readable");
+        match nix::unistd::read(pipe.get_ref(), &mut bytes) {
+            Ok(len) => return String::from_utf8_lossy(&bytes[..len]).into_owned(),
+            Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
+            Err(error) => panic!("read: {error}"),
+        }
+    }
+}
+
+fn descendants(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("children");
+    text.split_whitespace().map(|pid| pid.parse().expect("pid")).collect()
+}
+
+#[tokio::test]
+async fn killing_takes_grandchildren_that_left_session_and_parent() {
+    let stage = Stage::new();
+    needs_control_group!(stage, Pids);
+    let zygote = stage.start("good", "grandchildren").await.expect("start");
+    let mut instance = fork(&zygote).await.expect("fork");
+    let mut line = String::new();
+    while !line.contains('\n') {
+        line.push_str(&within("pids", next_bytes(&instance.stdout)).await);
+    }
+    let pids: Vec<i32> = line.split_whitespace().map(|pid| pid.parse().expect("pid")).collect();
+    assert_eq!(pids.len(), 3);
+    assert!(pids.iter().all(|pid| exists(*pid)));
+    instance.kill();
+    within("the end", instance.exited()).await;
+    for pid in pids {
+        gone(pid).await;
+    }
+    stage.executor.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_quota_is_set() {
+    let stage = Stage::new();
+    needs_control_group!(stage, Cpu);
+    let mut spec = stage.spec("good", "idle");
+    spec.limits.cpu = 0.25;
+    let zygote = Zygote::start(&stage.executor, &spec).await.expect("start");
+    let instance = fork(&zygote).await.expect("fork");
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", instance.pid)).expect("groups");
+    let tail = groups
+        .lines()
+        .find_map(|line| line.split_once(&format!("spry-{}/", stage.node)))
+        .expect("own group")
+        .1;
+    let values: Vec<String> = stage
+        .control_groups()
+        .into_iter()
+        .flat_map(|root| ["cpu.cfs_quota_us", "cpu.max"].map(|file| root.join(tail).join(file)))
+        .filter_map(|file| fs::read_to_string(file).ok())
+        .collect();
+    assert!(values == ["25000\n"] || values == ["25000 100000\n"], "{values:?}");
+    stage.executor.shutdown().await;
+}
+
+#[tokio::test]
+async fn cpu_time_is_told() {
+    let stage = Stage::new();
+    let zygote = stage.start("good", "burn 50").await.expect("start");
+    let mut instance = fork(&zygote).await.expect("fork");
+    instance.set_cpu_affinity(Some(0)).expect("pin");
+    instance.set_cpu_affinity(None).expect("unpin");
+    let exit = within("the end", instance.exited()).await;
+    assert!(exit.cpu_time >= Duration::from_millis(50), "{exit:?}");
+    stage.executor.shutdown().await;
+}
+
+/// Where there are no control groups: the watchdog.
+#[tokio::test]
+async fn without_control_groups_the_watchdog_holds_memory() {
+    let stage = Stage::with(|config| config.use_cgroups = false);
+    assert!(stage.control_groups().is_empty());
+    let zygote = stage.start("good", "bomb").await.expect("start");
+    let mut instance = fork(&zygote).await.expect("fork");
+    let exit = within("the end", instance.exited()).await;
+    // the watchdog's kill, or, if the bomb was faster than a look, the allocation that RLIMIT_DATA refused
+    assert_ne!(exit.how, ExitHow::Code(0));
+    assert!(exit.out_of_memory || exit.how == ExitHow::Signal(libc::SIGABRT), "{exit:?}");
+    let mut child = fork(&zygote).await.expect("the zygote is unharmed");
+    child.kill();
+    within("the end", child.exited()).await;
+    stage.executor.shutdown().await;
+}
+
+/// v2's own files, in the v2 hierarchy of a hybrid node, which has no controllers of ours.
+#[test]
+fn a_v2_tree_is_made_killed_and_removed() {
+    needs_root!();
+    let groups = fs::read_to_string("/proc/self/cgroup").expect("groups");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    let found = cgroup::layout::parse(&groups, &mounts);
+    let Some(v2) = found.into_iter().find(|hierarchy| hierarchy.version == cgroup::Version::V2) else {
+        return crate::process_support::skip("a_v2_tree_is_made_killed_and_removed", "a cgroup2 mount");
+    };
+    let node = format!("test-v2-{}", std::process::id());
+    let tree = Tree::open_in(vec![v2.clone()], &node, None).expect("tree");
+    let function = tree.function("f").expect("function");
+    let limits = GroupLimits { memory_bytes: 1 << 20, cpu: 1.0, processes: 3 };
+    let mut leaf = function.lease("instance", &limits).expect("lease");
+    let mut children: Vec<_> =
+        (0..3).map(|_| std::process::Command::new("sleep").arg("1000").spawn().expect("sleep")).collect();
+    for child in &children {
+        leaf.place(child.id() as i32).expect("place");
+        assert!(leaf.holds(child.id() as i32));
+    }
+    assert!(!leaf.holds(std::process::id() as i32));
+    assert!(!tree.has(Controller::Memory));
+    assert_eq!(leaf.kill().len(), 3);
+    for child in &mut children {
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(child.wait().expect("wait").signal(), Some(libc::SIGKILL));
+    }
+    assert!(leaf.kill().is_empty());
+    leaf.recycle();
+    // a successor finds the tree by its name
+    let tree = Tree::open_in(vec![v2.clone()], &node, None).expect("again");
+    tree.remove().expect("remove");
+    assert!(!v2.own.join(format!("spry-{node}")).exists());
+}
