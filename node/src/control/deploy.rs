@@ -1,6 +1,6 @@
 //! `POST /system/function/NAME`: the upload goes to disk as it arrives, is staged, then handed to the engine.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use crate::store::{StoreError, Upload};
 
 /// An upload of which nothing arrives for so long is given up.
 const STALL: Duration = Duration::from_secs(60);
+/// What is still read of an upload that is too long, so that its sender hears why before it meets a closed door.
+const DRAIN_MAX: usize = 64 << 20;
 /// Bytes that are gathered before the disk is bothered.
 const BATCH: usize = 256 * 1024;
 
@@ -55,19 +57,39 @@ where
     let mut body = pin!(body);
     let mut pieces: Vec<Bytes> = Vec::new();
     let mut gathered = 0;
-    loop {
-        let frame = tokio::time::timeout(STALL, body.frame()).await;
-        let piece = match frame.map_err(|_| Refused::Stalled(STALL.as_secs()))? {
-            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-            Some(Err(error)) => return Err(Refused::Body(error.to_string())),
-            None => return write(upload, pieces).await,
-        };
+    while let Some(piece) = next(&mut body).await? {
         gathered += piece.len();
         pieces.push(piece);
-        if gathered >= BATCH {
-            upload = write(upload, std::mem::take(&mut pieces)).await?;
-            gathered = 0;
+        if gathered < BATCH {
+            continue;
         }
+        gathered = 0;
+        match write(upload, std::mem::take(&mut pieces)).await {
+            Ok(same) => upload = same,
+            Err(refused) => {
+                let mut drained = 0;
+                while drained < DRAIN_MAX
+                    && let Ok(Some(piece)) = next(&mut body).await
+                {
+                    drained += piece.len();
+                }
+                return Err(refused);
+            }
+        }
+    }
+    write(upload, pieces).await
+}
+
+async fn next<B>(body: &mut Pin<&mut B>) -> Result<Option<Bytes>, Refused>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    match tokio::time::timeout(STALL, body.frame()).await {
+        Err(_) => Err(Refused::Stalled(STALL.as_secs())),
+        Ok(None) => Ok(None),
+        Ok(Some(Ok(frame))) => Ok(Some(frame.into_data().unwrap_or_default())),
+        Ok(Some(Err(error))) => Err(Refused::Body(error.to_string())),
     }
 }
 

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use aya::programs::ProgramType;
 use io_uring::{IoUring, Probe, opcode};
 use memfd::{FileSeal, MemfdOptions};
+use shm_bus::transport::{self, BusError, Kind};
 
 use super::{Check, check, error, no, required, yes};
 
@@ -125,9 +126,18 @@ fn errno_of(problem: &(dyn std::error::Error + 'static)) -> Option<i32> {
     None
 }
 
-/// Each way to carry descriptors, tried; the bus takes the first that works.
+/// Each way to carry descriptors, made for a moment with its own self-test; the bus takes the first that works.
 pub(super) fn transports() -> Vec<Check> {
-    Vec::new()
+    let tried = |kind, instead: &str| match transport::select(Some(kind)) {
+        Ok(_) => yes(""),
+        Err(BusError::Unavailable { why, .. }) => no(why, instead),
+        Err(problem) => error(problem.to_string()),
+    };
+    vec![
+        check("sockmap transport", tried(Kind::Sockmap, "the futex transport")),
+        check("futex transport", tried(Kind::Futex, "the broker transport")),
+        required("broker transport", tried(Kind::Broker, "nothing: it is the last resort")),
+    ]
 }
 
 /// Waiting for futexes without a thread for each.

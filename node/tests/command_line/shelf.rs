@@ -1,0 +1,171 @@
+//! The smallest engine that is true to the contract: what is deployed is stored and shown, nothing runs.
+//!
+//! Python code whose text has a tab in its first column "can't be loaded", so that a refused deploy can be seen.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use spry_node::api::{
+    ActivationView, Calls, DeployError, Deployed, Engine, FunctionState, FunctionView, Instances, LogLine,
+    LogPage, LogStream, RemoveError, Reply, StartKind, StatusView, ZygoteState,
+};
+use spry_node::manifest::Name;
+use spry_node::store::{Staged, Store, StoredFunction};
+use spry_node::units::Size;
+use tokio::sync::watch;
+
+/// The call that is remembered.
+pub(crate) const CALL: &str = "0123456789abcdef0000000000000001";
+
+/// An engine that keeps functions, and one call with its two lines.
+pub(crate) struct Shelf {
+    store: Arc<Store>,
+    /// How many lines have been written; followers wait for it to grow.
+    lines: watch::Sender<u64>,
+}
+
+impl Shelf {
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        Self { store, lines: watch::Sender::new(2) }
+    }
+
+    /// One more line of output.
+    pub(crate) fn write_line(&self) {
+        self.lines.send_modify(|count| *count += 1);
+    }
+
+    fn views(&self) -> Vec<FunctionView> {
+        self.store.functions().expect("the store answers").iter().map(view).collect()
+    }
+}
+
+fn view(stored: &StoredFunction) -> FunctionView {
+    let manifest = stored.manifest.clone();
+    FunctionView {
+        name: manifest.name.to_string(),
+        version: stored.version,
+        sha256: stored.sha256.clone(),
+        runtime: manifest.runtime,
+        handler: manifest.handler,
+        isolation: manifest.isolation,
+        limits: manifest.limits,
+        scale: manifest.scale,
+        env: manifest.env.into_keys().collect(),
+        egress: manifest.network.egress,
+        state: FunctionState::Ready,
+        problem: None,
+        instances: Instances::default(),
+        zygote: ZygoteState::None,
+        queued: 0,
+        calls: Calls::default(),
+        deployed_unix_ms: stored.deployed_unix_ms,
+    }
+}
+
+fn line(number: u64) -> LogLine {
+    LogLine {
+        number,
+        at_unix_ms: 1_763_699_400_123,
+        call_id: Some(CALL.into()),
+        stream: if number % 2 == 0 { LogStream::Stdout } else { LogStream::Stderr },
+        text: format!("line {number} \u{1b}[31m"),
+    }
+}
+
+fn call() -> ActivationView {
+    ActivationView {
+        call_id: CALL.into(),
+        function: "hello".into(),
+        version: 1,
+        started_unix_ms: 1_763_699_400_123,
+        start: Some(StartKind::Forked),
+        queue_ms: 0.0,
+        start_ms: 1.25,
+        exec_ms: 0.5,
+        status: 500,
+        error: Some("function_failed".into()),
+        logs: vec![line(0), line(1)],
+    }
+}
+
+fn now<'a, T: Send + 'a>(value: T) -> Reply<'a, T> {
+    Box::pin(std::future::ready(value))
+}
+
+impl Engine for Shelf {
+    fn deploy(&self, staged: Staged) -> Reply<'_, Result<Deployed, DeployError>> {
+        Box::pin(async move {
+            let module = staged.manifest().handler.split(':').next().unwrap_or_default().to_owned();
+            let text =
+                std::fs::read_to_string(staged.code().join(format!("{module}.py"))).unwrap_or_default();
+            if text.lines().any(|line| line.starts_with('\t')) {
+                return Err(DeployError::Code("Traceback (most recent call last):\nTabError".into()));
+            }
+            let before = self.store.function(staged.manifest().name.as_str())?.map(|stored| stored.version);
+            let stored = self.store.commit(staged)?;
+            if let Some(before) = before {
+                self.store.forget(&stored.manifest.name, before)?;
+            }
+            let runtime_version = "no runtime".into();
+            Ok(Deployed { function: view(&stored), runtime_version, zygote_ms: 0.0, replaced: before })
+        })
+    }
+    fn remove<'a>(&'a self, name: &'a Name) -> Reply<'a, Result<(), RemoveError>> {
+        let known = self.store.function(name.as_str()).expect("the store answers").is_some();
+        now(match known {
+            true => self.store.remove(name).map_err(RemoveError::from),
+            false => Err(RemoveError::NoSuchFunction(name.to_string())),
+        })
+    }
+    fn functions(&self) -> Reply<'_, Vec<FunctionView>> {
+        now(self.views())
+    }
+    fn function<'a>(&'a self, name: &'a str) -> Reply<'a, Option<FunctionView>> {
+        now(self.views().into_iter().find(|view| view.name == name))
+    }
+    fn status(&self) -> Reply<'_, StatusView> {
+        now(StatusView {
+            version: "0.1.0".into(),
+            pid: std::process::id(),
+            uptime_ms: 61_000,
+            listen: "127.0.0.1:8080".into(),
+            state_dir: self.store.state_dir().display().to_string(),
+            transport: "broker".into(),
+            passed_over: vec![],
+            workers: 1,
+            cgroup: "none".into(),
+            functions: self.views().len() as u32,
+            instances: Instances::default(),
+            queued: 0,
+            memory_promised: Size::mib(1536),
+            calls: Calls::default(),
+        })
+    }
+    fn activations<'a>(&'a self, name: Option<&'a str>, limit: usize) -> Reply<'a, Vec<ActivationView>> {
+        let fits = limit > 0 && name.is_none_or(|name| name == "hello");
+        now(if fits { vec![ActivationView { logs: vec![], ..call() }] } else { vec![] })
+    }
+    fn activation<'a>(&'a self, call_id: &'a str) -> Reply<'a, Option<ActivationView>> {
+        now((call_id == CALL).then(call))
+    }
+    fn logs<'a>(
+        &'a self,
+        name: &'a str,
+        since: Option<u64>,
+        limit: usize,
+        wait: Duration,
+    ) -> Reply<'a, Option<LogPage>> {
+        Box::pin(async move {
+            if name != "hello" {
+                return None;
+            }
+            let mut lines = self.lines.subscribe();
+            let from = since.unwrap_or_else(|| lines.borrow().saturating_sub(limit as u64));
+            let _ = tokio::time::timeout(wait, lines.wait_for(|count| *count > from)).await;
+            let count = *lines.borrow();
+            let lines: Vec<LogLine> = (from..count).take(limit).map(line).collect();
+            let next = from + lines.len() as u64;
+            Some(LogPage { lines, next, missed: 0 })
+        })
+    }
+}
