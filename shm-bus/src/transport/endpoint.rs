@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use super::{BusError, Endpoint, Kind, broker, futex};
+use super::{BusError, Endpoint, Kind, broker, futex, sockmap};
 
 /// Opens the peer's end, from the fds of [`super::Attachment::endpoint`] in that order.
 ///
@@ -10,7 +10,7 @@ use super::{BusError, Endpoint, Kind, broker, futex};
 /// belongs to one of the two.
 pub fn open(kind: Kind, fds: Vec<OwnedFd>) -> Result<Box<dyn Endpoint>, BusError> {
     match kind {
-        Kind::Sockmap => Err(BusError::Unavailable { kind, why: "not built in".to_owned() }),
+        Kind::Sockmap => sockmap::open(fds),
         Kind::Futex => futex::open(fds),
         Kind::Broker => broker::open(fds),
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BusError, Kind, Transport, broker, futex};
+use super::{BusError, Kind, Transport, broker, futex, sockmap};
 
 /// What was chosen, and what was tried before.
 pub struct Selected {
@@ -37,7 +37,7 @@ pub fn select(preferred: Option<Kind>) -> Result<Selected, BusError> {
 
 fn make(kind: Kind) -> Result<Arc<dyn Transport>, BusError> {
     match kind {
-        Kind::Sockmap => Err(BusError::Unavailable { kind, why: "not built in".to_owned() }),
+        Kind::Sockmap => sockmap::transport(),
         Kind::Futex => futex::transport(),
         Kind::Broker => broker::transport(),
     }

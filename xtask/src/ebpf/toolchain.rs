@@ -33,7 +33,7 @@ pub(super) fn compiler_is_the_pinned_one() -> Result<(), Failure> {
         return Ok(());
     }
     let found =
-        format!("this is {}; rust-toolchain.toml asks for {RUSTC}(install it with rustup)", version.trim());
+        format!("this is {}; the checked-in object was built by {RUSTC}(install that one to reproduce it)", version.trim());
     Err(Failure::Expectation { what: "check the compiler", found })
 }
 
