@@ -96,10 +96,13 @@ impl Futex {
     }
 }
 
-/// A wake-up that is lost would be a deadlock, which loom reports.
+/// A wake-up that is lost would be a deadlock, which loom reports. At most three preemptions: enough for every
+/// order of the two stores and two looks, and the test stays short.
 #[test]
 fn a_sleeper_is_always_woken() {
-    loom::model(|| {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
         let futex = Futex { lock: Mutex::new(()), woken: Condvar::new() };
         let shared = Arc::new((Private::new(), Private::new(), futex));
         let theirs = Arc::clone(&shared);

@@ -1,0 +1,64 @@
+//! The contract of `shm_bus::transport`, held by every transport, with peers that are processes of their own.
+//!
+//! Each case is a function of a [`Kind`]; `conformance!` makes a test of each case for each transport. A
+//! transport that isn't to be had here is skipped, and says why; with `SPRY_TEST_ALL=1` that is a failure.
+//!
+//! Peers are this same binary, started again as the test `peer_process` with a role in its environment
+//! ([`peer`]). Nothing sleeps; whatever is waited for has a watchdog.
+#![cfg(not(loom))]
+
+mod deaths;
+mod delivery;
+mod harness;
+mod payload;
+mod peer;
+mod rules;
+mod service;
+
+use shm_bus::transport::Kind;
+
+/// Not a test of anything: what the other tests start as a peer.
+#[test]
+fn peer_process() {
+    peer::run_if_asked();
+}
+
+macro_rules! conformance {
+    ($($transport:ident: $kind:expr;)*) => {
+        $(mod $transport {
+            conformance!(@cases $kind;
+                delivery::answers_come_back_stamped,
+                delivery::order_is_kept,
+                delivery::several_senders_each_get_their_own,
+                delivery::one_port_sends_for_another,
+                service::nobody_is_busy_twice,
+                service::held_until_admitted,
+                service::retired_or_busy_never_both,
+                service::a_name_of_before_moves_nothing,
+                service::home_is_preferred,
+                service::a_closed_hub_ends_its_peers,
+                rules::an_answer_to_something_else,
+                rules::an_answer_given_twice,
+                rules::an_answer_while_idle,
+                rules::messages_of_other_lengths,
+                rules::a_closed_end,
+                deaths::at_each_point,
+                deaths::at_any_time,
+                deaths::nothing_stays_open,
+                payload::bytes_are_preserved,
+            );
+        })*
+    };
+    (@cases $kind:expr; $($module:ident::$case:ident,)*) => {
+        $(#[test]
+        fn $case() {
+            crate::harness::with(stringify!($case), $kind, crate::$module::$case);
+        })*
+    };
+}
+
+conformance! {
+    sockmap: super::Kind::Sockmap;
+    futex: super::Kind::Futex;
+    broker: super::Kind::Broker;
+}

@@ -1,0 +1,134 @@
+//! What a peer process does: its role.
+
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use shm_bus::Descriptor;
+use shm_bus::alloc::Allocator;
+use shm_bus::endpoint;
+use shm_bus::segment::{Reader, Writer};
+use shm_bus::transport::{Endpoint, Kind};
+use spry_ebpf_common::flags;
+
+/// Runs the role in the environment, if there is one, and doesn't return then.
+pub(crate) fn run_if_asked() {
+    let Ok(role) = std::env::var("SPRY_PEER_ROLE") else { return };
+    let kind: Kind = std::env::var("SPRY_PEER_KIND").unwrap().parse().unwrap();
+    let count: usize = std::env::var("SPRY_PEER_ENDPOINT").unwrap().parse().unwrap();
+    let names = std::env::var("SPRY_PEER_FDS").unwrap();
+    // SAFETY: the parent has put these descriptors here for us, and named each once.
+    let mut fds: Vec<OwnedFd> =
+        names.split(',').map(|fd| unsafe { OwnedFd::from_raw_fd(fd.parse().unwrap()) }).collect();
+    let more = fds.split_off(count);
+    run(&role, kind, fds, more);
+    std::process::exit(0);
+}
+
+fn run(role: &str, kind: Kind, fds: Vec<OwnedFd>, more: Vec<OwnedFd>) {
+    if let Some(len) = role.strip_prefix("raw:") {
+        return send_raw(kind, &fds, len.parse().unwrap());
+    }
+    let mut endpoint = endpoint::open(kind, fds).unwrap();
+    match role {
+        "serve" => serve(&mut *endpoint, answer_to),
+        "hold" => serve(&mut *endpoint, |got| Descriptor { flags: flags::HOLD, ..answer_to(got) }),
+        "foreign" => {
+            serve(&mut *endpoint, |got| Descriptor { invocation: got.invocation + 1, ..answer_to(got) })
+        }
+        "twice" => {
+            let got = endpoint.receive().unwrap().unwrap();
+            endpoint.send(&answer_to(&got)).unwrap();
+            endpoint.send(&answer_to(&got)).unwrap();
+            wait_for_the_end();
+        }
+        "unasked" => {
+            endpoint.send(&Descriptor { invocation: 1, ..Descriptor::default() }).unwrap();
+            wait_for_the_end();
+        }
+        "close" => {
+            drop(endpoint);
+            wait_for_the_end();
+        }
+        "die before receiving" => die(),
+        "die after receiving" => {
+            endpoint.receive().unwrap();
+            die();
+        }
+        "die after answering" => {
+            let got = endpoint.receive().unwrap().unwrap();
+            endpoint.send(&answer_to(&got)).unwrap();
+            die();
+        }
+        "copy" => copy(&mut *endpoint, more),
+        other => panic!("no role {other:?}"),
+    }
+}
+
+/// Everything that the transport must stamp is wrong here.
+fn answer_to(got: &Descriptor) -> Descriptor {
+    Descriptor { source: 0xdead_beef, route: 9999, step: 99, length: got.length + 1, ..*got }
+}
+
+fn serve(endpoint: &mut dyn Endpoint, answer: impl Fn(&Descriptor) -> Descriptor) {
+    while let Some(got) = endpoint.receive().unwrap() {
+        // The hub may end us at any time.
+        if endpoint.send(&answer(&got)).is_err() {
+            return;
+        }
+    }
+}
+
+fn die() -> ! {
+    nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
+    unreachable!("killed")
+}
+
+/// Until the parent kills us, or has died.
+fn wait_for_the_end() {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
+    loop {
+        nix::unistd::pause();
+    }
+}
+
+/// Sends `len` bytes that are no descriptor; where the carrier has no bytes, a count that can't be.
+fn send_raw(kind: Kind, fds: &[OwnedFd], len: usize) {
+    match kind {
+        Kind::Futex => {
+            use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+            let page = std::num::NonZeroUsize::new(shm_bus::segment::page_len() as usize).unwrap();
+            let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            // SAFETY: a new mapping of a page that is ours to write.
+            let own = unsafe { mmap(None, page, prot, MapFlags::MAP_SHARED, &fds[1], 0) }.unwrap();
+            // SAFETY: just mapped, aligned; the hub reads it atomically.
+            let produced = unsafe { std::sync::atomic::AtomicU32::from_ptr(own.cast().as_ptr()) };
+            produced.store(1000 + len as u32, std::sync::atomic::Ordering::Release);
+            // SAFETY: the word is mapped.
+            unsafe { libc::syscall(libc::SYS_futex, produced.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+        }
+        Kind::Broker | Kind::Sockmap => {
+            let fd: RawFd = fds[0].as_fd().as_raw_fd();
+            let flags = nix::sys::socket::MsgFlags::MSG_NOSIGNAL;
+            nix::sys::socket::send(fd, &vec![7; len], flags).unwrap();
+        }
+    }
+    wait_for_the_end();
+}
+
+/// Answers with a copy of the payload in its own segment. `more`: inbox, outbox, release page.
+fn copy(endpoint: &mut dyn Endpoint, more: Vec<OwnedFd>) {
+    let [inbox, outbox, release] = <[OwnedFd; 3]>::try_from(more).unwrap();
+    let len = super::payload::SEGMENT_LEN;
+    let inbox = Reader::map(inbox, len).unwrap();
+    let outbox = Writer::map(outbox, len).unwrap();
+    let mut release = shm_bus::release::ReleaseReader::map(release).unwrap();
+    let mut blocks = Allocator::new(len as u32);
+    blocks.reserve(shm_bus::begun::HEADER_LEN);
+    while let Some(got) = endpoint.receive().unwrap() {
+        shm_bus::begun::write(&outbox, shm_bus::ids::InvocationId(got.invocation));
+        release.drain(|offset| assert!(blocks.free(offset).is_some()));
+        let block = blocks.allocate(got.length).unwrap();
+        let bytes = inbox.slice(got.offset.into(), got.length.into()).unwrap();
+        outbox.write_at(block.offset.into(), bytes).unwrap();
+        endpoint.send(&Descriptor { segment: 8, generation: 1, offset: block.offset, ..got }).unwrap();
+    }
+}
