@@ -1,6 +1,6 @@
 //! An instance, from spryd's side: its segments, its pipes, its place on the bus.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,7 +13,7 @@ use shm_bus::ids::{FunctionIndex, PeerId, PortIndex};
 use shm_bus::release::ReleaseWriter;
 use shm_bus::segment::{Reader, Writer, create, require_sealed};
 use shm_bus::transport::{Event, Port, Sent, Transport};
-use spry_ebpf_common::{flags, status};
+use spry_ebpf_common::{PORT_BIT, flags, status};
 use spry_wire::control::{self, Fork, FromInstance, FromZygote, SegmentSpec, ToZygote};
 use spry_wire::frame::{RequestHead, ResponseHead};
 
@@ -168,6 +168,7 @@ impl Instance {
             offset: block.offset,
             length: frame.len() as u32,
             invocation: INVOCATION.fetch_add(1, Ordering::Relaxed),
+            source: PORT_BIT,
             ..Descriptor::default()
         };
         self.blocks.free(block.offset);
