@@ -25,7 +25,6 @@ struct FutexEndpoint {
     requests: Consumer,
     answers: Producer,
     spin: Spin,
-    cpus: usize,
 }
 
 /// Takes three fds: the hub's page, the peer's page, the socket.
@@ -39,7 +38,6 @@ pub(in crate::transport) fn open(fds: Vec<OwnedFd>) -> Result<Box<dyn Endpoint>,
         requests: Consumer::default(),
         answers: Producer::default(),
         spin: Spin::default(),
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
     }))
 }
 
@@ -52,7 +50,7 @@ impl FutexEndpoint {
 
     /// True: something stirred meanwhile.
     fn spin(&mut self) -> bool {
-        if !self.spin.should(self.cpus, sys::current_cpu(), self.hub.cpu()) {
+        if !self.spin.should(sys::current_cpu(), self.hub.cpu()) {
             return false;
         }
         let start = Instant::now();

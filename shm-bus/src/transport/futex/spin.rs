@@ -4,7 +4,7 @@
 //! long instead wins two orders of magnitude if the message comes in that time, and at worst doubles the
 //! cost. On the same core spinning only keeps the sender from running, and costs its whole length.
 //!
-//! So: never when the sender was last seen on this core (or there is only one). Else for at most
+//! So: never when the sender was last seen on this core. Else for at most
 //! [`SPIN`], and how often depends on how it went: each success makes the next attempts surer, each failure
 //! rarer, down to one in 256 waits, so that an instance that gets work now and then doesn't burn a core.
 //! (The rent-or-buy argument of Karlin et al., "Empirical studies of competitive spinning", 1991, with a
@@ -27,8 +27,8 @@ pub(super) struct Spin {
 
 impl Spin {
     /// Whether to spin now.
-    pub(super) fn should(&mut self, cpus: usize, own_cpu: u32, sender_cpu: u32) -> bool {
-        if cpus < 2 || own_cpu == sender_cpu {
+    pub(super) fn should(&mut self, own_cpu: u32, sender_cpu: u32) -> bool {
+        if own_cpu == sender_cpu {
             return false;
         }
         if self.credit < 0 {
@@ -55,9 +55,8 @@ mod tests {
     #[test]
     fn never_on_one_core() {
         let mut spin = Spin::default();
-        assert!(!spin.should(1, 0, 1));
-        assert!(!spin.should(2, 1, 1));
-        assert!(spin.should(2, 0, 1));
+        assert!(!spin.should(1, 1));
+        assert!(spin.should(0, 1));
     }
 
     #[test]
@@ -65,15 +64,15 @@ mod tests {
         let mut spin = Spin::default();
         let mut attempts = 0;
         for _ in 0..10_000 {
-            if spin.should(2, 0, 1) {
+            if spin.should(0, 1) {
                 spin.learn(false);
                 attempts += 1;
             }
         }
         assert!((9..=60).contains(&attempts), "{attempts}");
-        let waits = (0..).take_while(|_| !spin.should(2, 0, 1)).count();
+        let waits = (0..).take_while(|_| !spin.should(0, 1)).count();
         assert!(waits < 256);
         (0..5).for_each(|_| spin.learn(true));
-        assert!((0..3).all(|_| spin.should(2, 0, 1)));
+        assert!((0..3).all(|_| spin.should(0, 1)));
     }
 }

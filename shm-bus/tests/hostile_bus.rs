@@ -1,0 +1,38 @@
+//! The fuzz target's body on bytes that proptest makes up: a short look at every `cargo test`, without a
+//! sanitizer. `shm-bus/fuzz` looks longer.
+#![cfg(not(loom))]
+
+#[path = "../fuzz/hostile.rs"]
+mod hostile;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn whatever_a_peer_does(bytes in vec(any::<u8>(), 0..1500)) {
+        hostile::run(&bytes);
+    }
+
+    /// Mostly the rules are kept, so that the odd break comes in a state that was reached by work.
+    #[test]
+    fn mostly_well_behaved(
+        futex in 0u8..2, steps in vec((prop_oneof![9 => Just([0u8, 5, 7].as_slice()), 1 => Just([3, 2, 9].as_slice())],
+        any::<[u8; 12]>()), 0..80),
+    ) {
+        let mut bytes = vec![futex];
+        for (operations, noise) in steps {
+            for (operation, noise) in operations.iter().zip(noise.chunks(4)) {
+                bytes.push(*operation);
+                // The operand of an answer: its own invocation, then a place.
+                if *operation == 5 {
+                    bytes.extend_from_slice(&[0, noise[0], 0, 0, 0, noise[1], 0, 0, 0, 0]);
+                }
+            }
+            bytes.extend_from_slice(&[9]);
+        }
+        hostile::run(&bytes);
+    }
+}
