@@ -238,7 +238,8 @@ impl Zygote {
 
     async fn adopt(&self, pid: i32, pidfd: OwnedFd, leaf: Leaf) -> Result<Child, ForkError> {
         let memory_bytes = self.limits.memory_bytes;
-        let adoption = Adoption { pidfd, pid, uid: self.uid, leaf, memory_bytes };
+        let zygote = self.child.pid;
+        let adoption = Adoption { pidfd, pid, uid: self.uid, zygote, leaf, memory_bytes };
         self.executor.nursery.adopt(adoption).await.map_err(|error| match error {
             AdoptError::Gone => ForkError::DiedUnknown,
             AdoptError::Cgroup(error) => ForkError::Cgroup(error),

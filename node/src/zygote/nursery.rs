@@ -12,6 +12,10 @@
 //! - **Strays.** A hostile zygote can fork children for spryd that it never reports. They are in its
 //!   control group, die with it, and are reaped here as soon as no fork is under way.
 //!
+//! - **Placing ahead.** Moving a process between control groups waits for an RCU grace period, some 7 ms when none
+//!   has just been. So it is the zygote that is moved, after each fork, into the group of the *next* instance,
+//!   which is then born in its place. An instance that isn't (the first, or a burst) is moved.
+//!
 //! Between events the thread sleeps in epoll: on the pidfds of its children, on those of leftovers that it has
 //! killed, and on an eventfd for commands.
 
@@ -102,6 +106,9 @@ pub(super) struct Adoption {
     pub(super) pidfd: OwnedFd,
     pub(super) pid: i32,
     pub(super) uid: Option<u32>,
+    /// Who forked it.
+    pub(super) zygote: i32,
+    /// For the new process, unless it was born in one: then the zygote goes there, ahead of its next fork.
     pub(super) leaf: Leaf,
     pub(super) memory_bytes: u64,
 }
@@ -109,6 +116,7 @@ pub(super) struct Adoption {
 enum Command {
     Spawn(Box<Plan>, Leaf, u64, oneshot::Sender<io::Result<(Child, StepReport)>>),
     Adopt(Box<Adoption>, oneshot::Sender<Result<Child, AdoptError>>),
+    PlaceAhead(i32, Leaf),
     Stop,
 }
 
@@ -123,13 +131,19 @@ pub(super) struct Nursery {
     done: watch::Receiver<bool>,
 }
 
-/// While it lives, dead children that nobody knows are left alone: one may be about to be adopted.
+/// While it lives, what nobody knows is left alone: a dead child may be about to be adopted, a live one may have been
+/// born in the group of an instance that has died since.
 #[derive(Debug)]
-pub(super) struct ForkUnderWay(Arc<AtomicUsize>);
+pub(super) struct ForkUnderWay {
+    count: Arc<AtomicUsize>,
+    wake: Arc<EventFd>,
+}
 
 impl Drop for ForkUnderWay {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _ = self.wake.write(1);
+        }
     }
 }
 
@@ -156,6 +170,7 @@ impl Nursery {
             known: HashMap::new(),
             leftovers: HashMap::new(),
             next_leftover: 0,
+            deferred: Vec::new(),
         };
         let (tell, told) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("spry-nursery".to_owned()).spawn(move || {
@@ -188,9 +203,14 @@ impl Nursery {
         answer.await.unwrap_or_else(|_| Err(io::Error::other("the nursery has ended").into()))
     }
 
+    /// Moves a zygote into the group that its first instance is to be born in.
+    pub(super) fn place_ahead(&self, zygote: i32, leaf: Leaf) {
+        self.send(Command::PlaceAhead(zygote, leaf));
+    }
+
     pub(super) fn fork_begins(&self) -> ForkUnderWay {
         self.forks_under_way.fetch_add(1, Ordering::AcqRel);
-        ForkUnderWay(self.forks_under_way.clone())
+        ForkUnderWay { count: self.forks_under_way.clone(), wake: self.wake.clone() }
     }
 
     /// See [`Watchdog::nudge`].
@@ -234,6 +254,8 @@ struct Known {
     pidfd: Arc<OwnedFd>,
     exit: watch::Sender<Option<Exit>>,
     leaf: Leaf,
+    /// A zygote's: where it waits for its next fork.
+    ahead: Option<Leaf>,
 }
 
 /// Processes that were killed to empty a leaf.
@@ -254,6 +276,8 @@ struct Keeper {
     known: HashMap<i32, Known>,
     leftovers: HashMap<u64, Leftover>,
     next_leftover: u64,
+    /// Leaves to retire when no fork is under way.
+    deferred: Vec<Leaf>,
 }
 
 impl Keeper {
@@ -266,8 +290,13 @@ impl Keeper {
                         let _ = reply.send(self.spawn(&plan, leaf, memory_bytes));
                     }
                     Ok(Command::Adopt(adoption, reply)) => {
-                        let _ = reply.send(self.adopt(*adoption));
+                        let zygote = adoption.zygote;
+                        let (result, spare) = self.adopt(*adoption);
+                        let _ = reply.send(result);
+                        // before anything is reaped: what is in a dead instance's group is killed
+                        self.place_ahead(zygote, spare);
                     }
+                    Ok(Command::PlaceAhead(zygote, leaf)) => self.place_ahead(zygote, Some(leaf)),
                     Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return self.stop(),
                     Err(mpsc::TryRecvError::Empty) => break,
                 }
@@ -296,6 +325,9 @@ impl Keeper {
         }
         if self.forks_under_way.load(Ordering::Acquire) == 0 {
             self.reap_strays();
+            for leaf in std::mem::take(&mut self.deferred) {
+                self.retire(leaf);
+            }
         }
     }
 
@@ -312,31 +344,62 @@ impl Keeper {
         if let Some(watchdog) = &self.watchdog {
             watchdog.watch(pid, pidfd.clone(), memory_bytes);
         }
-        self.known.insert(pid, Known { pidfd: pidfd.clone(), exit: sender, leaf });
+        self.known.insert(pid, Known { pidfd: pidfd.clone(), exit: sender, leaf, ahead: None });
         Ok(Child { pid, pidfd, exit })
     }
 
-    fn adopt(&mut self, adoption: Adoption) -> Result<Child, AdoptError> {
-        let Adoption { pidfd: theirs, pid: said, uid, leaf, memory_bytes } = adoption;
+    /// The child, or why not; and the leaf that was brought along, if it isn't the child's.
+    fn adopt(&mut self, adoption: Adoption) -> (Result<Child, AdoptError>, Option<Leaf>) {
+        let pid = match self.identify(&adoption.pidfd) {
+            Ok(pid) => pid,
+            Err(error) => return (Err(error), Some(adoption.leaf)),
+        };
+        // From here on it is our child and stays unreaped, so its pid names it. What is wrong with it is its end.
+        let ours = match sys::pidfd_open(pid) {
+            Ok(ours) => ours,
+            Err(error) => return (Err(error.into()), Some(adoption.leaf)),
+        };
+        let zygote = self.known.get_mut(&adoption.zygote);
+        let born_in = zygote.and_then(|zygote| zygote.ahead.take_if(|leaf| leaf.holds(pid)));
+        let (leaf, spare) = match born_in {
+            Some(leaf) => (leaf, Some(adoption.leaf)),
+            None => (adoption.leaf, None),
+        };
+        let checked = self.check(pid, adoption.pid, adoption.uid, &leaf);
+        match self.know(pid, ours, leaf, adoption.memory_bytes) {
+            Ok(child) => (checked.map(|()| child), spare),
+            Err(error) => (Err(error.into()), spare),
+        }
+    }
+
+    /// Which process a zygote means: a child of this thread that isn't known yet.
+    fn identify(&self, theirs: &OwnedFd) -> Result<i32, AdoptError> {
         let is_child = sys::wait(Which::Child(theirs.as_fd()), false);
         if is_child == Err(Errno::EBADF) {
             return Err(AdoptError::NotAPidfd);
         }
-        let pid = pid_of(&theirs)?;
+        let pid = pid_of(theirs)?;
         match is_child {
             Ok(_) if pid > 0 => {}
             Err(Errno::ECHILD) if pid == -1 => return Err(AdoptError::Gone),
             Ok(_) | Err(Errno::ECHILD) => return Err(AdoptError::NotAChild(pid)),
             Err(errno) => return Err(AdoptError::Os(errno.into())),
         }
-        if self.known.contains_key(&pid) {
-            return Err(AdoptError::Known(pid));
+        if self.known.contains_key(&pid) { Err(AdoptError::Known(pid)) } else { Ok(pid) }
+    }
+
+    /// Moves a zygote to where its next instance is to be born. If that fails it must not stay in an instance's
+    /// group, which dies with the instance: such a zygote ends.
+    fn place_ahead(&mut self, zygote: i32, spare: Option<Leaf>) {
+        let (Some(leaf), Some(known)) = (spare, self.known.get_mut(&zygote)) else { return };
+        if known.ahead.is_some() {
+            return; // it wasn't the zygote's place that was used up; the leaf isn't needed
         }
-        // From here on it is our child and stays unreaped, so its pid names it. What is wrong with it is its end.
-        let ours = sys::pidfd_open(pid)?;
-        let checked = self.check(pid, said, uid, &leaf);
-        let child = self.know(pid, ours, leaf, memory_bytes)?;
-        checked.map(|()| child)
+        if let Err(error) = leaf.place(zygote) {
+            tracing::warn!("place zygote {zygote} for its next fork: {error}");
+            let _ = sys::pidfd_signal(known.pidfd.as_fd(), libc::SIGKILL);
+        }
+        known.ahead = Some(leaf);
     }
 
     fn check(&self, pid: i32, said: i32, uid: Option<u32>, leaf: &Leaf) -> Result<(), AdoptError> {
@@ -378,10 +441,16 @@ impl Keeper {
         let _ = self.epoll.delete(&*known.pidfd);
         known.exit.send_replace(Some(Exit::new(dead, out_of_memory)));
         self.retire(known.leaf);
+        if let Some(leaf) = known.ahead {
+            self.retire(leaf);
+        }
     }
 
     /// Kills what a dead process left in its leaf; gives the leaf back when it is empty.
     fn retire(&mut self, mut leaf: Leaf) {
+        if self.forks_under_way.load(Ordering::Acquire) > 0 {
+            return self.deferred.push(leaf);
+        }
         let pidfds = leaf.kill();
         if pidfds.is_empty() {
             return leaf.recycle();
@@ -440,6 +509,7 @@ impl Keeper {
             }
             if self.known.is_empty()
                 && self.leftovers.is_empty()
+                && self.deferred.is_empty()
                 && sys::wait(Which::Any, false) == Err(Errno::ECHILD)
             {
                 break;

@@ -60,7 +60,8 @@ impl Default for ProcessLimits {
 impl From<&ProcessLimits> for GroupLimits {
     fn from(limits: &ProcessLimits) -> Self {
         let ProcessLimits { memory_bytes, cpu, processes, .. } = *limits;
-        Self { memory_bytes, cpu, processes }
+        // one more: the zygote waits in the group where its next instance is born, and leaves a moment later
+        Self { memory_bytes, cpu, processes: processes.saturating_add(1) }
     }
 }
 

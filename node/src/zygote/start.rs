@@ -192,6 +192,7 @@ impl Zygote {
             }
         };
         output.drain_now();
+        executor.nursery.place_ahead(child.pid, group.lease("instance", &GroupLimits::from(&spec.limits))?);
         Ok(Self {
             executor: executor.clone(),
             child,
