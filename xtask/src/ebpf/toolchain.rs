@@ -32,8 +32,10 @@ pub(super) fn compiler_is_the_pinned_one() -> Result<(), Failure> {
     if version.starts_with(RUSTC) {
         return Ok(());
     }
-    let found =
-        format!("this is {}; the checked-in object was built by {RUSTC}(install that one to reproduce it)", version.trim());
+    let found = format!(
+        "this is {}; the checked-in object was built by {RUSTC}(install that one to reproduce it)",
+        version.trim()
+    );
     Err(Failure::Expectation { what: "check the compiler", found })
 }
 

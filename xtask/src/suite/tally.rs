@@ -57,7 +57,8 @@ impl Tally {
 /// `SKIP why`, at the start of a line, or behind libtest's "test name ... " when a harness doesn't capture.
 fn skip_reason(line: &str) -> Option<&str> {
     let start = line.find(" ... ").map_or(0, |at| at + " ... ".len());
-    [line, &line[start..]].into_iter().find(|text| text.starts_with("SKIP")).map(str::trim_end)
+    let skips = |text: &&str| text.starts_with("SKIP") || text.starts_with("skip ");
+    [line, &line[start..]].into_iter().find(skips).map(str::trim_end)
 }
 
 fn count(counts: &str, what: &str) -> u64 {
