@@ -139,8 +139,7 @@ fn answer(socket: &OwnedFd, zygote: &str, instance: &str, fork: &Fork, fds: Vec<
         "closes" => quit(0),
         "silent" => {}
         "same-twice" => {
-            // SAFETY: this process has one thread.
-            let kept = unsafe { &mut *(&raw mut KEPT) };
+            let mut kept = KEPT.lock();
             let (pid, pidfd) = kept.get_or_insert_with(|| sibling(|| become_instance("idle", fork, fds)));
             forked(id, *pid, &[pidfd.as_fd()]);
         }
@@ -163,7 +162,7 @@ fn answer(socket: &OwnedFd, zygote: &str, instance: &str, fork: &Fork, fds: Vec<
     }
 }
 
-static mut KEPT: Option<(i32, OwnedFd)> = None;
+static KEPT: parking_lot::Mutex<Option<(i32, OwnedFd)>> = parking_lot::Mutex::new(None);
 
 fn pid_of_self() -> i32 {
     std::process::id() as i32
