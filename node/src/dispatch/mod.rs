@@ -331,7 +331,8 @@ impl Dispatcher {
 
     /// An instance ended with this invocation in its hands.
     pub fn lost(self: &Rc<Self>, id: InvocationId, begun: bool, refusal: Refusal) {
-        if !begun && let Some((function, descriptor)) = self.inner.borrow_mut().pending.again(id) {
+        let again = if begun { None } else { self.inner.borrow_mut().pending.again(id) };
+        if let Some((function, descriptor)) = again {
             tracing::debug!(function = function.name(), ?id, "not begun when its instance ended: sent again");
             self.bus.queued.fetch_add(1, Ordering::Relaxed);
             let sent = self.inner.borrow_mut().pending.queued(id);

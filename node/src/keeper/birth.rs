@@ -35,6 +35,13 @@ pub enum BirthError {
     Duplicate(std::io::Error),
 }
 
+impl BirthError {
+    /// Whether the zygote must be started again.
+    pub fn ends_zygote(&self) -> bool {
+        matches!(self, Self::Fork(error) if error.ends_zygote())
+    }
+}
+
 /// What a birth needs.
 pub(super) struct Birth {
     pub(super) keeper: Rc<Keeper>,

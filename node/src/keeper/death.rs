@@ -117,6 +117,6 @@ pub(super) fn watch_zygote(zygote: Rc<Zygote>, function: Arc<Function>, tender: 
     tokio::task::spawn_local(async move {
         let exit = zygote.exited().await;
         tracing::debug!(function = function.name(), ?exit, "a zygote ended");
-        let _ = tender.send(ToTender::ZygoteDied);
+        let _ = tender.send(ToTender::ZygoteDied(zygote.pid()));
     });
 }

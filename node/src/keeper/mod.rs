@@ -21,7 +21,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use crate::activation::History;
-use crate::api::{DeployError, Deployed, RemoveError};
+use crate::api::{DeployError, Deployed, RemoveError, ZygoteState};
 use crate::dispatch::{Bus, Dispatcher, ToWorker};
 use crate::function::{Counts, Function};
 use crate::inbox::{Inbox, NodeBytes};
@@ -124,6 +124,10 @@ impl Keeper {
 
     /// Serves what the store remembers. Zygotes are started when they are needed.
     pub fn restore(self: &Rc<Self>) {
+        let opened = self.store.opened();
+        if *opened != crate::store::Opened::default() {
+            tracing::warn!(?opened, "what an earlier crash left in the state folder was mended");
+        }
         let stored = match self.store.functions() {
             Ok(stored) => stored,
             Err(error) => return tracing::error!(%error, "the stored functions can't be read"),
@@ -132,6 +136,10 @@ impl Keeper {
             let name = stored.manifest.name.to_string();
             match self.make(stored, None) {
                 Ok(function) => {
+                    if opened.missing.contains(&name) {
+                        let problem = "its files are gone from the state folder; deploy it again";
+                        function.set_zygote(ZygoteState::Failed, Some(problem.into()));
+                    }
                     let min = function.stored.manifest.scale.min;
                     self.node.publish(Arc::clone(&function));
                     let tender = tend::spawn(Rc::clone(self), function, None);
@@ -226,7 +234,8 @@ impl Keeper {
             }
         };
         let zygote_ms = started.elapsed().as_secs_f64() * 1e3;
-        let stored = match self.store.commit(staged) {
+        let store = Arc::clone(&self.store);
+        let stored = match off_the_loop(move || store.commit(staged)).await {
             Ok(stored) => stored,
             Err(error) => {
                 self.bus.functions[usize::from(function.index.0)].store(None);
@@ -263,7 +272,8 @@ impl Keeper {
             // Closed when its task has ended everything.
             tender.closed().await;
         }
-        self.store.remove(name)?;
+        let (store, gone) = (Arc::clone(&self.store), name.clone());
+        off_the_loop(move || store.remove(&gone)).await?;
         tracing::info!(function = name.as_str(), "removed");
         Ok(())
     }
@@ -366,6 +376,14 @@ impl Keeper {
         for wait in flushed {
             let _ = wait.await;
         }
+    }
+}
+
+/// Waits for the disk without holding up the other tasks.
+async fn off_the_loop<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }
 

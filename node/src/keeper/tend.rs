@@ -33,15 +33,17 @@ pub enum ToTender {
     Born(Result<Arc<Instance>, birth::BirthError>),
     /// An instance has died and was taken off the bus.
     Died(PeerId),
-    /// The zygote has died.
-    ZygoteDied,
+    /// The zygote with this pid has died.
+    ZygoteDied(i32),
     /// End everything now.
     End(oneshot::Sender<()>),
 }
 
-/// After a failed birth, the next is tried this much later, twice as much each time.
+/// After failed births, the next is tried this much later, twice as much each time.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// The first failures in a row may be bad luck (a zygote that was killed just then).
+const RETRIES_AT_ONCE: u32 = 8;
 
 struct Tender {
     keeper: Rc<Keeper>,
@@ -136,13 +138,20 @@ impl Tender {
             }
             ToTender::Born(Err(error)) => {
                 self.starting -= 1;
-                self.failed(error.to_string());
+                if error.ends_zygote() {
+                    self.drop_zygote();
+                }
+                self.failed(error.to_string(), false);
             }
             ToTender::Died(peer) => {
                 self.instances.remove(&peer);
                 self.alone_since = Instant::now();
             }
-            ToTender::ZygoteDied => self.drop_zygote(),
+            ToTender::ZygoteDied(pid) => {
+                if self.zygote.as_ref().is_some_and(|zygote| zygote.pid() == pid) {
+                    self.drop_zygote();
+                }
+            }
             ToTender::End(_) => unreachable!("handled by the loop"),
         }
     }
@@ -177,7 +186,13 @@ impl Tender {
                         });
                     }
                 }
-                Err(error) => self.failed(error.to_string()),
+                Err(error) => {
+                    let broken = matches!(error, StartError::Code { .. });
+                    if broken {
+                        self.function.set_zygote(ZygoteState::Failed, Some(error.to_string()));
+                    }
+                    self.failed(error.to_string(), broken);
+                }
             }
         }
         if self.instances.len() >= floor || self.not_before.is_some() {
@@ -206,16 +221,21 @@ impl Tender {
 
     fn drop_zygote(&mut self) {
         self.function.set_zygote(ZygoteState::None, None);
-        self.zygote = None;
+        if let Some(zygote) = self.zygote.take() {
+            zygote.kill();
+        }
     }
 
-    /// A birth failed: whoever waits is told, unless somebody can still serve them.
-    fn failed(&mut self, why: String) {
+    /// A birth failed. It is tried again, at once at first; whoever waits is told when that doesn't help (or
+    /// can't: `hopeless`) and nobody is there who could still serve them.
+    fn failed(&mut self, why: String, hopeless: bool) {
         tracing::warn!(function = self.function.name(), why, "no instance could be started");
-        let delay = BACKOFF_MIN.saturating_mul(1 << self.failures.min(16)).min(BACKOFF_MAX);
         self.failures += 1;
-        self.not_before = Some(Instant::now() + delay);
-        if self.live() > 0 {
+        let waits = self.failures.saturating_sub(RETRIES_AT_ONCE);
+        let delay = BACKOFF_MIN.saturating_mul(1 << waits.min(16)).min(BACKOFF_MAX);
+        let at_once = waits == 0 && !hopeless;
+        self.not_before = Some(Instant::now() + if at_once { Duration::ZERO } else { delay });
+        if at_once || self.live() > 0 {
             return;
         }
         for queued in self.keeper.bus.take_queue(&self.function) {
@@ -307,10 +327,11 @@ impl Tender {
         let (index, stored) = (self.function.index, &self.function.stored);
         self.keeper.tended.borrow_mut().remove(&index);
         self.keeper.bus.functions[usize::from(index.0)].store(None);
-        if self.function.is_superseded()
-            && let Err(error) = self.keeper.store.forget(&stored.manifest.name, stored.version)
-        {
-            tracing::warn!(function = self.function.name(), %error, "an old version's files stay behind");
+        if self.function.is_superseded() && self.keeper.node.named(self.function.name()).is_some() {
+            let (store, name, version) = (Arc::clone(&self.keeper.store), stored.manifest.name.clone(), stored.version);
+            if let Err(error) = super::off_the_loop(move || store.forget(&name, version)).await {
+                tracing::warn!(function = self.function.name(), %error, "an old version's files stay behind");
+            }
         }
         if let Some(told) = told {
             let _ = told.send(());

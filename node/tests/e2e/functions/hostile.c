@@ -49,7 +49,7 @@ int spry_handle(const struct spry_request *request, struct spry_response *respon
     struct spry_slice how = request->query;
     if (spry_slice_is(how, "exit")) exit(3);
     if (spry_slice_is(how, "abort")) abort();
-    if (spry_slice_is(how, "segv")) raise(SIGSEGV);
+    if (spry_slice_is(how, "segv")) *(volatile int *)8 = 1;
     if (spry_slice_is(how, "kill")) kill(getpid(), SIGKILL);
     if (spry_slice_is(how, "loop"))
         for (volatile unsigned long i = 0;; i++) {}
