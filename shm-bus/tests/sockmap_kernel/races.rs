@@ -18,7 +18,7 @@ use crate::rig::{PATIENCE, bus};
 const FUNCTIONS: [FunctionIndex; 2] = [FunctionIndex(0), FunctionIndex(7)];
 const PORTS: u8 = 3;
 const PEERS: usize = 6;
-const PER_PORT: u64 = 20_000;
+const PER_PORT: u64 = 2_000;
 
 #[derive(Default)]
 struct Ledger {

@@ -11,16 +11,16 @@ use shm_bus::ids::{FunctionIndex, PeerId, PortIndex};
 use shm_bus::transport::sockmap::{Config, Sockmap};
 use shm_bus::transport::{BusError, Event, Fault, Port, Sent, Transport};
 
-pub const FUNCTION: FunctionIndex = FunctionIndex(3);
-pub const PORT: PortIndex = PortIndex(2);
+pub(crate) const FUNCTION: FunctionIndex = FunctionIndex(3);
+pub(crate) const PORT: PortIndex = PortIndex(2);
 /// Long enough to be never: what is waited for takes microseconds.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 static SKIPPED: AtomicU32 = AtomicU32::new(0);
 static INVOCATIONS: AtomicU64 = AtomicU64::new(1);
 
 /// A bus, or `None` (said and counted) when the kernel or the rights don't allow one.
-pub fn bus() -> Option<Sockmap> {
+pub(crate) fn bus() -> Option<Sockmap> {
     match Sockmap::new(Config { functions: 8 }) {
         Ok(bus) => Some(bus),
         Err(error @ BusError::Unavailable { .. }) => {
@@ -33,20 +33,20 @@ pub fn bus() -> Option<Sockmap> {
 }
 
 /// A peer, and its half of the connection.
-pub struct Peer {
-    pub id: PeerId,
-    pub socket: OwnedFd,
+pub(crate) struct Peer {
+    pub(crate) id: PeerId,
+    pub(crate) socket: OwnedFd,
 }
 
 impl Peer {
     /// Attached to `FUNCTION` and admitted.
-    pub fn idle(bus: &Sockmap) -> Self {
+    pub(crate) fn idle(bus: &Sockmap) -> Self {
         let peer = Self::new(bus);
         assert!(bus.admit(peer.id));
         peer
     }
 
-    pub fn new(bus: &Sockmap) -> Self {
+    pub(crate) fn new(bus: &Sockmap) -> Self {
         let mut attached = bus.attach(FUNCTION).expect("attach");
         let socket = attached.endpoint.pop().expect("an endpoint");
         assert!(attached.endpoint.is_empty());
@@ -54,7 +54,7 @@ impl Peer {
     }
 
     /// What has been delivered; waits for it.
-    pub fn receive(&self) -> Descriptor {
+    pub(crate) fn receive(&self) -> Descriptor {
         wait(&self.socket);
         let mut bytes = [0; 64];
         let count = recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT).expect("recv");
@@ -63,35 +63,35 @@ impl Peer {
     }
 
     /// One send call of these bytes.
-    pub fn send(&self, bytes: &[u8]) -> nix::Result<usize> {
+    pub(crate) fn send(&self, bytes: &[u8]) -> nix::Result<usize> {
         send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT)
     }
 
-    pub fn answer(&self, invocation: u64) {
+    pub(crate) fn answer(&self, invocation: u64) {
         let answer = Descriptor { invocation, ..Descriptor::default() };
         assert_eq!(self.send(&to_bytes(&answer)), Ok(32));
     }
 }
 
 /// Waits until something can be read.
-pub fn wait(fd: impl std::os::fd::AsFd) {
+pub(crate) fn wait(fd: impl std::os::fd::AsFd) {
     let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
     let ready = poll(&mut fds, PollTimeout::try_from(PATIENCE).unwrap()).expect("poll");
     assert_eq!(ready, 1, "nothing came");
 }
 
 /// Whether something can be read now.
-pub fn readable(fd: impl std::os::fd::AsFd) -> bool {
+pub(crate) fn readable(fd: impl std::os::fd::AsFd) -> bool {
     let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).expect("poll") == 1
 }
 
 /// An invocation that nobody had before.
-pub fn new_invocation() -> u64 {
+pub(crate) fn new_invocation() -> u64 {
     INVOCATIONS.fetch_add(1, Ordering::Relaxed)
 }
 
-pub fn descriptor(invocation: u64) -> Descriptor {
+pub(crate) fn descriptor(invocation: u64) -> Descriptor {
     Descriptor {
         segment: 1,
         offset: 64,
@@ -103,14 +103,14 @@ pub fn descriptor(invocation: u64) -> Descriptor {
 }
 
 /// Sends a new invocation to an idle peer.
-pub fn deliver(port: &mut dyn Port) -> u64 {
+pub(crate) fn deliver(port: &mut dyn Port) -> u64 {
     let invocation = new_invocation();
     assert_eq!(port.send(FUNCTION, &descriptor(invocation)).expect("send"), Sent::Delivered);
     invocation
 }
 
 /// The next events at a port; waits for one.
-pub fn events(port: &mut dyn Port) -> Vec<Event> {
+pub(crate) fn events(port: &mut dyn Port) -> Vec<Event> {
     wait(port.fd());
     let mut events = Vec::new();
     port.receive(&mut events).expect("receive");
@@ -118,7 +118,7 @@ pub fn events(port: &mut dyn Port) -> Vec<Event> {
 }
 
 /// The one answer that is there.
-pub fn answer(port: &mut dyn Port) -> Descriptor {
+pub(crate) fn answer(port: &mut dyn Port) -> Descriptor {
     match events(port)[..] {
         [Event::Answer(answer)] => answer,
         ref other => panic!("{other:?}"),
@@ -126,7 +126,7 @@ pub fn answer(port: &mut dyn Port) -> Descriptor {
 }
 
 /// Waits for the one fault that is to be reported, and looks that no other is.
-pub fn fault(bus: &Sockmap) -> Fault {
+pub(crate) fn fault(bus: &Sockmap) -> Fault {
     wait(bus.faults_fd());
     let mut faults = Vec::new();
     bus.faults(&mut faults);
@@ -135,7 +135,7 @@ pub fn fault(bus: &Sockmap) -> Fault {
     faults[0]
 }
 
-pub fn to_bytes(d: &Descriptor) -> [u8; 32] {
+pub(crate) fn to_bytes(d: &Descriptor) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes[0..4].copy_from_slice(&d.segment.to_ne_bytes());
     bytes[4..8].copy_from_slice(&d.generation.to_ne_bytes());
@@ -149,7 +149,7 @@ pub fn to_bytes(d: &Descriptor) -> [u8; 32] {
     bytes
 }
 
-pub fn from_bytes(b: &[u8; 32]) -> Descriptor {
+pub(crate) fn from_bytes(b: &[u8; 32]) -> Descriptor {
     let word = |at: usize| u32::from_ne_bytes(b[at..at + 4].try_into().unwrap());
     Descriptor {
         segment: word(0),

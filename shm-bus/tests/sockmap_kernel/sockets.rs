@@ -14,6 +14,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::rig::*;
 
+const ROUNDS: u64 = 100;
+
 /// `connect` to `AF_UNSPEC`: a TCP socket becomes as new.
 fn disconnect(socket: impl AsFd) {
     let unspecified = libc::sockaddr { sa_family: libc::AF_UNSPEC as _, sa_data: [0; 14] };
@@ -27,12 +29,15 @@ fn at(address: u32, port: u16) -> SockaddrIn {
     SocketAddrV4::new(Ipv4Addr::from(address), port).into()
 }
 
+/// A disconnected socket stays in the map (since Linux 5.16), so its sends still run the program, with
+/// whatever address it has bound meanwhile: what keeps it from being taken for another is that it isn't
+/// the connection which the hub made.
 #[test]
 fn a_disconnected_socket_finds_nobody_and_injects_nothing() {
     let Some(bus) = bus() else { return };
     let mut port = bus.open_port(PORT).expect("port");
     let victim = Peer::idle(&bus);
-    for _ in 0..50 {
+    for _ in 0..ROUNDS {
         let rogue = Peer::idle(&bus);
         let hub: SockaddrIn = getpeername(rogue.socket.as_raw_fd()).expect("getpeername");
         let its: SockaddrIn = getsockname(victim.socket.as_raw_fd()).expect("getsockname");
@@ -63,7 +68,8 @@ fn a_disconnected_socket_finds_nobody_and_injects_nothing() {
         victim.answer(victims);
         assert_eq!(answer(port.as_mut()).invocation, victims);
     }
-    assert_eq!(bus.count(Counter::Violations), 0);
+    // The victim's own, and nothing in its name.
+    assert_eq!(bus.count(Counter::Answered), ROUNDS);
 }
 
 #[test]
@@ -149,7 +155,10 @@ fn slots_run_out_and_come_back() {
     for _ in 0..5 {
         let peers: Vec<Peer> = (0..64).map(|_| Peer::idle(&bus)).collect();
         assert!(bus.attach(FUNCTION).is_err());
-        assert!(bus.open_port(PORT).is_ok_and(|_| bus.open_port(PORT).is_ok()), "a port opens again");
+        let port = bus.open_port(PORT).expect("port");
+        assert!(bus.open_port(PORT).is_err(), "it is open");
+        drop(port);
+        drop(bus.open_port(PORT).expect("a port opens again"));
         for peer in &peers {
             assert!(bus.retire(peer.id));
             assert_eq!(bus.detach(peer.id), None);

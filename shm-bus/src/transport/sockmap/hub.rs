@@ -9,9 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use nix::sys::socket::{MsgFlags, recv};
 use parking_lot::{Mutex, MutexGuard};
-use spry_ebpf_common::{
-    Counter, DEFAULT_FUNCTIONS, MAX_PORTS, SLOTS_PER_FUNCTION, fault, index_of,
-};
+use spry_ebpf_common::{Counter, DEFAULT_FUNCTIONS, MAX_PORTS, SLOTS_PER_FUNCTION, fault, index_of};
 
 use super::network::{Connection, Network};
 use super::port::SockmapPort;
@@ -37,8 +35,9 @@ impl Default for Config {
 
 /// The sockmap transport for as many functions as usual, after a probe.
 pub fn transport() -> Result<Arc<dyn Transport>, BusError> {
-    Sockmap::probe()?;
-    Ok(Arc::new(Sockmap::new(Config::default())?))
+    let bus = Sockmap::new(Config::default())?;
+    super::probe::passes_descriptors(&bus)?;
+    Ok(Arc::new(bus))
 }
 
 /// The sockmap transport.
@@ -133,7 +132,7 @@ impl Sockmap {
     /// Whether this transport works here, by using it: a descriptor goes to a peer that sleeps in `recv`, and
     /// its answer comes back, several times. The error says what doesn't, for `spry doctor`.
     pub fn probe() -> Result<(), BusError> {
-        super::probe::probe()
+        super::probe::passes_descriptors(&Self::new(Config { functions: 1 })?)
     }
 
     /// How often something has happened, as the program counts.

@@ -14,8 +14,9 @@
 //! Each of these sockets is one end of a TCP connection within a network namespace that has nothing else in
 //! it ([`network`]); both ends are made here. The program knows a sender by its connection: the local address
 //! says which entry of the tables it is, both TCP ports that it is the very connection made here. What an
-//! instance may do to its socket is bounded by that: disconnected, it leaves the map; bound to another
-//! instance's address, it isn't that connection; connected anew, it finds nobody.
+//! instance may do to its socket is bounded by that: disconnected, it finds nobody to connect to (and the hub
+//! sees the end of file); bound to another instance's address it isn't that instance's connection, whose port
+//! is taken. (A disconnected socket stays in the map since Linux 5.16, so the address alone would not do.)
 //!
 //! Who is idle and who serves what lies in BPF arrays that this process maps ([`tables`]), as a
 //! [`Table`](super::table::Table): the program and the hub change the same words by the same rules.

@@ -108,7 +108,8 @@ fn make(index: u32) -> Result<Connection, BusError> {
     let listener = tcp_socket()?;
     bind(listener.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(LISTENER, 0)))
         .map_err(os("bind a bus listener"))?;
-    listen(&listener, Backlog::new(STRANGERS as i32).expect("a small backlog")).map_err(os("listen for a bus socket"))?;
+    listen(&listener, Backlog::new(STRANGERS as i32).expect("a small backlog"))
+        .map_err(os("listen for a bus socket"))?;
     let at: SockaddrIn = getsockname(listener.as_raw_fd()).map_err(os("name a bus listener"))?;
 
     let named = tcp_socket()?;
@@ -141,7 +142,10 @@ fn accept_from(listener: &OwnedFd, peer: SockaddrIn) -> Result<OwnedFd, BusError
             return Ok(accepted);
         }
     }
-    Err(BusError::Os { operation: "find the own bus socket", source: io::ErrorKind::ConnectionRefused.into() })
+    Err(BusError::Os {
+        operation: "find the own bus socket",
+        source: io::ErrorKind::ConnectionRefused.into(),
+    })
 }
 
 fn tcp_socket() -> Result<OwnedFd, BusError> {

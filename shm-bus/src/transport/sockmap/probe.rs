@@ -12,21 +12,28 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use spry_ebpf_common::{Descriptor, PORT_BIT};
 
 use super::endpoint;
-use super::hub::{Config, Sockmap};
+use super::hub::Sockmap;
 use crate::ids::{FunctionIndex, PortIndex};
-use crate::transport::{BusError, Event, Kind, Sent, Transport};
+use crate::transport::{Attachment, BusError, Event, Kind, Port, Sent, Transport};
 
 /// Rounds: enough that a wake-up which is lost now and then is found.
 const ROUNDS: u64 = 16;
 /// A round takes microseconds; this long is never.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-pub(super) fn probe() -> Result<(), BusError> {
-    let bus = Sockmap::new(Config { functions: 1 })?;
+/// Tries a bus that nobody uses yet, and leaves it empty again.
+pub(super) fn passes_descriptors(bus: &Sockmap) -> Result<(), BusError> {
     let (port_index, function) = (PortIndex(0), FunctionIndex(0));
     let mut port = bus.open_port(port_index)?;
     let attachment = bus.attach(function)?;
     let peer = attachment.peer;
+    let result = rounds(bus, port.as_mut(), attachment);
+    bus.detach(peer);
+    result
+}
+
+fn rounds(bus: &Sockmap, port: &mut dyn Port, attachment: Attachment) -> Result<(), BusError> {
+    let (peer, function) = (attachment.peer, attachment.peer.function());
     let mut peer_end = endpoint::open(attachment.endpoint)?;
     let (name, named) = channel();
     // Not joined: if this kernel doesn't wake it, it sleeps until the process ends.
@@ -65,7 +72,6 @@ pub(super) fn probe() -> Result<(), BusError> {
             return Err(failed("a descriptor doesn't come back as it must"));
         }
     }
-    bus.detach(peer);
     Ok(())
 }
 

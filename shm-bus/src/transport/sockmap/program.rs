@@ -15,7 +15,8 @@ use crate::sys::Cell;
 use crate::transport::{BusError, Kind};
 
 /// `cargo xtask ebpf` makes it from `ebpf/programs`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/spry-bus.bpf.o"));
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../ebpf/spry-bus.bpf.o"));
 
 /// The loaded program. Dropped: it is detached, and sockets that are left become plain TCP.
 pub(super) struct Program {
@@ -29,6 +30,8 @@ pub(super) struct Program {
 pub(super) fn load(config: &Config) -> Result<(Program, Arrays), BusError> {
     let slots = config.functions * SLOTS_PER_FUNCTION;
     let mut bpf = EbpfLoader::new()
+        // No field of a kernel structure is read, so the kernel's own types (megabytes to parse) aren't needed.
+        .btf(None)
         .map_max_entries("SOCKETS", MAX_PORTS + slots)
         .map_max_entries("SLOTS", slots)
         .map_max_entries("PORTS", MAX_PORTS)
