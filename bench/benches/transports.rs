@@ -14,10 +14,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use nix::unistd::Pid;
+use shm_bus::Descriptor;
 use shm_bus::endpoint;
 use shm_bus::ids::{FunctionIndex, PortIndex};
 use shm_bus::transport::{Kind, select};
-use shm_bus::Descriptor;
 use spry_ebpf_common::PORT_BIT;
 
 const FUNCTION: FunctionIndex = FunctionIndex(0);
@@ -131,7 +131,10 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     pin(0);
     for (place, cpu) in [("same_core", 0), ("cross_core", 1)] {
-        if cpu >= nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten().unwrap_or(1) as usize {
+        if cpu
+            >= nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten().unwrap_or(1)
+                as usize
+        {
             eprintln!("roundtrip/{place} is left out: there is one CPU");
             continue;
         }
