@@ -1,41 +1,39 @@
 //! Ctrl-C, as a flag. Every loop of the benchmarks looks at it and returns, so that the handles of spryd, the
 //! floor and the temporary folders are dropped in order and nothing is left behind.
+//!
+//! It is a handler and not a blocked signal with a waiting thread: processes started by
+//! `std::process::Command` inherit blocked signals, and then spryd would not hear its SIGTERM.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
+
+use crate::sys;
 
 /// Set once, when the user wants the run to end.
 #[derive(Clone, Debug, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop {
+    flag: Arc<AtomicBool>,
+    signals: bool,
+}
 
 impl Stop {
-    /// A flag that SIGINT, SIGTERM and SIGHUP set. Call before any other thread is started: the signals are
-    /// blocked here, and threads inherit that (processes started by `std::process::Command` don't).
+    /// A flag that SIGINT, SIGTERM and SIGHUP set.
     pub fn on_signals() -> nix::Result<Self> {
-        let stop = Self::default();
-        let mut set = SigSet::empty();
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            set.add(signal);
+            sys::note_signal(signal)?;
         }
-        set.thread_block()?;
-        let flag = stop.clone();
-        std::thread::spawn(move || {
-            while set.wait().is_ok() {
-                flag.set();
-            }
-        });
-        Ok(stop)
+        Ok(Self { signals: true, ..Self::default() })
     }
 
     /// Asks everything that looks at the flag to end.
     pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.flag.store(true, Ordering::Relaxed);
     }
 
     /// Whether the run shall end.
     pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.flag.load(Ordering::Relaxed) || (self.signals && sys::signalled())
     }
 }

@@ -4,11 +4,31 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollEvent};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::Pid;
+
+/// A signal of [`note_signal`] has come.
+static SIGNALLED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_signal(_: libc::c_int) {
+    SIGNALLED.store(true, Ordering::Relaxed);
+}
+
+/// From now on the signal doesn't end this process but is noted.
+pub fn note_signal(signal: Signal) -> nix::Result<()> {
+    let action = SigAction::new(SigHandler::Handler(on_signal), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler does nothing but store to an atomic, which is async-signal-safe.
+    unsafe { sigaction(signal, &action) }.map(drop)
+}
+
+/// Whether a noted signal has come.
+pub fn signalled() -> bool {
+    SIGNALLED.load(Ordering::Relaxed)
+}
 
 /// Waits for events with a timeout in nanoseconds (epoll_pwait2, Linux 5.11): an open-loop generator that
 /// can only wait for whole milliseconds sends late. Returns how many events were stored; 0 also on a signal.
