@@ -156,3 +156,11 @@ fn load(options: &LoadOptions, stop: &Stop) -> Result<ExitCode, SuiteError> {
     println!("starts      {:?}", outcome.starts);
     Ok(ExitCode::from(u8::from(outcome.failures.total() > 0)))
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_arguments_of_each_command_have_names_of_their_own() {
+        <super::CommandLine as clap::CommandFactory>::command().debug_assert();
+    }
+}

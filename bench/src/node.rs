@@ -31,7 +31,7 @@ pub struct Programs {
     pub bin_dir: PathBuf,
     /// The folder with the benchmarks' Python functions.
     #[arg(long, default_value = "bench/functions")]
-    pub functions: PathBuf,
+    pub functions_dir: PathBuf,
     /// A configuration for spryd; without it, the defaults.
     #[arg(long)]
     pub config: Option<PathBuf>,
@@ -276,6 +276,8 @@ pub enum Function {
     PythonNop,
     /// `bench/functions/echo.py`.
     PythonEcho,
+    /// `bench/functions/nap.py`: at work for 20 ms.
+    PythonNap,
 }
 
 impl Function {
@@ -286,6 +288,7 @@ impl Function {
             Self::NativeEcho => "echo",
             Self::PythonNop => "python-nop",
             Self::PythonEcho => "python-echo",
+            Self::PythonNap => "python-nap",
         }
     }
 
@@ -293,8 +296,9 @@ impl Function {
         match self {
             Self::NativeNop => programs.bin_dir.join("libexample_nop.so"),
             Self::NativeEcho => programs.bin_dir.join("libexample_echo.so"),
-            Self::PythonNop => programs.functions.join("nop.py"),
-            Self::PythonEcho => programs.functions.join("echo.py"),
+            Self::PythonNop => programs.functions_dir.join("nop.py"),
+            Self::PythonEcho => programs.functions_dir.join("echo.py"),
+            Self::PythonNap => programs.functions_dir.join("nap.py"),
         }
     }
 }

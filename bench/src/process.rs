@@ -173,6 +173,15 @@ mod tests {
     }
 
     #[test]
+    fn cpu_is_counted_to_the_nanosecond() {
+        let before = threads_cpu(Pid::this()).unwrap();
+        let watchdog = std::time::Instant::now();
+        while threads_cpu(Pid::this()).unwrap() <= before {
+            assert!(watchdog.elapsed() < Duration::from_secs(60), "no CPU is counted");
+        }
+    }
+
+    #[test]
     fn memfds_are_counted() {
         // Other tests of this process open files too, but no memfds.
         let before = holdings(Pid::this()).unwrap();

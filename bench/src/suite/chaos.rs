@@ -30,19 +30,19 @@ pub struct Options {
     #[arg(long, default_value_t = 8)]
     pub connections: usize,
     /// Requests that must succeed when the killing has stopped.
-    #[arg(long, default_value_t = 5_000)]
+    #[arg(long, default_value_t = 2_000)]
     pub after: u64,
     /// Seed of the choice of victims.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
-/// Runs it, for the native and the Python nop.
+/// Runs it, for the native and the Python nop, and for a function that is at work when the kill comes.
 pub fn run(options: &Options, programs: &Programs, stop: &Stop) -> Result<Vec<Row>, SuiteError> {
     let node = Node::start(programs, stop)?;
     let mut random = SplitMix64::new(options.seed);
     let mut rows = Vec::new();
-    for function in [Function::NativeNop, Function::PythonNop] {
+    for function in [Function::NativeNop, Function::PythonNop, Function::PythonNap] {
         let target = deploy_and_warm(&node, function, stop)?;
         let plan =
             |until| Plan { connections: options.connections, pace: Pace::Closed, until, timeout: TIMEOUT };

@@ -51,7 +51,10 @@ pub fn run(options: &Options, programs: &Programs, stop: &Stop) -> Result<Vec<Ro
         |after: Duration, before: Duration| after.saturating_sub(before).as_secs_f64() / elapsed * 100.0;
     let processes = process::tree(node.pid()).map_err(process_error("spryd"))?.len();
     let case = format!("{} functions", options.functions);
+    let so_far = spryd_before.as_secs_f64() * 1e3;
     Ok(vec![
+        // That the clock works at all: nothing deploys twenty functions in no time.
+        Row::new(BENCH, case.as_str(), "cpu of spryd until then", so_far, "ms").must(Bar::AtLeast(0.1)),
         Row::new(BENCH, case.as_str(), "cpu of spryd", share(spryd()?, spryd_before), "% of a core")
             .must(Bar::AtMost(0.5)),
         Row::new(BENCH, case.as_str(), "cpu with all instances", share(tree()?, tree_before), "% of a core"),

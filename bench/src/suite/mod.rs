@@ -70,13 +70,13 @@ pub(crate) fn warm(node: &Node, function: Function, body: &[u8], stop: &Stop) ->
         Function::NativeEcho | Function::PythonEcho => {
             Target::new(node.address, "POST", &path, body, body.into())
         }
-        Function::NativeNop | Function::PythonNop => {
+        Function::NativeNop | Function::PythonNop | Function::PythonNap => {
             Target::new(node.address, "GET", &path, b"", crate::floor::NOP_JSON.into())
         }
     };
     let got = node.warm(&target, WARM_ANSWERS, stop)?;
     // How a runtime spells a JSON value (spaces) is its own affair; from here on it must spell it the same.
-    if function == Function::PythonNop && same_json(&got, &target.body) {
+    if matches!(function, Function::PythonNop | Function::PythonNap) && same_json(&got, &target.body) {
         target.body = got.into();
     } else if *target.body != *got {
         let what = format!("another body than expected: {}", String::from_utf8_lossy(&got));
