@@ -1,31 +1,56 @@
 //! Where the time goes: `perf record` on a process tree while it is under load, and its samples by group.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use crate::process;
+
+/// How long perf may take to start.
+const PATIENCE_MS: u16 = 20_000;
 
 /// A `perf record` under way.
 #[derive(Debug)]
 pub struct Recording(Child);
 
 impl Recording {
-    /// Samples all processes of the tree, call chains included, into `file`.
+    /// Samples all processes of the tree, call chains included, into `file`. Returns when sampling has begun:
+    /// perf starts disabled, is told to go on through a fifo, and says so on another.
     pub fn start(root: Pid, file: &Path) -> io::Result<Self> {
+        let folder = tempfile::Builder::new().prefix("spry-bench-perf-").tempdir()?;
+        let (control, ack) = (folder.path().join("control"), folder.path().join("ack"));
+        for fifo in [&control, &ack] {
+            nix::unistd::mkfifo(fifo, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        }
+        // For reading and writing, which doesn't wait for the other side to open it.
+        let open = |path: &Path| File::options().read(true).write(true).open(path);
+        let (mut control_end, mut ack_end) = (open(&control)?, open(&ack)?);
         let pids: Vec<String> = process::tree(root)?.iter().map(|process| process.pid.to_string()).collect();
         let child = Command::new("perf")
-            .args(["record", "--quiet", "-F", "1999", "-g", "--pid", &pids.join(","), "-o"])
+            .args(["record", "--quiet", "-F", "1999", "-g", "-D", "-1"])
+            .args(["--control", &format!("fifo:{},{}", control.display(), ack.display())])
+            .args(["--pid", &pids.join(","), "-o"])
             .arg(file)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        Ok(Self(child))
+        let recording = Self(child);
+        control_end.write_all(b"enable\n")?;
+        let mut ready = [PollFd::new(ack_end.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut ready, PollTimeout::from(PATIENCE_MS)) {
+            Ok(1..) => ack_end.read(&mut [0; 16]).map(|_| recording),
+            Ok(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "perf record did not start")),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Ends it; the file is whole when this returns.
@@ -77,15 +102,21 @@ pub fn symbols(file: &Path) -> io::Result<Vec<Symbol>> {
 fn parse(line: &str) -> Option<Symbol> {
     let mut fields = line.splitn(4, '|').map(str::trim);
     let percent = fields.next()?.trim_end_matches('%').parse().ok()?;
-    let (thread, object, name) = (fields.next()?, fields.next()?, fields.next()?);
+    let (thread, object) = (fields.next()?, fields.next()?);
+    // Columns that perf adds after the symbol (inter-procedural latency) are of no use here.
+    let name = fields.next()?.split('|').next()?.trim();
     // "[k] tcp_sendmsg": the space that it runs in is told by the object too.
     let name = name.split_once("] ").map_or(name, |(_, name)| name);
     Some(Symbol { percent, thread: thread.to_owned(), object: object.to_owned(), name: name.to_owned() })
 }
 
 /// What a symbol belongs to, for the eye: the first group with a matching word.
+///
+/// In a guest without a hardware counter the sampling interrupt waits until interrupts are enabled again, so what
+/// ran with them off is charged to `_raw_spin_unlock_irqrestore` and `finish_task_switch`.
 fn group(symbol: &Symbol) -> &'static str {
     const KERNEL: &[(&str, &[&str])] = &[
+        ("kernel: interrupts on again", &["_raw_spin_unlock_irq", "finish_task_switch"]),
         ("kernel: bpf, sockmap", &["bpf", "sk_psock", "sk_msg", "sock_map", "sock_hash"]),
         ("kernel: epoll", &["epoll", "ep_", "do_poll"]),
         ("kernel: futex", &["futex"]),
@@ -161,7 +192,7 @@ mod tests {
     fn lines_of_perf_become_groups() {
         let report = "\
 # comment
-    12.50%|spryd |[kernel.kallsyms]|[k] tcp_sendmsg_locked
+    12.50%|spryd |[kernel.kallsyms]|[k] tcp_sendmsg_locked   |-      -
      7.50%|worker-1|spryd|[.] <hyper::proto::h1::conn::Conn<I,B,T> as X>::poll
      2.00%|nop|bpf_prog_1_route|[k] bpf_prog_1_route
 
