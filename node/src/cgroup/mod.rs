@@ -27,6 +27,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -63,6 +64,8 @@ pub struct Tree {
     controllers: Vec<(Controller, usize)>,
     refused: Vec<CgroupError>,
     functions: Mutex<HashMap<String, Weak<FunctionGroup>>>,
+    /// Counts folders that could not have their function's name.
+    doubles: AtomicU64,
     /// Folders whose removal failed, children before parents.
     stale: Mutex<Vec<Dir>>,
 }
@@ -86,6 +89,7 @@ impl Tree {
             controllers: vec![],
             refused: vec![],
             functions: Mutex::default(),
+            doubles: AtomicU64::new(0),
             stale: Mutex::default(),
         };
         if let Some(record) = record {
@@ -117,6 +121,7 @@ impl Tree {
             controllers,
             refused,
             functions: Mutex::default(),
+            doubles: AtomicU64::new(0),
             stale: Mutex::default(),
         })
     }
@@ -178,7 +183,18 @@ impl Tree {
         if let Some(group) = functions.get(name).and_then(Weak::upgrade) {
             return Ok(group);
         }
-        let group = Arc::new(FunctionGroup::create(self, name)?);
+        // An earlier group of that name may still be on its way out (a dead process leaves its group a little
+        // after its end is told): then the new one has another folder.
+        self.retry_removals();
+        let mut folder = name.to_owned();
+        let group = loop {
+            match FunctionGroup::create(self, &folder) {
+                Err(error) if error.source.kind() == io::ErrorKind::AlreadyExists => {
+                    folder = format!("{name}.{}", self.doubles.fetch_add(1, Ordering::Relaxed));
+                }
+                made => break Arc::new(made?),
+            }
+        };
         functions.retain(|_, group| group.strong_count() > 0);
         functions.insert(name.to_owned(), Arc::downgrade(&group));
         Ok(group)
@@ -358,6 +374,7 @@ fn probe_limits(layout: Vec<Hierarchy>) -> io::Result<Vec<Probe>> {
         controllers: vec![],
         refused: vec![],
         functions: Mutex::default(),
+        doubles: AtomicU64::new(0),
         stale: Mutex::default(),
     };
     for hierarchy in layout {

@@ -188,8 +188,11 @@ fn clients_that_reset_or_talk_nonsense_harm_nobody() {
     let partial = call(daemon.address, "GET", "/function/mirror", b"");
     assert_eq!(partial.status, 200);
     let mut broken = Connection::open(daemon.address);
-    broken.write(b"NONSENSE\r\n\r\n");
+    broken.write(b"GET /function/mirror HTTP/1.1\r\nno colon here\r\n\r\n");
     assert_eq!(broken.receive(false).status, 400);
     assert!(broken.is_closed());
+    let mut nonsense = Connection::open(daemon.address);
+    nonsense.write(b"NONSENSE\r\n\r\n");
+    assert!(nonsense.is_closed());
     daemon.stop();
 }

@@ -64,6 +64,8 @@ impl Carrier for Broker {
         Ok((hub, vec![peer]))
     }
 
+    const LIVENESS_IS_SILENT: bool = false;
+
     fn liveness(link: &OwnedFd) -> BorrowedFd<'_> {
         link.as_fd()
     }

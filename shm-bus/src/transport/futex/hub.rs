@@ -98,6 +98,8 @@ impl Carrier for Futex {
         Ok((link, vec![hubs, peers, peer]))
     }
 
+    const LIVENESS_IS_SILENT: bool = true;
+
     fn liveness(link: &Link) -> BorrowedFd<'_> {
         link.socket.as_fd()
     }

@@ -7,7 +7,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use crate::ids::PeerId;
-use crate::transport::{BusError, Fault};
+use crate::transport::{BusError, Fault, FaultKind};
 
 /// An epoll instance with every peer's socket (its end of file is the peer's death) and a bell, which is
 /// rung for what a port has noticed.
@@ -34,10 +34,12 @@ impl Faults {
         self.epoll.0.as_fd()
     }
 
-    /// Watches a peer's socket for its end of file, which is reported once.
-    pub(super) fn watch(&self, peer: PeerId, socket: BorrowedFd<'_>) -> Result<(), BusError> {
+    /// Watches a peer's socket for its end of file, which is reported once; so is anything that a peer writes
+    /// to a socket that is to stay `silent`.
+    pub(super) fn watch(&self, peer: PeerId, socket: BorrowedFd<'_>, silent: bool) -> Result<(), BusError> {
         let data = u64::from(peer.slot) | u64::from(peer.generation) << 32;
-        let event = EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT, data);
+        let noise = if silent { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        let event = EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLONESHOT | noise, data);
         self.epoll.add(socket, event).map_err(os("watch a peer"))
     }
 
@@ -51,9 +53,9 @@ impl Faults {
         let _ = self.bell.write(1);
     }
 
-    /// Appends what ports have noticed; returns the peers whose sockets have closed.
-    pub(super) fn collect(&self, out: &mut Vec<Fault>) -> Vec<PeerId> {
-        let mut closed = Vec::new();
+    /// Appends what ports have noticed; returns those that their sockets tell of.
+    pub(super) fn collect(&self, out: &mut Vec<Fault>) -> Vec<Fault> {
+        let mut told = Vec::new();
         let mut events = [EpollEvent::empty(); 64];
         loop {
             let count = self.epoll.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
@@ -63,7 +65,9 @@ impl Faults {
                     let _ = self.bell.read();
                 } else {
                     let (slot, generation) = (event.data() as u32, (event.data() >> 32) as u32);
-                    closed.push(PeerId { slot, generation });
+                    let closed = event.events().intersects(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP);
+                    let kind = if closed { FaultKind::Closed } else { FaultKind::Malformed };
+                    told.push(Fault { peer: PeerId { slot, generation }, kind });
                 }
             }
             if count < events.len() {
@@ -71,7 +75,7 @@ impl Faults {
             }
         }
         out.append(&mut self.noticed.lock());
-        closed
+        told
     }
 }
 

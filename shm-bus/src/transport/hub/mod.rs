@@ -58,6 +58,8 @@ pub(super) trait Carrier: Send + Sync + 'static {
 
     /// Makes a connection: the hub's half, and the peer's.
     fn connect() -> Result<(Self::Link, Vec<OwnedFd>), BusError>;
+    /// Whether that socket is for that alone, so that nothing may ever arrive on it.
+    const LIVENESS_IS_SILENT: bool;
     /// A socket that shows the peer's death.
     fn liveness(link: &Self::Link) -> BorrowedFd<'_>;
     /// Hands a descriptor to the peer, which is idle, so that there must be room.
@@ -206,7 +208,7 @@ impl<C: Carrier> Transport for Arc<Hub<C>> {
             let mut place = place.lock();
             if place.is_none() {
                 let peer = self.table.attach(u32::from(function.0) * SLOTS_PER_FUNCTION + bit);
-                self.faults.watch(peer, C::liveness(&link))?;
+                self.faults.watch(peer, C::liveness(&link), C::LIVENESS_IS_SILENT)?;
                 *place = Some(Place { peer, link, listener: None, mute: false });
                 return Ok(Attachment { peer, endpoint });
             }
@@ -260,13 +262,14 @@ impl<C: Carrier> Transport for Arc<Hub<C>> {
     }
 
     fn faults(&self, out: &mut Vec<Fault>) {
-        let closed = self.faults.collect(out);
-        for peer in closed {
+        let told = self.faults.collect(out);
+        for fault in told {
+            let peer = fault.peer;
             let Some(mut guard) = self.slot(peer.slot) else { continue };
             let Some(place) = guard.as_mut().filter(|place| place.peer == peer) else { continue };
             // Its last answer may lie there unread: the port that listens gets it first or never.
             if !std::mem::replace(&mut place.mute, true) {
-                out.push(Fault { peer, kind: FaultKind::Closed });
+                out.push(fault);
             }
         }
     }

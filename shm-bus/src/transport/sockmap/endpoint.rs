@@ -4,6 +4,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use spry_ebpf_common::{DESCRIPTOR_LEN, Descriptor};
 
 use crate::transport::{BusError, Endpoint, from_bytes, to_bytes};
@@ -29,6 +30,17 @@ impl SockmapEndpoint {
     }
 }
 
+impl SockmapEndpoint {
+    /// Until there is something to read.
+    fn wait(&self) -> Result<(), BusError> {
+        let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut socket, PollTimeout::NONE) {
+            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
+            Err(errno) => Err(os("wait for a descriptor", errno.into())),
+        }
+    }
+}
+
 impl AsFd for SockmapEndpoint {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
@@ -46,6 +58,9 @@ impl Endpoint for SockmapEndpoint {
                 Ok(0) => return Ok(None),
                 Ok(_) => return Err(os("receive a whole descriptor", ErrorKind::InvalidData.into())),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                // A redirect woke this socket and was taken back, or what woke it was queued elsewhere: the
+                // kernel's sk_msg receive path then returns EAGAIN though the socket blocks.
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait()?,
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
                 Err(error) => return Err(os("receive a descriptor", error)),
             }

@@ -21,7 +21,7 @@ impl<T: Cell> MappedArray<T> {
     /// Maps the array `fd` of `count` values of exactly the layout of `T` (a multiple of 8 bytes, as the kernel
     /// lays array values out).
     pub(super) fn new(fd: BorrowedFd<'_>, count: usize) -> io::Result<Self> {
-        const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() <= 4096) };
+        const { assert!(size_of::<T>().is_multiple_of(8) && align_of::<T>() <= 4096) };
         let mapping = Mapping::new(fd, (size_of::<T>() * count) as u64, Access::ReadWrite)?;
         Ok(Self { mapping, count, values: PhantomData })
     }
