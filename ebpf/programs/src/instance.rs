@@ -8,7 +8,7 @@
 use aya_ebpf::programs::SkMsgContext;
 use aya_log_ebpf::warn;
 use spry_ebpf_common::{
-    Counter, SLOTS_PER_FUNCTION, STATE_HELD, STATE_IDLE, Slot, fault, flags, invocation_of,
+    Counter, SLOTS_PER_FUNCTION, STATE_DETACHED, STATE_HELD, STATE_IDLE, Slot, fault, flags, invocation_of,
 };
 
 use crate::{
@@ -21,8 +21,13 @@ use crate::{
 #[inline(always)]
 pub(crate) fn answer(ctx: &SkMsgContext, index: u32, connection: u32) {
     let Some(slot) = SLOTS.get_ptr_mut(index) else { return stranger(ctx, index) };
-    // SAFETY: a pointer into the map's entry.
-    if unsafe { (*slot).connection } != connection {
+    // SAFETY: pointers into the map's entry; the hub may change the state at any time.
+    let (expected, state) = unsafe { ((*slot).connection, (&raw const (*slot).state).read_volatile()) };
+    // Detached: whatever it says, nobody listens any more. An answer that comes too late is no violation.
+    if state == STATE_DETACHED {
+        return;
+    }
+    if expected != connection {
         return stranger(ctx, index);
     }
     match accept(ctx, slot, index) {
@@ -30,6 +35,8 @@ pub(crate) fn answer(ctx: &SkMsgContext, index: u32, connection: u32) {
             message::redirect(ctx, port);
             count(Counter::Answered);
         }
+        // Detached in this very moment.
+        Err(fault::NONE) => {}
         Err(kind) => violation(ctx, slot, index, kind),
     }
 }
@@ -53,8 +60,10 @@ fn accept(ctx: &SkMsgContext, slot: *mut Slot, index: u32) -> Result<u32, u8> {
     let next = if flags & flags::HOLD != 0 { STATE_HELD } else { STATE_IDLE };
     // SAFETY: only computes an address within the entry.
     let state = unsafe { &raw mut (*slot).state };
-    if atomic::compare_and_swap(state, invocation, next) != invocation {
-        return Err(fault::NOT_ITS_INVOCATION);
+    match atomic::compare_and_swap(state, invocation, next) {
+        old if old == invocation => {}
+        STATE_DETACHED => return Err(fault::NONE),
+        _ => return Err(fault::NOT_ITS_INVOCATION),
     }
     if next == STATE_IDLE {
         if let Some(function) = FUNCTIONS.get_ptr_mut(index / SLOTS_PER_FUNCTION) {

@@ -194,7 +194,8 @@ where
     I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
     let mut builder = auto::Builder::new(LocalExecutor);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).pipeline_flush(true);
+    // Not `pipeline_flush`: with it, the 400 for a malformed request is never sent.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let worker = Rc::clone(&worker);
