@@ -150,8 +150,7 @@ fn keep<'scope>(
     let mut peers: Vec<(PeerId, FunctionIndex)> = Vec::new();
     let mut faults = Vec::new();
     let mut turn = 0_usize;
-    while !done.load(Ordering::Acquire) {
-        turn += 1;
+    let refill = |peers: &mut Vec<(PeerId, FunctionIndex)>, turn: usize| {
         while peers.len() < PEERS {
             // Whichever has fewer.
             let first = peers.iter().filter(|(_, function)| *function == FUNCTIONS[0]).count();
@@ -159,6 +158,9 @@ fn keep<'scope>(
             let leaves_after = (turn % 3 == 0).then_some(turn as u32 % 50);
             peers.push((start(scope, bus, function, leaves_after), function));
         }
+    };
+    while !done.load(Ordering::Acquire) {
+        turn += 1;
         bus.faults(&mut faults);
         for fault in faults.drain(..) {
             if let Some((lost, _)) = bus.detach(fault.peer) {
@@ -166,9 +168,8 @@ fn keep<'scope>(
             }
             peers.retain(|(peer, _)| *peer != fault.peer);
         }
-        if peers.is_empty() {
-            continue;
-        }
+        // Both functions have peers before anybody is ended, and again before the wait.
+        refill(&mut peers, turn);
         // One by force (whatever it does), one only if it is idle.
         let (peer, function) = peers[turn % peers.len()];
         if turn % 2 == 0 {
@@ -185,6 +186,7 @@ fn keep<'scope>(
         }
         bus.set_home(peer, Some(turn));
         let _ = bus.holder(function, shm_bus::ids::InvocationId(1));
+        refill(&mut peers, turn);
         // Until they have done some work, or one of them has left.
         let enough = ledger.len() + 25;
         let mut wait = [PollFd::new(bus.faults_fd(), PollFlags::POLLIN)];
