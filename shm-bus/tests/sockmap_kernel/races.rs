@@ -155,7 +155,7 @@ fn keep<'scope>(
             // Whichever has fewer.
             let first = peers.iter().filter(|(_, function)| *function == FUNCTIONS[0]).count();
             let function = FUNCTIONS[usize::from(first * 2 > peers.len())];
-            let leaves_after = (turn % 3 == 0).then_some(turn as u32 % 50);
+            let leaves_after = turn.is_multiple_of(3).then_some(turn as u32 % 50);
             peers.push((start(scope, bus, function, leaves_after), function));
         }
     };
@@ -172,7 +172,7 @@ fn keep<'scope>(
         refill(&mut peers, turn);
         // One by force (whatever it does), one only if it is idle.
         let (peer, function) = peers[turn % peers.len()];
-        if turn % 2 == 0 {
+        if turn.is_multiple_of(2) {
             if bus.retire(peer) {
                 assert_eq!(bus.detach(peer), None);
                 peers.retain(|(other, _)| *other != peer);
