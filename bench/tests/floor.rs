@@ -104,7 +104,12 @@ fn a_server_that_never_answers_times_out_and_leaves_the_rest_unsent() {
     let outcome = run(&target, &plan);
     assert_eq!(outcome.done, 0);
     assert!(outcome.failures.of(Failure::Timeout) >= 1, "{}", outcome.failures);
-    assert_eq!(outcome.failures.total(), 99, "every request that was due is accounted for: {}", outcome.failures);
+    assert_eq!(
+        outcome.failures.total(),
+        99,
+        "every request that was due is accounted for: {}",
+        outcome.failures
+    );
     assert!(outcome.backlog_max >= 90);
 }
 

@@ -119,7 +119,8 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     };
     let (workers, threads) = start_workers(&config, &shared)?;
     let mailboxes: Vec<_> = workers.iter().map(|worker| worker.mailbox.clone()).collect();
-    let (dispatcher, watch) = Dispatcher::new(Arc::clone(&bus), PortIndex(workers.len() as u8))?;
+    let seed = crate::sys::random_u64().map_err(os("draw random bits"))?;
+    let dispatcher = Dispatcher::new(Arc::clone(&bus), PortIndex(workers.len() as u8), seed)?;
     let keeper = Keeper::new(keeper::Parts {
         node: Arc::clone(&node),
         bus,
@@ -129,7 +130,6 @@ async fn serve(config: Config) -> Result<(), StartupError> {
         workers,
         node_bytes: NodeBytes::new(config.queue.memory.as_bytes()),
     });
-    tokio::task::spawn_local(Rc::clone(&dispatcher).serve_abandoned(watch));
     tokio::task::spawn_local(serve_or_say("the keeper's bus port", dispatcher.serve_port()));
     tokio::task::spawn_local(serve_or_say("the bus's fault reports", Rc::clone(&keeper).serve_faults()));
     tokio::task::spawn_local(Rc::clone(&keeper).run(mailbox));

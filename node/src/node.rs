@@ -293,7 +293,10 @@ impl Engine for Node {
                 .fixed
                 .passed_over
                 .iter()
-                .map(|(kind, why)| PassedOver { name: transport_name(*kind).to_owned(), why: why.to_string() })
+                .map(|(kind, why)| PassedOver {
+                    name: transport_name(*kind).to_owned(),
+                    why: why.to_string(),
+                })
                 .collect(),
             workers: self.fixed.config.workers as u32,
             cgroup: self.fixed.cgroup.clone(),

@@ -154,8 +154,10 @@ pub struct Slot {
     pub connection: u32,
     /// Messages that this instance sent against the rules.
     pub violations: u64,
+    /// Not 0: this instance serves one invocation. Its answer leaves it HELD, whatever its flags say.
+    pub single_use: u64,
     /// A slot has a cache line to itself: instances on different cores don't slow each other down.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 const _: () = assert!(size_of::<Slot>() == 64);
 

@@ -48,16 +48,16 @@ fn accept(ctx: &SkMsgContext, slot: *mut Slot, index: u32) -> Result<u32, u8> {
     // SAFETY: `descriptor` has checked that the message is that long, and that it is the kernel's own.
     let (invocation, flags) = unsafe { ((*message).invocation, (*message).flags) };
     let invocation = invocation_of(invocation).ok_or(fault::NOT_ITS_INVOCATION)?;
-    // SAFETY: pointers into the map's entry. The three fields belong to `invocation` when `claimed` says so,
+    // SAFETY: pointers into the map's entry. The first three fields belong to `invocation` when `claimed` says so,
     // and can't change before the slot is idle again, which only the swap below brings about.
-    let (port, route, step) = unsafe {
+    let (port, route, step, single_use) = unsafe {
         // SYNC(slot-claimed): pairs with the swap in `port::Claim::try_take`.
         if (&raw const (*slot).claimed).read_volatile() != invocation {
             return Err(fault::NOT_ITS_INVOCATION);
         }
-        ((*slot).port, (*slot).route, (*slot).step)
+        ((*slot).port, (*slot).route, (*slot).step, (*slot).single_use != 0)
     };
-    let next = if flags & flags::HOLD != 0 { STATE_HELD } else { STATE_IDLE };
+    let next = if single_use || flags & flags::HOLD != 0 { STATE_HELD } else { STATE_IDLE };
     // SAFETY: only computes an address within the entry.
     let state = unsafe { &raw mut (*slot).state };
     match atomic::compare_and_swap(state, invocation, next) {

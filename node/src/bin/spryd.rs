@@ -7,7 +7,11 @@ use spry_node::config::{Config, Flags};
 
 /// Runs functions on this node, over HTTP.
 #[derive(Parser)]
-#[command(name = "spryd", version, after_help = "The log's detail: SPRY_LOG=debug (as RUST_LOG elsewhere). Manual: docs/operations.md")]
+#[command(
+    name = "spryd",
+    version,
+    after_help = "The log's detail: SPRY_LOG=debug (as RUST_LOG elsewhere). Manual: docs/operations.md"
+)]
 struct Arguments {
     #[command(flatten)]
     flags: Flags,

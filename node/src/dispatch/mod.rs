@@ -15,11 +15,11 @@
 
 mod pending;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use shm_bus::Descriptor;
@@ -27,6 +27,7 @@ use shm_bus::ids::{FunctionIndex, InvocationId, PortIndex};
 use shm_bus::transport::{BusError, Event, Port, Sent, Transport};
 use spry_ebpf_common::{PORT_BIT, SLOTS_PER_FUNCTION, flags};
 use spry_sched::placement::{Advice, WallNs};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 pub use pending::{Answered, Ended, Invocation, Outcome, Request};
@@ -36,6 +37,10 @@ use crate::function::{Entered, Function, Queued, SentAt};
 use crate::gateway::Refusal;
 use crate::instance::{Doom, Instance};
 use crate::keeper::ToKeeper;
+use crate::manifest::Isolation;
+
+/// Between two looks at the deadlines.
+const LOOK_PAUSE: Duration = Duration::from_millis(2);
 
 /// What a worker is told by other threads.
 pub enum ToWorker {
@@ -120,14 +125,9 @@ pub struct Dispatcher {
     bus: Arc<Bus>,
     port_index: PortIndex,
     inner: RefCell<Inner>,
-    abandoned: UnboundedSender<Abandoned>,
-}
-
-/// An invocation whose client has left while an instance held it.
-struct Abandoned {
-    function: Arc<Function>,
-    id: InvocationId,
-    deadline: Instant,
+    /// When [`Self::serve_deadlines`] looks next; `None`: when it is told.
+    next_look: Cell<Option<Instant>>,
+    look: Notify,
 }
 
 struct Inner {
@@ -137,26 +137,42 @@ struct Inner {
 }
 
 impl Dispatcher {
-    /// Opens a port.
-    pub fn new(bus: Arc<Bus>, port_index: PortIndex) -> Result<(Rc<Self>, Watch), BusError> {
+    /// Opens a port. `seed` is secret: invocations' names are drawn from it.
+    pub fn new(bus: Arc<Bus>, port_index: PortIndex, seed: u64) -> Result<Rc<Self>, BusError> {
         let port = bus.transport.open_port(port_index)?;
-        let inner = Inner { port, events: Vec::with_capacity(64), pending: Slab::new(port_index) };
-        let (abandoned, watch) = tokio::sync::mpsc::unbounded_channel();
-        let dispatcher = Rc::new(Self { bus, port_index, inner: RefCell::new(inner), abandoned });
-        Ok((dispatcher, Watch(watch)))
+        let pending = Slab::new(port_index, seed);
+        let inner = RefCell::new(Inner { port, events: Vec::with_capacity(64), pending });
+        let (next_look, look) = (Cell::new(None), Notify::new());
+        Ok(Rc::new(Self { bus, port_index, inner, next_look, look }))
     }
 
-    /// Holds abandoned invocations to their deadlines: the function may run on, but not for ever,
-    /// though nobody waits. Runs until the thread ends.
-    pub async fn serve_abandoned(self: Rc<Self>, mut watch: Watch) {
-        while let Some(Abandoned { function, id, deadline }) = watch.0.recv().await {
-            let dispatcher = Rc::clone(&self);
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep_until(deadline.into()).await;
-                if dispatcher.inner.borrow_mut().pending.holds(id) {
-                    dispatcher.expire(&function, id);
+    /// Holds invocations to their deadlines, whether somebody still waits for them or not, until the thread ends.
+    ///
+    /// One timer for all: set to the earliest deadline that there is when it is looked at. It doesn't follow the
+    /// requests that come and go meanwhile (setting a timer for each costs a microsecond), so it is woken once
+    /// per time limit under load, and never when nothing waits.
+    pub async fn serve_deadlines(self: Rc<Self>) {
+        loop {
+            match self.next_look.get() {
+                Some(at) => {
+                    let sooner = self.look.notified();
+                    let _ = tokio::time::timeout_at(at.into(), sooner).await;
                 }
-            });
+                None => self.look.notified().await,
+            }
+            let (due, next) = self.inner.borrow().pending.due(Instant::now());
+            self.next_look.set(next.map(|next| next.max(Instant::now() + LOOK_PAUSE)));
+            for id in due {
+                self.expire(id);
+            }
+        }
+    }
+
+    /// Makes sure that a deadline isn't overlooked.
+    fn watch(&self, deadline: Instant) {
+        if self.next_look.get().is_none_or(|next| deadline < next) {
+            self.next_look.set(Some(deadline));
+            self.look.notify_one();
         }
     }
 
@@ -171,6 +187,7 @@ impl Dispatcher {
         let mut descriptor = Descriptor { route: function.index.0, ..Descriptor::default() };
         descriptor.source = PORT_BIT | u32::from(self.port_index.0);
         request.block.describe(&mut descriptor);
+        self.watch(request.deadline);
         let target = Arc::clone(&function);
         let id = {
             let mut inner = self.inner.borrow_mut();
@@ -239,30 +256,21 @@ impl Dispatcher {
 
     /// Takes in what has arrived on the port.
     pub fn receive(self: &Rc<Self>) {
-        loop {
-            let mut events = {
-                let mut inner = self.inner.borrow_mut();
-                let mut events = std::mem::take(&mut inner.events);
-                match inner.port.receive(&mut events) {
-                    Ok(_) => events,
-                    Err(error) => {
-                        tracing::error!(port = self.port_index.0, %error, "the bus port can't be read");
-                        events
-                    }
-                }
-            };
-            let came = events.len();
-            for event in events.drain(..) {
-                match event {
-                    Event::Answer(descriptor) => self.answered(descriptor),
-                    Event::Bounced(descriptor) => self.bounced(descriptor),
-                }
+        let mut events = {
+            let mut inner = self.inner.borrow_mut();
+            let mut events = std::mem::take(&mut inner.events);
+            if let Err(error) = inner.port.receive(&mut events) {
+                tracing::error!(port = self.port_index.0, %error, "the bus port can't be read");
             }
-            self.inner.borrow_mut().events = events;
-            if came == 0 {
-                return;
+            events
+        };
+        for event in events.drain(..) {
+            match event {
+                Event::Answer(descriptor) => self.answered(descriptor),
+                Event::Bounced(descriptor) => self.bounced(descriptor),
             }
         }
+        self.inner.borrow_mut().events = events;
     }
 
     fn answered(self: &Rc<Self>, descriptor: Descriptor) {
@@ -276,7 +284,8 @@ impl Dispatcher {
         let Some(instance) = function.instances[bit].load_full() else {
             return tracing::error!(?descriptor, "an answer from an instance that is not there");
         };
-        let held = descriptor.flags & flags::HOLD != 0;
+        let single_use = function.stored.manifest.isolation == Isolation::Request;
+        let held = single_use || descriptor.flags & flags::HOLD != 0;
         let output = instance.take_output(held);
         let outcome = Answered { descriptor, instance: Arc::clone(&instance), at: Instant::now() };
         let finished = self.inner.borrow_mut().pending.finish(id, Outcome::Answered(outcome));
@@ -302,7 +311,9 @@ impl Dispatcher {
             // Nobody waits any more, but the block must go back to the instance.
             None => instance.discard(&descriptor),
         }
-        if held {
+        if single_use {
+            instance.kill(Doom::Retired);
+        } else if held {
             self.bus.transport.admit(instance.peer);
         }
         if function.queue_len() > 0 {
@@ -347,15 +358,22 @@ impl Dispatcher {
     }
 
     /// Ends an invocation whose time ran out: out of the queue, or with the instance that holds it.
-    fn expire(&self, function: &Arc<Function>, id: InvocationId) -> Expired {
-        if self.withdraw(function, id) {
-            return Expired::InQueue;
+    fn expire(&self, id: InvocationId) {
+        let Some(function) = self.inner.borrow_mut().pending.function(id) else { return };
+        let limit = function.stored.manifest.limits.timeout.as_duration();
+        let refusal = if self.withdraw(&function, id) {
+            Refusal::QueueTimeout(limit)
+        } else {
+            let holder = self.bus.transport.holder(function.index, id);
+            if let Some(instance) = holder.and_then(|peer| instance_of(&function, peer)) {
+                instance.kill(Doom::TimedOut);
+            }
+            Refusal::TimedOut(limit)
+        };
+        let finished = self.inner.borrow_mut().pending.finish(id, Outcome::Refused(refusal));
+        if let Some(finished) = finished {
+            finished.wake();
         }
-        let holder = self.bus.transport.holder(function.index, id);
-        if let Some(instance) = holder.and_then(|peer| instance_of(function, peer)) {
-            instance.kill(Doom::TimedOut);
-        }
-        Expired::Running
     }
 
     fn withdraw(&self, function: &Function, id: InvocationId) -> bool {
@@ -376,18 +394,6 @@ impl Dispatcher {
             self.receive();
         }
     }
-}
-
-/// What [`Dispatcher::serve_abandoned`] works on.
-pub struct Watch(tokio::sync::mpsc::UnboundedReceiver<Abandoned>);
-
-/// Where an invocation was when its time ran out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expired {
-    /// Nobody had begun it.
-    InQueue,
-    /// An instance had it.
-    Running,
 }
 
 fn instance_of(function: &Function, peer: shm_bus::ids::PeerId) -> Option<Arc<Instance>> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use shm_bus::Descriptor;
 use shm_bus::ids::{InvocationId, PortIndex};
 
-use super::{Abandoned, Dispatcher, Expired};
+use super::Dispatcher;
 use crate::function::{Entered, Function, SentAt};
 use crate::gateway::Refusal;
 use crate::gateway::call_id::CallId;
@@ -117,16 +117,20 @@ impl Finished {
     }
 }
 
-/// Keys below 2^24, each with a generation.
+/// Keys below 2^24, each with a generation that can't be guessed: an instance must have read an invocation to be
+/// able to answer it.
 pub(super) struct Slab {
     port: PortIndex,
     entries: slab::Slab<(u32, Pending)>,
-    generation: u32,
+    random: u64,
 }
 
+/// Generations are 1 to this, so that no id is 0 or one of the highest (those are slot states).
+const GENERATIONS: u64 = u32::MAX as u64 - 2;
+
 impl Slab {
-    pub(super) fn new(port: PortIndex) -> Self {
-        Self { port, entries: slab::Slab::with_capacity(256), generation: 0 }
+    pub(super) fn new(port: PortIndex, seed: u64) -> Self {
+        Self { port, entries: slab::Slab::with_capacity(256), random: seed }
     }
 
     /// Puts an invocation in and names it.
@@ -134,13 +138,40 @@ impl Slab {
         if self.entries.len() >= 1 << 24 {
             return None;
         }
-        // Never 0, so that no id is 0; never all ones, so that no id is u64::MAX.
-        self.generation = if self.generation >= u32::MAX - 1 { 1 } else { self.generation + 1 };
+        let generation = (self.draw() % GENERATIONS) as u32 + 1;
         let key = self.entries.vacant_key() as u64;
-        let id = u64::from(self.port.0) << 56 | key << 32 | u64::from(self.generation);
+        let id = u64::from(self.port.0) << 56 | key << 32 | u64::from(generation);
         pending.descriptor.invocation = id;
-        self.entries.insert((self.generation, pending));
+        self.entries.insert((generation, pending));
         Some(InvocationId(id))
+    }
+
+    /// SplitMix64 (Steele et al., 2014) over a secret seed.
+    fn draw(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.random ^ self.random >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    /// Those whose time has run out by `now`, and when the next one's will.
+    pub(super) fn due(&self, now: Instant) -> (Vec<InvocationId>, Option<Instant>) {
+        let waiting = self.entries.iter().filter(|(_, (_, pending))| pending.outcome.is_none());
+        let (mut due, mut next) = (Vec::new(), None::<Instant>);
+        for (_, (_, pending)) in waiting {
+            let deadline = pending.request.deadline;
+            if deadline <= now {
+                due.push(InvocationId(pending.descriptor.invocation));
+            } else {
+                next = Some(next.map_or(deadline, |next| next.min(deadline)));
+            }
+        }
+        (due, next)
+    }
+
+    /// The function and the time limit of an invocation that is still there.
+    pub(super) fn function(&mut self, id: InvocationId) -> Option<Arc<Function>> {
+        Some(Arc::clone(&self.get(id)?.function))
     }
 
     fn get(&mut self, id: InvocationId) -> Option<&mut Pending> {
@@ -183,11 +214,6 @@ impl Slab {
         Some(Finished { call_id: pending.request.call_id, exec, waker: pending.waker.take() })
     }
 
-    /// Whether it is still there.
-    pub(super) fn holds(&mut self, id: InvocationId) -> bool {
-        self.get(id).is_some()
-    }
-
     /// Takes it out, whatever its state.
     pub(super) fn remove(&mut self, id: InvocationId) -> Option<Pending> {
         self.get(id)?;
@@ -218,19 +244,6 @@ pub struct Invocation {
 impl Invocation {
     pub(super) fn new(dispatcher: Rc<Dispatcher>, id: InvocationId) -> Self {
         Self { dispatcher, id, over: false }
-    }
-
-    /// Gives up because the time ran out; says where the invocation was.
-    pub fn expire(self) -> Expired {
-        let function = {
-            let mut inner = self.dispatcher.inner.borrow_mut();
-            inner.pending.get(self.id).map(|pending| Arc::clone(&pending.function))
-        };
-        match function {
-            Some(function) => self.dispatcher.expire(&function, self.id),
-            None => Expired::Running,
-        }
-        // Dropping `self` now abandons the entry; the holder's end removes it.
     }
 }
 
@@ -271,10 +284,8 @@ impl Drop for Invocation {
             }
             return;
         }
+        // The function may run on, but not for ever: the deadline holds though nobody waits.
         pending.abandoned = true;
         pending.waker = None;
-        let (function, id, deadline) = (Arc::clone(&pending.function), self.id, pending.request.deadline);
-        // The receiver is gone only when the thread ends, and all instances with it.
-        let _ = self.dispatcher.abandoned.send(Abandoned { function, id, deadline });
     }
 }

@@ -75,16 +75,17 @@ pub fn run(spec: WorkerSpec, ready: std::sync::mpsc::Sender<Result<(), String>>)
     };
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
-        let (dispatcher, watch) = match Dispatcher::new(Arc::clone(&spec.bus), spec.port) {
+        let seeds = crate::sys::random_u64().and_then(|one| Ok((one, crate::sys::random_u64()?)));
+        let (seed, random) = match seeds {
+            Ok(seeds) => seeds,
+            Err(error) => return drop(ready.send(Err(format!("draw random bits: {error}")))),
+        };
+        let dispatcher = match Dispatcher::new(Arc::clone(&spec.bus), spec.port, seed) {
             Ok(made) => made,
             Err(error) => return drop(ready.send(Err(error.to_string()))),
         };
-        let random = match crate::sys::random_u64() {
-            Ok(random) => random,
-            Err(error) => return drop(ready.send(Err(format!("draw random bits: {error}")))),
-        };
         let _ = ready.send(Ok(()));
-        tokio::task::spawn_local(Rc::clone(&dispatcher).serve_abandoned(watch));
+        tokio::task::spawn_local(Rc::clone(&dispatcher).serve_deadlines());
         tokio::task::spawn_local({
             let dispatcher = Rc::clone(&dispatcher);
             async move {

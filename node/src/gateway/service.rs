@@ -21,7 +21,7 @@ use super::headers::reaches_function;
 use super::timing::Timing;
 use crate::activation::{Record, Stream};
 use crate::control::{self, Caller, Control};
-use crate::dispatch::{self, Dispatcher, Expired, Outcome};
+use crate::dispatch::{self, Dispatcher, Outcome};
 use crate::function::{Entered, Function};
 use crate::inbox::{Block, Full as FullInbox};
 use crate::node::Node;
@@ -146,17 +146,11 @@ impl Worker {
         let deadline_unix_ns = (SystemTime::now() + timeout).duration_since(UNIX_EPOCH).unwrap_or_default();
         block.patch(8, (deadline_unix_ns.as_nanos() as u64).to_le_bytes());
         let wanted = dispatch::Request { call_id, block, deadline };
-        let mut invocation = self
+        let invocation = self
             .dispatcher
             .submit(entered, wanted)
             .map_err(|refusal| (refusal.into(), Timing::waited(begun.elapsed())))?;
-        let Ok(mut ended) = tokio::time::timeout_at(deadline.into(), &mut invocation).await else {
-            let refusal = match invocation.expire() {
-                Expired::InQueue => Refusal::QueueTimeout(timeout),
-                Expired::Running => Refusal::TimedOut(timeout),
-            };
-            return Err((refusal.into(), Timing::waited(begun.elapsed())));
-        };
+        let mut ended = invocation.await;
         let outcome = std::mem::replace(&mut ended.outcome, Outcome::Refused(Refusal::ShuttingDown));
         let answered = match outcome {
             Outcome::Answered(answered) => answered,

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::{Keeper, ToTender, death};
 use crate::function::Function;
 use crate::instance::{Instance, Parts};
+use crate::manifest::Isolation;
 use crate::zygote::{ForkError, ForkRequest, InstanceProcess, Zygote};
 
 /// Why there is no new instance.
@@ -83,6 +84,9 @@ impl Birth {
                     process,
                     self.letters,
                 );
+                if self.function.stored.manifest.isolation == Isolation::Request {
+                    transport.set_single_use(peer);
+                }
                 transport.admit(peer);
                 self.keeper.dispatcher.pump(&self.function);
                 Ok(instance)

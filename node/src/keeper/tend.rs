@@ -20,6 +20,7 @@ use crate::dispatch::{ToWorker, port_of};
 use crate::function::Function;
 use crate::gateway::Refusal;
 use crate::instance::{Doom, Instance};
+use crate::manifest::Isolation;
 use crate::zygote::{StartError, Zygote};
 use shm_bus::ids::InvocationId;
 
@@ -144,8 +145,13 @@ impl Tender {
                 self.failed(error.to_string(), false);
             }
             ToTender::Died(peer) => {
-                self.instances.remove(&peer);
+                let dead = self.instances.remove(&peer);
                 self.alone_since = Instant::now();
+                // One that was used up is replaced ahead of the next request.
+                let single_use = self.function.stored.manifest.isolation == Isolation::Request;
+                if single_use && dead.is_some_and(|dead| dead.served() > 0) {
+                    self.warm = self.warm.max(1);
+                }
             }
             ToTender::ZygoteDied(pid) => {
                 if self.zygote.as_ref().is_some_and(|zygote| zygote.pid() == pid) {
@@ -328,7 +334,8 @@ impl Tender {
         self.keeper.tended.borrow_mut().remove(&index);
         self.keeper.bus.functions[usize::from(index.0)].store(None);
         if self.function.is_superseded() && self.keeper.node.named(self.function.name()).is_some() {
-            let (store, name, version) = (Arc::clone(&self.keeper.store), stored.manifest.name.clone(), stored.version);
+            let (store, name, version) =
+                (Arc::clone(&self.keeper.store), stored.manifest.name.clone(), stored.version);
             if let Err(error) = super::off_the_loop(move || store.forget(&name, version)).await {
                 tracing::warn!(function = self.function.name(), %error, "an old version's files stay behind");
             }

@@ -67,7 +67,7 @@ fn line(number: u64) -> LogLine {
         number,
         at_unix_ms: 1_763_699_400_123,
         call_id: Some(CALL.into()),
-        stream: if number % 2 == 0 { LogStream::Stdout } else { LogStream::Stderr },
+        stream: if number.is_multiple_of(2) { LogStream::Stdout } else { LogStream::Stderr },
         text: format!("line {number} \u{1b}[31m"),
     }
 }

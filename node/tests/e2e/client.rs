@@ -89,7 +89,8 @@ impl Connection {
         if head_only || status == 204 || status == 304 {
             return response;
         }
-        let length = response.header("content-length").expect("responses have a length").parse().expect("a number");
+        let length =
+            response.header("content-length").expect("responses have a length").parse().expect("a number");
         response.body = vec![0; length];
         self.stream.read_exact(&mut response.body).expect("the body");
         response

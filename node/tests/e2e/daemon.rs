@@ -137,7 +137,8 @@ impl Daemon {
     pub fn children(&self) -> Vec<i32> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid()));
         let tasks = tasks.map(|tasks| tasks.flatten().collect::<Vec<_>>()).unwrap_or_default();
-        let texts = tasks.iter().filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+        let texts =
+            tasks.iter().filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
         let pids: Vec<_> = texts.collect();
         pids.iter().flat_map(|text| text.split_whitespace()).filter_map(|pid| pid.parse().ok()).collect()
     }
@@ -158,7 +159,8 @@ impl Daemon {
     /// Stops it as systemd would, and checks that nothing is left.
     pub fn stop(mut self) {
         let children = self.children();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::SIGTERM).expect("SIGTERM");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::SIGTERM)
+            .expect("SIGTERM");
         let status = self.child.wait().expect("reap spryd");
         assert!(status.success(), "spryd ended with {status:?}");
         for pid in children {

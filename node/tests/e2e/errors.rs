@@ -87,7 +87,12 @@ fn a_native_function_that_fails_is_a_500_with_its_message() {
     let daemon = Daemon::start("");
     daemon.deploy_native("hostile", &[]);
     let response = daemon.get("/function/hostile?fail");
-    assert_eq!((response.status, response.error_code().as_str()), (500, "function_failed"), "{}", response.text());
+    assert_eq!(
+        (response.status, response.error_code().as_str()),
+        (500, "function_failed"),
+        "{}",
+        response.text()
+    );
     assert_eq!(response.json()["error"]["message"], "it went wrong");
     assert_eq!(daemon.get("/function/hostile?nonzero").status, 500);
     // The header is refused by the SDK already, or by the gateway; it never gets out.
@@ -132,7 +137,12 @@ fn python_errors_have_the_contracts_statuses() {
     ];
     for (how, status, code) in cases {
         let response = daemon.post("/function/faults", format!("{{\"how\":\"{how}\"}}").as_bytes());
-        assert_eq!((response.status, response.error_code().as_str()), (status, code), "{how}: {}", response.text());
+        assert_eq!(
+            (response.status, response.error_code().as_str()),
+            (status, code),
+            "{how}: {}",
+            response.text()
+        );
         let after = daemon.post("/function/faults", b"{}");
         assert_eq!(after.status, 200, "after {how}: {}", after.text());
     }
@@ -208,7 +218,9 @@ fn overload_is_a_429_with_retry_after() {
     daemon.deploy_native("hostile", &["limits.timeout=3s", "scale.max=1"]);
     let address = daemon.address;
     let calls: Vec<_> = (0..8)
-        .map(|_| std::thread::spawn(move || super::client::call(address, "GET", "/function/hostile?sleep", b"")))
+        .map(|_| {
+            std::thread::spawn(move || super::client::call(address, "GET", "/function/hostile?sleep", b""))
+        })
         .collect();
     let mut responses: Vec<_> = calls.into_iter().map(|call| call.join().expect("a response")).collect();
     responses.sort_by_key(|response| response.status);

@@ -41,7 +41,9 @@ fn method_path_query_headers_and_body_reach_the_function() {
             assert!(response.header(header).is_some(), "{header} is missing");
         }
         let timing = response.header("server-timing").expect("checked");
-        assert!(timing.contains("queue;dur=") && timing.contains("start;dur=") && timing.contains("exec;dur="));
+        assert!(
+            timing.contains("queue;dur=") && timing.contains("start;dur=") && timing.contains("exec;dur=")
+        );
     }
     assert_eq!(connection.call("DELETE", "/function/mirror", &[], b"").status, 204);
     daemon.stop();
@@ -94,7 +96,9 @@ fn a_body_that_grows_beyond_the_limit_is_refused_while_it_is_read() {
     let daemon = Daemon::start("");
     daemon.deploy_python("small", "def main(params): return {}", &["limits.payload=100KiB"]);
     let mut stream = TcpStream::connect(daemon.address).expect("connect");
-    stream.write_all(b"POST /function/small HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n").expect("send");
+    stream
+        .write_all(b"POST /function/small HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n")
+        .expect("send");
     let chunk = [b"2000\r\n".as_slice(), &[b'x'; 0x2000], b"\r\n"].concat();
     // Without end: the server must answer before it.
     while stream.write_all(&chunk).is_ok() {}
@@ -113,7 +117,9 @@ fn pipelined_requests_are_answered_in_order() {
     let mut connection = Connection::open(daemon.address);
     let mut all = Vec::new();
     for number in 0..20 {
-        all.extend_from_slice(format!("GET /function/mirror/{number} HTTP/1.1\r\nhost: t\r\n\r\n").as_bytes());
+        all.extend_from_slice(
+            format!("GET /function/mirror/{number} HTTP/1.1\r\nhost: t\r\n\r\n").as_bytes(),
+        );
     }
     connection.write(&all);
     for number in 0..20 {

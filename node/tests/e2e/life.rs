@@ -26,6 +26,33 @@ fn the_first_call_forks_and_the_next_is_warm() {
 }
 
 #[test]
+fn with_isolation_request_every_call_has_a_process_of_its_own() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("who", &pid_source(1), &["isolation=request"]);
+    daemon.deploy_native("hostile", &["isolation=request"]);
+    let address = daemon.address;
+    for path in ["/function/who", "/function/hostile"] {
+        let clients: Vec<_> = (0..3)
+            .map(|_| {
+                std::thread::spawn(move || {
+                    let mut connection = Connection::open(address);
+                    let calls = (0..20).map(|_| connection.call("POST", path, &[], b"{}"));
+                    calls.map(|response| (response.status, response.text())).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        let mut answers: Vec<_> =
+            clients.into_iter().flat_map(|client| client.join().expect("answers")).collect();
+        assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
+        answers.sort();
+        answers.dedup();
+        assert_eq!(answers.len(), 60, "a process served twice");
+    }
+    daemon.stop();
+}
+
+#[test]
 fn parallel_calls_scale_up_to_max_and_idle_instances_end() {
     need_root_and_cc!();
     let daemon = Daemon::start("");
@@ -127,7 +154,9 @@ fn killing_instances_and_zygotes_under_load_costs_only_their_own_requests() {
         }
         // Until the node has noticed (the pid is gone), so that each kill hits something new.
         let gone = children.get(round % children.len().max(1)).copied();
-        daemon.until("the killed process is reaped", |daemon| gone.is_none_or(|pid| !daemon.children().contains(&pid)));
+        daemon.until("the killed process is reaped", |daemon| {
+            gone.is_none_or(|pid| !daemon.children().contains(&pid))
+        });
     }
     stop.store(true, Ordering::Relaxed);
     let (mut served, mut failed) = (0, 0);
@@ -189,7 +218,8 @@ fn the_command_line_works_as_the_contract_says() {
     assert!(daemon.spry_ok(&["list"]).contains("who"));
     let described = daemon.spry_json(&["describe", "who"]);
     assert_eq!((described["name"].as_str(), described["version"].as_u64()), (Some("who"), Some(1)));
-    let body: serde_json::Value = serde_json::from_str(&daemon.spry_ok(&["invoke", "who", "-d", "{}"])).expect("JSON");
+    let body: serde_json::Value =
+        serde_json::from_str(&daemon.spry_ok(&["invoke", "who", "-d", "{}"])).expect("JSON");
     assert_eq!(body["v"], 1);
     assert_eq!(daemon.spry_json(&["status"])["functions"], 1);
     assert_eq!(daemon.spry(&["invoke", "nobody"]).status.code(), Some(2));

@@ -188,6 +188,10 @@ pub trait Transport: Send + Sync + 'static {
     /// True when it became idle; false when it is detached, or of another incarnation.
     fn admit(&self, peer: PeerId) -> bool;
 
+    /// Lets this peer serve one invocation only: its answer takes it out of service, whatever the peer says. Call it
+    /// before the first [`Self::admit`].
+    fn set_single_use(&self, peer: PeerId);
+
     /// Takes a peer out of service for good, closes the hub's half, and returns the invocation that it
     /// held, if any, with the port that waits for it. Call again: `None`.
     fn detach(&self, peer: PeerId) -> Option<(InvocationId, PortIndex)>;

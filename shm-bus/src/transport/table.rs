@@ -40,7 +40,8 @@ pub struct SlotCell {
     pub fault: AtomicU8,
     pub connection: AtomicU32,
     pub violations: AtomicU64,
-    reserved: [AtomicU64; 3],
+    pub single_use: AtomicU64,
+    reserved: [AtomicU64; 2],
 }
 
 /// A [`Function`], shared.
@@ -57,6 +58,7 @@ const _: () = {
     assert!(offset_of!(SlotCell, state) == offset_of!(Slot, state));
     assert!(offset_of!(SlotCell, claimed) == offset_of!(Slot, claimed));
     assert!(offset_of!(SlotCell, port) == offset_of!(Slot, port));
+    assert!(offset_of!(SlotCell, single_use) == offset_of!(Slot, single_use));
     assert!(offset_of!(SlotCell, generation) == offset_of!(Slot, generation));
     assert!(offset_of!(SlotCell, route) == offset_of!(Slot, route));
     assert!(offset_of!(SlotCell, step) == offset_of!(Slot, step));
@@ -159,10 +161,18 @@ impl<C: Cells> Table<C> {
         let generation = cell.generation.load(Ordering::Relaxed).wrapping_add(1);
         self.set_home(PeerId { slot, generation: generation.wrapping_sub(1) }, None);
         cell.fault.store(fault::NONE, Ordering::Relaxed);
+        cell.single_use.store(0, Ordering::Relaxed);
         cell.generation.store(generation, Ordering::Relaxed);
         // SYNC(attached): whoever sees HELD or anything later sees this generation.
         cell.state.store(STATE_HELD, Ordering::Release);
         PeerId { slot, generation }
+    }
+
+    /// From now on an answer leaves this peer HELD, whatever its flags say.
+    pub fn set_single_use(&self, peer: PeerId) {
+        if let Some(cell) = self.current(peer) {
+            cell.single_use.store(1, Ordering::Release);
+        }
     }
 
     /// HELD to IDLE.
@@ -223,6 +233,7 @@ impl<C: Cells> Table<C> {
             return Err(Refused::NotItsInvocation);
         }
         let stamp = stamp_of(cell, state);
+        let hold = hold || cell.single_use.load(Ordering::Acquire) != 0;
         let next = if hold { STATE_HELD } else { STATE_IDLE };
         // Only a detach can come between: an invocation is answered once, by its one connection.
         cell.state

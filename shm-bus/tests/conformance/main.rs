@@ -33,6 +33,7 @@ macro_rules! conformance {
                 delivery::one_port_sends_for_another,
                 service::nobody_is_busy_twice,
                 service::held_until_admitted,
+                service::single_use_means_one_answer,
                 service::retired_or_busy_never_both,
                 service::a_name_of_before_moves_nothing,
                 service::home_is_preferred,

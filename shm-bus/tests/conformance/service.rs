@@ -47,6 +47,17 @@ pub(crate) fn held_until_admitted(mut bus: Bus) {
     assert!(!bus.transport.admit(peer.id), "it is out of service");
 }
 
+pub(crate) fn single_use_means_one_answer(mut bus: Bus) {
+    // This peer never asks to be held: that it serves once is not its decision.
+    let peer = bus.join("serve");
+    bus.transport.set_single_use(peer.id);
+    let sent = bus.send();
+    assert_eq!(bus.answer().invocation, sent.invocation);
+    let refused = bus.descriptor();
+    assert!(!bus.transport.has_idle(FUNCTION) && bus.is_refused(&refused), "it has served");
+    assert_eq!(bus.transport.detach(peer.id), None, "it holds no invocation");
+}
+
 pub(crate) fn retired_or_busy_never_both(mut bus: Bus) {
     let mut retirements = 0;
     for round in 0..300 {

@@ -253,6 +253,10 @@ impl<C: Carrier> Transport for Arc<Hub<C>> {
         self.table.holder(function, invocation)
     }
 
+    fn set_single_use(&self, peer: PeerId) {
+        self.table.set_single_use(peer);
+    }
+
     fn set_home(&self, peer: PeerId, cpu: Option<usize>) {
         self.table.set_home(peer, cpu);
     }

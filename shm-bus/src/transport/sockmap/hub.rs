@@ -270,6 +270,10 @@ impl Transport for Sockmap {
         self.inner.table.holder(function, invocation)
     }
 
+    fn set_single_use(&self, peer: PeerId) {
+        self.inner.table.set_single_use(peer);
+    }
+
     fn set_home(&self, peer: PeerId, cpu: Option<usize>) {
         let Some(places) = self.inner.places(peer.function()) else { return };
         if places.socket_of(peer).is_some() {
