@@ -9,52 +9,48 @@ const WATCHDOG: Duration = Duration::from_secs(60);
 
 /// A response, whole.
 #[derive(Debug, Clone)]
-pub struct Response {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Response {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    pub fn error_code(&self) -> String {
+    pub(crate) fn error_code(&self) -> String {
         self.json()["error"]["code"].as_str().unwrap_or_default().to_owned()
     }
 }
 
 /// One connection.
-pub struct Connection {
+pub(crate) struct Connection {
     stream: BufReader<TcpStream>,
 }
 
 impl Connection {
-    pub fn open(address: SocketAddr) -> Self {
+    pub(crate) fn open(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("connect to spryd");
         stream.set_read_timeout(Some(WATCHDOG)).expect("set the watchdog");
         Self { stream: BufReader::new(stream) }
     }
 
-    pub fn write(&mut self, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
         self.stream.get_mut().write_all(bytes).expect("send");
     }
 
-    pub fn stream(&self) -> &TcpStream {
-        self.stream.get_ref()
-    }
-
     /// Sends a request with a body of known length.
-    pub fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
+    pub(crate) fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n");
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -69,7 +65,7 @@ impl Connection {
     }
 
     /// Reads one response; `head_only` when it answers a HEAD.
-    pub fn receive(&mut self, head_only: bool) -> Response {
+    pub(crate) fn receive(&mut self, head_only: bool) -> Response {
         let mut line = String::new();
         self.stream.read_line(&mut line).expect("a status line");
         let status = line.split(' ').nth(1).and_then(|word| word.parse().ok());
@@ -96,19 +92,29 @@ impl Connection {
         response
     }
 
-    pub fn call(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+    pub(crate) fn call(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Response {
         self.send(method, path, headers, body);
         self.receive(method == "HEAD")
     }
 
     /// Whether the server has closed the connection (waits for it).
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();
-        matches!(self.stream.read_to_end(&mut rest), Ok(0) | Err(_))
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => true,
+            // The watchdog.
+            Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+        }
     }
 }
 
 /// One request on a connection of its own.
-pub fn call(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> Response {
+pub(crate) fn call(address: SocketAddr, method: &str, path: &str, body: &[u8]) -> Response {
     Connection::open(address).call(method, path, &[], body)
 }

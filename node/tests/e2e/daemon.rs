@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use super::client::{self, Response};
 
 /// Why the tests can't run here, if they can't.
-pub fn missing() -> Option<&'static str> {
+pub(crate) fn missing() -> Option<&'static str> {
     if !nix::unistd::geteuid().is_root() {
         return Some("not root");
     }
@@ -33,16 +33,16 @@ macro_rules! need_root_and_cc {
 }
 
 /// A running daemon.
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     folder: tempfile::TempDir,
     config: String,
 }
 
 impl Daemon {
     /// Starts one with these lines in its configuration.
-    pub fn start(config: &str) -> Self {
+    pub(crate) fn start(config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("spry-e2e-").tempdir().expect("a temporary folder");
         // The state folder must be reachable by the functions' users.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
@@ -51,27 +51,27 @@ impl Daemon {
         Self { child, address, folder, config: config.to_owned() }
     }
 
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
-    pub fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("control.sock")
     }
 
-    pub fn state(&self) -> PathBuf {
+    pub(crate) fn state(&self) -> PathBuf {
         self.folder.path().join("state")
     }
 
     /// Kills it without warning and starts it again on the same state.
-    pub fn crash_and_restart(&mut self) {
+    pub(crate) fn crash_and_restart(&mut self) {
         self.child.kill().expect("kill spryd");
         self.child.wait().expect("reap spryd");
         (self.child, self.address) = launch(self.folder.path(), &self.config);
     }
 
     /// Runs `spry`.
-    pub fn spry(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn spry(&self, arguments: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_spry"))
             .arg("--control-socket")
             .arg(self.socket())
@@ -81,7 +81,7 @@ impl Daemon {
     }
 
     /// Runs `spry` and expects that it succeeds; returns what it printed.
-    pub fn spry_ok(&self, arguments: &[&str]) -> String {
+    pub(crate) fn spry_ok(&self, arguments: &[&str]) -> String {
         let output = self.spry(arguments);
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "spry {arguments:?}: {:?}\n{out}\n{err}", output.status);
@@ -89,21 +89,21 @@ impl Daemon {
     }
 
     /// What `spry … --output json` says.
-    pub fn spry_json(&self, arguments: &[&str]) -> serde_json::Value {
+    pub(crate) fn spry_json(&self, arguments: &[&str]) -> serde_json::Value {
         let mut all = vec!["--output", "json"];
         all.extend_from_slice(arguments);
         serde_json::from_str(&self.spry_ok(&all)).expect("JSON")
     }
 
     /// Deploys a Python source text.
-    pub fn deploy_python(&self, name: &str, source: &str, settings: &[&str]) {
+    pub(crate) fn deploy_python(&self, name: &str, source: &str, settings: &[&str]) {
         let output = self.try_deploy_python(name, source, settings);
         let err = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "deploy {name}: {err}");
     }
 
     /// The same, whatever comes of it.
-    pub fn try_deploy_python(&self, name: &str, source: &str, settings: &[&str]) -> Output {
+    pub(crate) fn try_deploy_python(&self, name: &str, source: &str, settings: &[&str]) -> Output {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join(format!("{}.py", name.replace('-', "_")));
         std::fs::write(&file, source).expect("write the function");
@@ -119,22 +119,22 @@ impl Daemon {
     }
 
     /// Deploys one of `tests/e2e/functions/*.c`.
-    pub fn deploy_native(&self, name: &str, settings: &[&str]) {
+    pub(crate) fn deploy_native(&self, name: &str, settings: &[&str]) {
         let output = self.try_deploy(native(name), name, settings);
         let err = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "deploy {name}: {err}");
     }
 
-    pub fn get(&self, path: &str) -> Response {
+    pub(crate) fn get(&self, path: &str) -> Response {
         client::call(self.address, "GET", path, b"")
     }
 
-    pub fn post(&self, path: &str, body: &[u8]) -> Response {
+    pub(crate) fn post(&self, path: &str, body: &[u8]) -> Response {
         client::call(self.address, "POST", path, body)
     }
 
     /// Processes below spryd: zygotes and instances (zombies too).
-    pub fn children(&self) -> Vec<i32> {
+    pub(crate) fn children(&self) -> Vec<i32> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid()));
         let tasks = tasks.map(|tasks| tasks.flatten().collect::<Vec<_>>()).unwrap_or_default();
         let texts =
@@ -143,12 +143,12 @@ impl Daemon {
         pids.iter().flat_map(|text| text.split_whitespace()).filter_map(|pid| pid.parse().ok()).collect()
     }
 
-    pub fn open_fds(&self) -> usize {
+    pub(crate) fn open_fds(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
     }
 
     /// Waits until `condition` holds; the watchdog panics.
-    pub fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+    pub(crate) fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let started = std::time::Instant::now();
         while !condition(self) {
             assert!(started.elapsed().as_secs() < 60, "watchdog: {what}");
@@ -157,7 +157,7 @@ impl Daemon {
     }
 
     /// Stops it as systemd would, and checks that nothing is left.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         let children = self.children();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::SIGTERM)
             .expect("SIGTERM");
