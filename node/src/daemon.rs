@@ -104,7 +104,7 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let (to_keeper, mailbox) = unbounded_channel();
     let limits = QueueLimits { function: config.queue.per_function, node: config.queue.node };
     let functions = spry_ebpf_common::DEFAULT_FUNCTIONS as usize;
-    let bus = Bus::new(transport, functions, to_keeper.clone(), limits);
+    let bus = Bus::new(transport, functions, to_keeper.clone(), limits, Arc::clone(&executor));
     let fixed = Fixed { listen, passed_over, cgroup: limits_in_words(&executor), config: config.clone() };
     let node = Node::new(fixed, Arc::clone(&bus), to_keeper);
     let engine: Arc<dyn crate::api::Engine> = node.clone();

@@ -38,6 +38,7 @@ use crate::gateway::Refusal;
 use crate::instance::{Doom, Instance};
 use crate::keeper::ToKeeper;
 use crate::manifest::Isolation;
+use crate::zygote::Executor;
 
 /// Between two looks at the deadlines.
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
@@ -80,6 +81,8 @@ pub struct Bus {
     pub keeper: UnboundedSender<ToKeeper>,
     /// Bounds.
     pub limits: QueueLimits,
+    /// Told that an instance gets work (its memory may have to be watched).
+    executor: Arc<Executor>,
     queued: AtomicUsize,
 }
 
@@ -90,9 +93,10 @@ impl Bus {
         functions: usize,
         keeper: UnboundedSender<ToKeeper>,
         limits: QueueLimits,
+        executor: Arc<Executor>,
     ) -> Arc<Self> {
         let functions = (0..functions).map(|_| ArcSwapOption::empty()).collect();
-        Arc::new(Self { transport, functions, keeper, limits, queued: AtomicUsize::new(0) })
+        Arc::new(Self { transport, functions, keeper, limits, executor, queued: AtomicUsize::new(0) })
     }
 
     /// Invocations that wait, on the whole node.
@@ -210,7 +214,10 @@ impl Dispatcher {
             return false;
         }
         match self.inner.borrow_mut().port.send(function.index, descriptor) {
-            Ok(Sent::Delivered) => true,
+            Ok(Sent::Delivered) => {
+                self.bus.executor.nudge();
+                true
+            }
             Ok(Sent::NoIdlePeer) => false,
             Err(error) => {
                 tracing::error!(function = function.name(), %error, "the bus does not take descriptors");

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Keeper, ToTender};
+use crate::activation::Stream;
 use crate::dispatch::ToWorker;
 use crate::function::Function;
 use crate::gateway::Refusal;
@@ -114,9 +115,28 @@ impl AtEnd for std::os::fd::BorrowedFd<'_> {
 
 /// Watches a zygote until it has ended.
 pub(super) fn watch_zygote(zygote: Rc<Zygote>, function: Arc<Function>, tender: UnboundedSender<ToTender>) {
+    if let Some(pipe) = zygote.take_output() {
+        let function = Arc::clone(&function);
+        tokio::task::spawn_local(log_zygote(function, pipe));
+    }
     tokio::task::spawn_local(async move {
         let exit = zygote.exited().await;
         tracing::debug!(function = function.name(), ?exit, "a zygote ended");
         let _ = tender.send(ToTender::ZygoteDied(zygote.pid()));
     });
+}
+
+/// Logs what a zygote prints (it does so rarely: its instances have pipes of their own).
+async fn log_zygote(function: Arc<Function>, pipe: OwnedFd) {
+    let Ok(ready) = crate::sys::watch(pipe) else { return };
+    let mut buffer = [0; 4096];
+    while let Ok(mut guard) = ready.readable().await {
+        match nix::unistd::read(guard.get_inner(), &mut buffer) {
+            Ok(0) => return,
+            Ok(len) => function.history.lock().log(None, Stream::Stderr, &buffer[..len]),
+            Err(nix::Error::EINTR) => {}
+            Err(nix::Error::EAGAIN) => guard.clear_ready(),
+            Err(_) => return,
+        }
+    }
 }

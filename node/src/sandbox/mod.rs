@@ -2,7 +2,7 @@
 //! isn't spry's.
 //!
 //! [`Plan::new`] turns a [`Confinement`] (what is wanted, for whom) into the ordered list; [`spawn()`] runs it in
-//! a new process; [`Ability`] knows what the kernel and spryd's own rights allow; [`probe`] says it to people.
+//! a new process; [`Ability`] knows what the kernel and spryd's own rights allow; [`probe()`] says it to people.
 //! The zygote is confined so, and its instances inherit all of it by fork.
 //!
 //! Not here: control groups (`crate::cgroup`; the plan only enters one), and what a process is told after it

@@ -8,7 +8,7 @@ use crate::response::{Response, ResponseError};
 /// A loaded function.
 ///
 /// The order of calls: [`load`](Self::load) once; then for every instance [`around_fork`](Self::around_fork), in the
-/// zygote; and in the instance [`serve`](Self::serve) around everything, with one [`call`](Self::call) per invocation.
+/// zygote; and in the instance one [`call`](Self::call) per invocation.
 pub trait Handler: Sized {
     /// The runtime's own name and version, e.g. `CPython 3.11.2`.
     fn runtime() -> String;

@@ -14,6 +14,9 @@ use crate::sys;
 /// What happens between the fork and `Hello`, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
+    /// It dies with spryd: the wish isn't inherited by a fork. Whoever loops in a handler doesn't see the end of
+    /// file that tells the others.
+    DieWithSpryd,
     /// stdout and stderr become this instance's log pipes.
     RedirectOutput,
     /// The inbox is mapped, read-only.
@@ -31,6 +34,7 @@ impl Step {
     /// For the message to spryd.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::DieWithSpryd => "die with spryd",
             Self::RedirectOutput => "redirect output",
             Self::MapInbox => "map inbox",
             Self::MapOutbox => "map and seal outbox",
@@ -82,6 +86,7 @@ pub(crate) fn run(fork: &Fork, handed: Handed) -> (OwnedFd, Result<Instance, Ste
     let kept_control = control.as_raw_fd();
     let steps = || {
         let at = |step| move |cause: Box<dyn Error>| StepFailed { step, cause };
+        sys::die_with_parent().map_err(|e| at(Step::DieWithSpryd)(e.into()))?;
         redirect(stdout, stderr).map_err(at(Step::RedirectOutput))?;
         let inbox = Inbox::map(inbox, &fork.inbox).map_err(|e| at(Step::MapInbox)(e.into()))?;
         let outbox = Outbox::map(outbox, release, &fork.outbox, fork.payload_max)

@@ -176,6 +176,13 @@ pub(crate) fn ignore_interrupts() {
     unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
 }
 
+/// SIGKILL when the parent's thread ends (spryd's nursery, which lives as long as spryd). If it has ended already, the
+/// control socket is at its end and says so.
+pub(crate) fn die_with_parent() -> io::Result<()> {
+    // SAFETY: no pointer is involved.
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }).map(drop)
+}
+
 /// Ends the process, running nothing: no destructor, no exit handler of the function.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: never returns, touches nothing.

@@ -1,7 +1,7 @@
 //! The Python runtime: an extension module that turns the interpreter it is imported into into a zygote.
 //!
 //! spryd starts the node's (or the function's own) interpreter with `bootstrap.py`, which imports this
-//! module and calls [`_spry::main`]. The module is built for the stable ABI of CPython 3.9, so that one file serves
+//! module and calls its `main`. The module is built for the stable ABI of CPython 3.9, so that one file serves
 //! every interpreter since.
 //!
 //! - `python`: the [`Handler`](spry_runtime::Handler): loading, forking, one call after the other.
