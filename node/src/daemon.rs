@@ -75,8 +75,7 @@ const CONNECTIONS_MAX: usize = 8192;
 /// After a failed accept (no descriptors left, mostly) the next is tried this much later.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Runs the daemon until it is told to stop. The calling thread becomes the keeper's and must be the process's
-/// main thread: its children's parent-death signals are bound to it.
+/// Runs the daemon until it is told to stop. The calling thread becomes the keeper's.
 pub fn run(config: Config) -> Result<(), StartupError> {
     crate::sys::keep_dead_children();
     raise_open_files();

@@ -21,8 +21,8 @@ use crate::sys;
 /// Why spryd ended an instance, when it did. The first reason counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doom {
-    /// The invocation's time ran out.
-    TimedOut,
+    /// This invocation's time ran out.
+    TimedOut(InvocationId),
     /// It broke the bus protocol.
     Fault(FaultKind),
     /// It isn't needed any more.

@@ -373,7 +373,7 @@ impl Dispatcher {
         } else {
             let holder = self.bus.transport.holder(function.index, id);
             if let Some(instance) = holder.and_then(|peer| instance_of(&function, peer)) {
-                instance.kill(Doom::TimedOut);
+                instance.kill(Doom::TimedOut(id));
             }
             Refusal::TimedOut(limit)
         };

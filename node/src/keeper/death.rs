@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use shm_bus::ids::InvocationId;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Keeper, ToTender};
@@ -46,7 +47,7 @@ pub(super) fn watch(
         }
         log_rest(&function, &instance);
         if let Some((invocation, port)) = held {
-            let refusal = refusal(&function, &instance, &exit);
+            let refusal = refusal(&function, &instance, &exit, invocation);
             tracing::info!(
                 function = function.name(),
                 pid = instance.pid,
@@ -64,10 +65,11 @@ pub(super) fn watch(
 }
 
 /// Why a request that this instance held has no answer.
-fn refusal(function: &Function, instance: &Instance, exit: &Exit) -> Refusal {
+fn refusal(function: &Function, instance: &Instance, exit: &Exit, lost: InvocationId) -> Refusal {
     let limits = &function.stored.manifest.limits;
     match (instance.doom(), &exit.how) {
-        (Some(Doom::TimedOut), _) => Refusal::TimedOut(limits.timeout.as_duration()),
+        // (Another one, if it answered in the last moment and was given this one: that is only killed.)
+        (Some(Doom::TimedOut(late)), _) if late == lost => Refusal::TimedOut(limits.timeout.as_duration()),
         (Some(Doom::Fault(kind)), _) => Refusal::ProtocolBroken(kind),
         _ if exit.out_of_memory => Refusal::OutOfMemory { limit_bytes: limits.memory.as_bytes() },
         (_, ExitHow::Code(code)) => Refusal::Exited { code: *code },

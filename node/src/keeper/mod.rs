@@ -2,17 +2,17 @@
 //!
 //! One task tends each function ([`tend`]); it alone decides how many instances its function has. Births
 //! ([`birth`]) and deaths ([`death`]) are tasks of their own, so that a slow one holds up nothing. All run on one
-//! thread, spryd's main thread, which lives as long as the process (parent-death signals are bound to it).
+//! thread, spryd's main thread; the processes' parent is the nursery of [`crate::zygote`], a thread of its own.
 
 mod birth;
 mod death;
+mod deploy;
 mod tend;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use shm_bus::ids::{FunctionIndex, PortIndex};
 use shm_bus::segment::SegmentName;
@@ -20,16 +20,15 @@ use shm_bus::transport::{Fault, FaultKind};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
-use crate::activation::History;
 use crate::api::{DeployError, Deployed, RemoveError, ZygoteState};
 use crate::dispatch::{Bus, Dispatcher, ToWorker};
-use crate::function::{Counts, Function};
+use crate::function::Function;
 use crate::inbox::{Inbox, NodeBytes};
 use crate::instance::{Doom, Instance};
-use crate::manifest::{Egress, Name, Runtime};
+use crate::manifest::Name;
 use crate::node::Node;
 use crate::store::{Staged, Store, StoredFunction};
-use crate::zygote::{self, Executor, ProcessLimits, StartError, ZygoteSpec};
+use crate::zygote::Executor;
 
 pub use tend::ToTender;
 
@@ -218,87 +217,6 @@ impl Keeper {
         self.executor.shutdown().await;
     }
 
-    async fn deploy(self: &Rc<Self>, staged: Staged) -> Result<Deployed, DeployError> {
-        if self.closing.get() {
-            return Err(DeployError::ShuttingDown);
-        }
-        let name = staged.manifest().name.to_string();
-        let before = self.node.named(&name);
-        let function = self.make(preview(&staged), before.as_ref())?;
-        let started = Instant::now();
-        let zygote = match tend::start_zygote(self, &function).await {
-            Ok(zygote) => zygote,
-            Err(error) => {
-                self.bus.functions[usize::from(function.index.0)].store(None);
-                return Err(deploy_error(error, function.stored.manifest.runtime));
-            }
-        };
-        let zygote_ms = started.elapsed().as_secs_f64() * 1e3;
-        let store = Arc::clone(&self.store);
-        let stored = match off_the_loop(move || store.commit(staged)).await {
-            Ok(stored) => stored,
-            Err(error) => {
-                self.bus.functions[usize::from(function.index.0)].store(None);
-                zygote.kill();
-                zygote.exited().await;
-                return Err(error.into());
-            }
-        };
-        let warm_before = before.as_ref().map_or(0, |old| usize::from(old.instances().next().is_some()));
-        let warm = warm_before.max(function.stored.manifest.scale.min as usize);
-        let runtime_version = zygote.runtime().to_owned();
-        let replaced = before.as_ref().map(|old| old.stored.version);
-        let tender = tend::spawn(Rc::clone(self), Arc::clone(&function), Some(zygote));
-        let (ready, warmed) = oneshot::channel();
-        let _ = tender.send(ToTender::WarmThen(warm, ready));
-        // The old version goes on serving until the new one has what it needs.
-        let _ = warmed.await;
-        let view = crate::node::view(&function);
-        let old = self.node.publish(function);
-        if let Some(old) = old {
-            old.supersede();
-        }
-        tracing::info!(function = name, version = stored.version, "deployed");
-        Ok(Deployed { function: view, runtime_version, zygote_ms, replaced })
-    }
-
-    async fn remove(self: &Rc<Self>, name: &Name) -> Result<(), RemoveError> {
-        let Some(function) = self.node.unpublish(name.as_str()) else {
-            return Err(RemoveError::NoSuchFunction(name.to_string()));
-        };
-        let tender = self.tended.borrow().get(&function.index).cloned();
-        function.supersede();
-        if let Some(tender) = tender {
-            // Closed when its task has ended everything.
-            tender.closed().await;
-        }
-        let (store, gone) = (Arc::clone(&self.store), name.clone());
-        off_the_loop(move || store.remove(&gone)).await?;
-        tracing::info!(function = name.as_str(), "removed");
-        Ok(())
-    }
-
-    /// Gives a function a place on the bus and an inbox.
-    fn make(
-        &self,
-        stored: StoredFunction,
-        before: Option<&Arc<Function>>,
-    ) -> Result<Arc<Function>, DeployError> {
-        let free = self.bus.functions.iter().position(|entry| entry.load().is_none());
-        let index = FunctionIndex(free.ok_or_else(|| {
-            DeployError::NoRoom(format!("{} functions are on the bus", self.bus.functions.len()))
-        })? as u16);
-        let inbox = self.inbox(&stored).map_err(|error| DeployError::NoRoom(error.to_string()))?;
-        let history = before.map_or_else(
-            || Arc::new(parking_lot::Mutex::new(History::default())),
-            |old| Arc::clone(&old.history),
-        );
-        let counts = before.map_or_else(|| Arc::new(Counts::default()), |old| Arc::clone(&old.counts));
-        let function = Function::new(index, stored, inbox, history, counts);
-        self.bus.functions[usize::from(index.0)].store(Some(Arc::clone(&function)));
-        Ok(function)
-    }
-
     fn inbox(&self, stored: &StoredFunction) -> Result<Arc<Inbox>, shm_bus::segment::SegmentError> {
         let manifest = &stored.manifest;
         let payload_max = manifest.limits.payload.as_bytes();
@@ -328,37 +246,6 @@ impl Keeper {
         instance.bind_to(cpu);
     }
 
-    /// What a function's processes are to be.
-    fn spec(&self, stored: &StoredFunction) -> Result<ZygoteSpec, StartError> {
-        let manifest = &stored.manifest;
-        let uid_gid = self.executor.needs_own_users().then_some((stored.uid, stored.uid));
-        let runtime = match manifest.runtime {
-            Runtime::Native => zygote::Runtime::Native,
-            Runtime::Python => {
-                let wanted = self.node.config().python.as_deref();
-                zygote::Runtime::Python { interpreter: zygote::find_interpreter(wanted, uid_gid)? }
-            }
-        };
-        Ok(ZygoteSpec {
-            name: manifest.name.to_string(),
-            runtime,
-            handler: manifest.handler.clone(),
-            code: stored.code.clone(),
-            env: manifest.env.clone(),
-            uid_gid,
-            limits: ProcessLimits {
-                memory_bytes: manifest.limits.memory.as_bytes(),
-                cpu: manifest.limits.cpu,
-                processes: manifest.limits.processes,
-                ..ProcessLimits::default()
-            },
-            egress: match manifest.network.egress {
-                Egress::None => zygote::Egress::None,
-                Egress::Host => zygote::Egress::Host,
-            },
-        })
-    }
-
     fn worker(&self, port: PortIndex) -> Option<&UnboundedSender<ToWorker>> {
         self.workers.get(usize::from(port.0)).map(|worker| &worker.mailbox)
     }
@@ -384,33 +271,5 @@ async fn off_the_loop<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-    }
-}
-
-/// What a staged version will be once it is committed.
-fn preview(staged: &Staged) -> StoredFunction {
-    StoredFunction {
-        manifest: staged.manifest().clone(),
-        version: staged.version(),
-        sha256: staged.sha256().to_owned(),
-        slot: staged.slot(),
-        uid: staged.uid(),
-        code: staged.code(),
-        bytes: staged.contents().bytes,
-        deployed_unix_ms: crate::activation::unix_ms(),
-    }
-}
-
-/// Whose fault it is that a zygote did not start, in the deployer's words.
-fn deploy_error(error: StartError, runtime: Runtime) -> DeployError {
-    let with_output = |text: String, output: String| {
-        if output.is_empty() { text } else { format!("{text}\n--- what it printed ---\n{output}") }
-    };
-    match error {
-        StartError::Code { message, output } => DeployError::Code(with_output(message, output)),
-        StartError::Died { exit, output } => DeployError::ZygoteDied(with_output(exit.to_string(), output)),
-        StartError::Timeout { after, .. } => DeployError::InitTimeout(after),
-        StartError::Os { operation, source } => DeployError::Os { step: operation, source },
-        other => DeployError::Runtime { runtime, why: other.to_string() },
     }
 }

@@ -1,0 +1,162 @@
+//! A version comes and a version goes: deploys, redeploys, removals.
+//!
+//! A new version is started beside the old one, which goes on serving until the new one has its code loaded, is
+//! stored, and has an instance if the old one had any. Then the name is swapped, and the old one runs dry. If
+//! anything fails before the swap, nothing has changed.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use shm_bus::ids::FunctionIndex;
+use tokio::sync::oneshot;
+
+use super::{Keeper, ToTender, off_the_loop, tend};
+use crate::activation::History;
+use crate::api::{DeployError, Deployed, RemoveError};
+use crate::function::{Counts, Function};
+use crate::manifest::{Egress, Name, Runtime};
+use crate::store::{Staged, StoredFunction};
+use crate::zygote::{self, ProcessLimits, StartError, ZygoteSpec};
+
+impl Keeper {
+    pub(super) async fn deploy(self: &Rc<Self>, staged: Staged) -> Result<Deployed, DeployError> {
+        if self.closing.get() {
+            return Err(DeployError::ShuttingDown);
+        }
+        let name = staged.manifest().name.to_string();
+        let before = self.node.named(&name);
+        let function = self.make(preview(&staged), before.as_ref())?;
+        let started = Instant::now();
+        let zygote = match tend::start_zygote(self, &function).await {
+            Ok(zygote) => zygote,
+            Err(error) => {
+                self.bus.functions[usize::from(function.index.0)].store(None);
+                return Err(deploy_error(error, function.stored.manifest.runtime));
+            }
+        };
+        let zygote_ms = started.elapsed().as_secs_f64() * 1e3;
+        let store = Arc::clone(&self.store);
+        let stored = match off_the_loop(move || store.commit(staged)).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                self.bus.functions[usize::from(function.index.0)].store(None);
+                zygote.kill();
+                zygote.exited().await;
+                return Err(error.into());
+            }
+        };
+        let warm_before = before.as_ref().map_or(0, |old| usize::from(old.instances().next().is_some()));
+        let warm = warm_before.max(function.stored.manifest.scale.min as usize);
+        let runtime_version = zygote.runtime().to_owned();
+        let replaced = before.as_ref().map(|old| old.stored.version);
+        let tender = tend::spawn(Rc::clone(self), Arc::clone(&function), Some(zygote));
+        let (ready, warmed) = oneshot::channel();
+        let _ = tender.send(ToTender::WarmThen(warm, ready));
+        // The old version goes on serving until the new one has what it needs.
+        let _ = warmed.await;
+        let view = crate::node::view(&function);
+        let old = self.node.publish(function);
+        if let Some(old) = old {
+            old.supersede();
+        }
+        tracing::info!(function = name, version = stored.version, "deployed");
+        Ok(Deployed { function: view, runtime_version, zygote_ms, replaced })
+    }
+
+    pub(super) async fn remove(self: &Rc<Self>, name: &Name) -> Result<(), RemoveError> {
+        let Some(function) = self.node.unpublish(name.as_str()) else {
+            return Err(RemoveError::NoSuchFunction(name.to_string()));
+        };
+        let tender = self.tended.borrow().get(&function.index).cloned();
+        function.supersede();
+        if let Some(tender) = tender {
+            // Closed when its task has ended everything.
+            tender.closed().await;
+        }
+        let (store, gone) = (Arc::clone(&self.store), name.clone());
+        off_the_loop(move || store.remove(&gone)).await?;
+        tracing::info!(function = name.as_str(), "removed");
+        Ok(())
+    }
+
+    /// Gives a function a place on the bus and an inbox.
+    pub(super) fn make(
+        &self,
+        stored: StoredFunction,
+        before: Option<&Arc<Function>>,
+    ) -> Result<Arc<Function>, DeployError> {
+        let free = self.bus.functions.iter().position(|entry| entry.load().is_none());
+        let index = FunctionIndex(free.ok_or_else(|| {
+            DeployError::NoRoom(format!("{} functions are on the bus", self.bus.functions.len()))
+        })? as u16);
+        let inbox = self.inbox(&stored).map_err(|error| DeployError::NoRoom(error.to_string()))?;
+        let history = before.map_or_else(
+            || Arc::new(parking_lot::Mutex::new(History::default())),
+            |old| Arc::clone(&old.history),
+        );
+        let counts = before.map_or_else(|| Arc::new(Counts::default()), |old| Arc::clone(&old.counts));
+        let function = Function::new(index, stored, inbox, history, counts);
+        self.bus.functions[usize::from(index.0)].store(Some(Arc::clone(&function)));
+        Ok(function)
+    }
+
+    /// What a function's processes are to be.
+    pub(super) fn spec(&self, stored: &StoredFunction) -> Result<ZygoteSpec, StartError> {
+        let manifest = &stored.manifest;
+        let uid_gid = self.executor.needs_own_users().then_some((stored.uid, stored.uid));
+        let runtime = match manifest.runtime {
+            Runtime::Native => zygote::Runtime::Native,
+            Runtime::Python => {
+                let wanted = self.node.config().python.as_deref();
+                zygote::Runtime::Python { interpreter: zygote::find_interpreter(wanted, uid_gid)? }
+            }
+        };
+        Ok(ZygoteSpec {
+            name: manifest.name.to_string(),
+            runtime,
+            handler: manifest.handler.clone(),
+            code: stored.code.clone(),
+            env: manifest.env.clone(),
+            uid_gid,
+            limits: ProcessLimits {
+                memory_bytes: manifest.limits.memory.as_bytes(),
+                cpu: manifest.limits.cpu,
+                processes: manifest.limits.processes,
+                ..ProcessLimits::default()
+            },
+            egress: match manifest.network.egress {
+                Egress::None => zygote::Egress::None,
+                Egress::Host => zygote::Egress::Host,
+            },
+        })
+    }
+}
+
+/// What a staged version will be once it is committed.
+fn preview(staged: &Staged) -> StoredFunction {
+    StoredFunction {
+        manifest: staged.manifest().clone(),
+        version: staged.version(),
+        sha256: staged.sha256().to_owned(),
+        slot: staged.slot(),
+        uid: staged.uid(),
+        code: staged.code(),
+        bytes: staged.contents().bytes,
+        deployed_unix_ms: crate::activation::unix_ms(),
+    }
+}
+
+/// Whose fault it is that a zygote did not start, in the deployer's words.
+fn deploy_error(error: StartError, runtime: Runtime) -> DeployError {
+    let with_output = |text: String, output: String| {
+        if output.is_empty() { text } else { format!("{text}\n--- what it printed ---\n{output}") }
+    };
+    match error {
+        StartError::Code { message, output } => DeployError::Code(with_output(message, output)),
+        StartError::Died { exit, output } => DeployError::ZygoteDied(with_output(exit.to_string(), output)),
+        StartError::Timeout { after, .. } => DeployError::InitTimeout(after),
+        StartError::Os { operation, source } => DeployError::Os { step: operation, source },
+        other => DeployError::Runtime { runtime, why: other.to_string() },
+    }
+}
