@@ -93,10 +93,15 @@ impl Drop for SignalsBlocked {
 
 /// Every signal at its default, none blocked. Child-safe.
 pub fn reset_signals() -> Result<(), Errno> {
+    // The kernel's own struct, all zero: SIG_DFL, no flags, no restorer, an empty mask.
+    let default = [0_u64; 4];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL is no pointer into this program. The signals that libc keeps for itself, and KILL and
-        // STOP, refuse; the first have handlers, which `execve` resets.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the kernel only reads `default`, which is as long as its struct is on 64-bit machines. By the system
+        // call, because libc refuses for the two signals that it keeps for itself, and an ignored signal (whoever
+        // started spryd may have ignored them) stays so over `execve`. KILL and STOP refuse.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), 8_usize)
+        };
     }
     // SAFETY: an all-zero set is the empty set on Linux; it is only read.
     let result = unsafe {
