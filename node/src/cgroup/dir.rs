@@ -82,8 +82,13 @@ impl Dir {
 
     /// Kills and removes it with everything below it. Blocks until it is gone; for the start and the end of spryd.
     pub(super) fn clear(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.path)?.flatten() {
-            if entry.file_type()?.is_dir() {
+        // What is gone was removed by its owner, on another thread, at the same time.
+        let entries = match fs::read_dir(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries.flatten() {
+            if entry.path().is_dir() {
                 Self { version: self.version, path: entry.path() }.clear()?;
             }
         }
