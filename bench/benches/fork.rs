@@ -1,13 +1,18 @@
-//! What making a process costs here, end to end: made, ended, reaped. The baselines for spry's own forks.
+//! What making a process costs here, end to end, and what an instance of a function costs beside it.
 //!
-//! The child ends at once, so what is timed is the kernel's work: copying page tables of this (small) process,
-//! scheduling, exit, wait. `touched` repeats it with anonymous memory in the parent, whose page tables every fork
-//! copies: the cost that a frozen zygote avoids.
+//! - `process`: the kernel's own ways. The child ends at once, so what is timed is the kernel's work: copying page
+//!   tables of this (small) process, scheduling, exit, wait; for the last two also what exec brings along.
+//! - `clone3_with_anonymous_memory` repeats it with anonymous memory in the parent, whose page tables every fork
+//!   copies.
+//! - `zygote`: spryd's way, with the real runtimes ([`zygotes`]).
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 
+#[path = "fork/zygotes.rs"]
+mod zygotes;
+
 use std::hint::black_box;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use spry_bench::sys;
@@ -16,13 +21,26 @@ fn baselines(c: &mut Criterion) {
     let mut group = c.benchmark_group("process");
     group.bench_function("fork", |b| b.iter(|| sys::fork_and_reap().expect("fork")));
     group.bench_function("clone3_pidfd", |b| b.iter(|| sys::clone3_and_reap().expect("clone3")));
-    group.bench_function("vfork_exec", |b| {
-        b.iter(|| {
-            // std uses posix_spawn here: CLONE_VM | CLONE_VFORK, then exec.
-            assert!(Command::new("/bin/true").status().expect("spawn /bin/true").success());
-        });
+    // std uses posix_spawn for these: CLONE_VM | CLONE_VFORK, then exec.
+    group.bench_function("vfork_exec_true", |b| {
+        b.iter(|| assert!(Command::new("/bin/true").status().expect("spawn /bin/true").success()));
     });
+    group.sample_size(20);
+    match python() {
+        Some(mut python) => group.bench_function("vfork_exec_python", |b| {
+            b.iter(|| assert!(python.status().expect("spawn python3").success()));
+        }),
+        None => return eprintln!("process/vfork_exec_python is left out: there is no python3"),
+    };
     group.finish();
+}
+
+/// A Python that does nothing, started with the options that a Python zygote has.
+fn python() -> Option<Command> {
+    let interpreter = spry_node::zygote::find_interpreter(None, None).ok()?;
+    let mut command = Command::new(interpreter);
+    command.args(spry_node::embedded::PYTHON_OPTIONS).arg("pass").stdin(Stdio::null());
+    Some(command)
 }
 
 fn touched(c: &mut Criterion) {
@@ -38,5 +56,6 @@ fn touched(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, baselines, touched);
+// The zygotes last: from there on Ctrl-C is noted instead of ending this process at once.
+criterion_group!(benches, baselines, touched, zygotes::zygotes);
 criterion_main!(benches);

@@ -5,6 +5,7 @@
 //! - [`floor`]: a bare hyper server that answers the same bytes, as a process of its own.
 //! - [`node`]: a spryd of the benchmark's own, gone without a trace when its handle is dropped.
 //! - [`process`]: what a process tree uses: CPU, descriptors, segments.
+//! - [`micro`]: what criterion's benches (`benches/`) have measured, as rows of the same kind.
 //! - [`suite`]: the benchmarks, one file each; [`report`] is what they come to.
 //!
 //! Nothing here is linked into the node. The measured servers are always other processes, so that no
@@ -13,6 +14,7 @@
 pub mod floor;
 pub mod http1;
 pub mod load;
+pub mod micro;
 pub mod node;
 pub mod perf;
 pub mod process;

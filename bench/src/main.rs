@@ -1,6 +1,6 @@
 //! The command line of the benchmarks: reads arguments, runs one, prints its table, writes its JSON.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use spry_bench::load::{self, Pace, Plan, Target, Until};
 use spry_bench::node::Programs;
 use spry_bench::stop::Stop;
 use spry_bench::suite::{SuiteError, chaos, http, idle, redeploy, soak};
-use spry_bench::{floor, report};
+use spry_bench::{floor, micro, report};
 
 /// Measures spry beside a floor that is measured in the same run.
 #[derive(Debug, Parser)]
@@ -33,6 +33,16 @@ enum Command {
     Idle(Suite<idle::Options>),
     /// Load on any HTTP server, to compare with other generators.
     Load(LoadOptions),
+    /// Prints what criterion has measured (`cargo xtask bench ipc` and `fork` use it).
+    Micro {
+        /// Which benches were run.
+        bench: micro::Bench,
+        /// Where criterion has left its results.
+        folder: PathBuf,
+        /// Also writes the rows to FILE.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// The bare hyper server itself; ends when its standard input does.
     Floor {
         /// How it is built.
@@ -93,6 +103,9 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
     if let Command::Floor { shape } = command {
         return Ok(floor::serve(shape).map(|()| ExitCode::SUCCESS)?);
     }
+    if let Command::Micro { bench, folder, json } = command {
+        return Ok(print(&micro::rows(bench, &folder)?, json.as_deref()));
+    }
     let stop = Stop::on_signals().map_err(|errno| poll_error("block signals", errno.into()))?;
     match command {
         Command::Http(suite) => {
@@ -107,7 +120,7 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
         Command::Chaos(suite) => Ok(finish(&chaos::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Idle(suite) => Ok(finish(&idle::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Load(options) => load(&options, &stop),
-        Command::Floor { .. } => unreachable!("handled above"),
+        Command::Floor { .. } | Command::Micro { .. } => unreachable!("handled above"),
     }
 }
 
@@ -116,18 +129,27 @@ fn poll_error(operation: &'static str, source: std::io::Error) -> SuiteError {
 }
 
 fn finish<O: Args>(rows: &[report::Row], suite: &Suite<O>) -> ExitCode {
-    print!("{}", report::table(rows));
-    if let Some(path) = &suite.json
-        && let Err(error) = report::write_json(path, rows)
-    {
-        eprintln!("spry-bench: write {}: {error}", path.display());
-        return ExitCode::from(2);
+    let printed = print(rows, suite.json.as_deref());
+    if printed != ExitCode::SUCCESS {
+        return printed;
     }
     let missed = rows.iter().filter(|row| row.met == Some(false)).count();
     if missed > 0 {
         eprintln!("{missed} bar(s) not met");
     }
     ExitCode::from(u8::from(suite.strict && missed > 0))
+}
+
+/// The table to standard output, and the rows to a file if that is wanted.
+fn print(rows: &[report::Row], json: Option<&Path>) -> ExitCode {
+    print!("{}", report::table(rows));
+    match json.map(|path| (path, report::write_json(path, rows))) {
+        Some((path, Err(error))) => {
+            eprintln!("spry-bench: write {}: {error}", path.display());
+            ExitCode::from(2)
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
 
 fn load(options: &LoadOptions, stop: &Stop) -> Result<ExitCode, SuiteError> {

@@ -5,6 +5,7 @@
 
 use std::process::Command;
 
+use crate::bench::BenchOptions;
 use crate::cli::DemoOptions;
 use crate::failure::Failure;
 use crate::setup::{self, Tool};
@@ -75,7 +76,7 @@ fn ebpf_check() -> Result<(), Failure> {
 }
 
 fn bench_smoke() -> Result<(), Failure> {
-    bench::run(&["http".into(), "--quick".into()])
+    bench::run(&BenchOptions::parse(vec!["http".into(), "--quick".into()])?)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::bench::BenchOptions;
 use crate::failure::Failure;
 
 /// What `cargo xtask help` prints.
@@ -13,7 +14,12 @@ The project's own commands. Usage: cargo xtask COMMAND
                            build, start a node, deploy the examples, call them, show where the time went
   test [ARGS]              every test; with ARGS, `cargo test ARGS` with the same set-up
   ci [STAGE]...            what CI runs: fmt clippy doc deny ebpf test demo bench (default: all of them)
-  bench NAME [--json FILE] a benchmark, in release mode; `bench --help` names them
+  bench NAME [--json FILE] a benchmark, in release mode; FILE gets the rows of its table. NAME is one of:
+                             ipc       transports, allocator, descriptors beside plain sockets and memcpy
+                             fork      instances forked by zygotes beside fork, clone3, vfork and exec
+                             http      warm functions beside a bare hyper server
+                             soak redeploy chaos idle load   (docs/benchmarks.md)
+                           further ARGS go to the benchmark: `bench http --help` lists http's
   fuzz [TARGET] [--seconds N]
                            fuzz one target, or all of them (default: 20 s each)
   ebpf [--check]           rebuild the eBPF object from source; --check: compare it with the one checked in
@@ -28,7 +34,7 @@ pub(crate) enum Command {
     Test(Vec<String>),
     Ci(Vec<String>),
     Demo(DemoOptions),
-    Bench(Vec<String>),
+    Bench(BenchOptions),
     Fuzz(FuzzOptions),
     Ebpf { check: bool },
 }
@@ -68,8 +74,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, F
         "test" => Ok(Command::Test(rest)),
         "ci" => Ok(Command::Ci(rest)),
         "demo" => demo(rest).map(Command::Demo),
-        "bench" if rest.is_empty() => Err(usage("bench needs a NAME")),
-        "bench" => Ok(Command::Bench(rest)),
+        "bench" => BenchOptions::parse(rest).map(Command::Bench),
         "fuzz" => fuzz(rest).map(Command::Fuzz),
         "ebpf" => match rest.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             [] => Ok(Command::Ebpf { check: false }),
@@ -143,7 +148,16 @@ mod tests {
 
     #[test]
     fn nonsense_is_bad_usage() {
-        for line in ["dance", "setup now", "demo --out", "bench", "fuzz --seconds 0", "fuzz a b", "ebpf -x"] {
+        for line in [
+            "dance",
+            "setup now",
+            "demo --out",
+            "bench",
+            "bench dance",
+            "fuzz --seconds 0",
+            "fuzz a b",
+            "ebpf -x",
+        ] {
             let failure = parsed(line).expect_err(line);
             assert_eq!(failure.exit_code(), 64, "{line}: {failure}");
         }

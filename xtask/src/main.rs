@@ -48,7 +48,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Test(args) => suite::run(&args),
         Command::Ci(stages) => ci::run(&stages),
         Command::Demo(options) => demo::run(&options),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(options) => bench::run(&options),
         Command::Fuzz(options) => fuzz::run(&options).map(drop),
         Command::Ebpf { check } => ebpf::run(check),
     }

@@ -41,6 +41,9 @@ pub enum SuiteError {
     /// perf failed.
     #[error("perf: {0}")]
     Perf(std::io::Error),
+    /// Criterion's results can't be read.
+    #[error(transparent)]
+    Micro(#[from] crate::micro::MicroError),
     /// No case is left after the filters.
     #[error("no case matches {0:?}")]
     NoCase(String),
