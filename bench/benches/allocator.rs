@@ -1,8 +1,8 @@
 //! The segment allocator: one block, in an idle and in a crowded segment; giving halves back; and what it is
 //! measured against, copying the bytes themselves.
 //!
-//! The copies all start at the same places within their pages: `memcpy` with `rep movsb` (what glibc uses here beyond
-//! 2 KiB) is 15 times slower on some AMD cores when the destination lies 1 to 31 bytes further into its page than
+//! The copies all start at the same places within their pages: `memcpy` with `rep movsb` (what glibc uses here from 2
+//! KiB up to where it goes past the cache) is 15 times slower on some AMD cores when the destination lies 1 to 31 bytes further into its page than
 //! the source into its own, as two large heap blocks may. `memcpy_unlucky` shows that case on purpose.
 
 use std::hint::black_box;
