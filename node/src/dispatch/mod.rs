@@ -394,7 +394,7 @@ impl Dispatcher {
     /// Serves the port until the thread ends: waits for it, takes in what comes.
     pub async fn serve_port(self: Rc<Self>) -> std::io::Result<()> {
         let fd = self.inner.borrow().port.fd().try_clone_to_owned()?;
-        let ready = crate::sys::watch(fd)?;
+        let ready = crate::sys::watch_readable(fd)?;
         loop {
             let mut guard = ready.readable().await?;
             guard.clear_ready();

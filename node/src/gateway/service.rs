@@ -1,9 +1,11 @@
 //! One request: to a function, to the control API, or to one of the node's own pages.
 
 use std::cell::RefCell;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -11,7 +13,7 @@ use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use spry_wire::frame::{HEAD_MAX, RequestHead};
 
 use super::Refusal;
@@ -203,12 +205,7 @@ impl Worker {
         }
         let head_len = block.len();
         let last = tokio::time::Instant::now() + BODY_TOTAL;
-        while let Some(frame) = {
-            let patience = last.min(tokio::time::Instant::now() + BODY_IDLE);
-            tokio::time::timeout_at(patience, body.frame())
-                .await
-                .map_err(|_| Refusal::BodyTimeout(BODY_IDLE))?
-        } {
+        while let Some(frame) = next_frame(&mut body, last).await? {
             let frame = frame.map_err(|error| Refusal::BodyBroken(error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
             if u64::from(block.len() - head_len) + data.len() as u64 > limit_bytes {
@@ -221,6 +218,20 @@ impl Worker {
         }
         Ok(block)
     }
+}
+
+/// The next piece of a body. Most are there already: only for one that isn't, a timer is set.
+async fn next_frame(
+    body: &mut Incoming,
+    last: tokio::time::Instant,
+) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Refusal> {
+    let mut frame = body.frame();
+    let now = std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut frame).poll(context))).await;
+    if let Poll::Ready(frame) = now {
+        return Ok(frame);
+    }
+    let patience = last.min(tokio::time::Instant::now() + BODY_IDLE);
+    tokio::time::timeout_at(patience, frame).await.map_err(|_| Refusal::BodyTimeout(BODY_IDLE))
 }
 
 fn fill(block: &mut Block, bytes: &[u8], too_large: &Refusal) -> Result<(), Refusal> {
