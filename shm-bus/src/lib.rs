@@ -19,6 +19,7 @@
 pub mod alloc;
 #[cfg(not(loom))]
 pub mod begun;
+pub mod copy;
 #[cfg(not(loom))]
 pub mod descriptor;
 pub mod ids;

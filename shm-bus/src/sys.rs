@@ -79,13 +79,8 @@ impl Mapping {
         let Some(range) = self.range(offset, out.len() as u64) else { return false };
         // SAFETY: `range` lies within the mapping, which lives as long as `self`; `out` is a private
         // buffer elsewhere. The bytes may change meanwhile; then old, new or mixed bytes are copied.
-        unsafe {
-            std::ptr::copy_nonoverlapping(
-                self.start.as_ptr().add(range.start),
-                out.as_mut_ptr(),
-                range.len(),
-            );
-        }
+        let from = unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(range.start), range.len()) };
+        crate::copy::copy(out, from);
         true
     }
 
@@ -95,9 +90,16 @@ impl Mapping {
         if self.access != Access::ReadWrite {
             return false;
         }
-        // SAFETY: `range` lies within the mapping, which is writable. `ptr::copy` allows `bytes` to be a
-        // part of the same segment (a pass-through). Threads of this process write disjoint blocks.
-        unsafe { std::ptr::copy(bytes.as_ptr(), self.start.as_ptr().add(range.start), bytes.len()) };
+        let own = self.start.as_ptr() as usize..self.start.as_ptr() as usize + self.len;
+        if own.contains(&(bytes.as_ptr() as usize)) {
+            // SAFETY: `range` lies within the mapping, which is writable. `ptr::copy` allows that `bytes`, a part
+            // of the same segment (a pass-through), overlaps it.
+            unsafe { std::ptr::copy(bytes.as_ptr(), self.start.as_ptr().add(range.start), bytes.len()) };
+            return true;
+        }
+        // SAFETY: as above, and `bytes` lies elsewhere. Threads of this process write disjoint blocks.
+        let to = unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), range.len()) };
+        crate::copy::copy(to, bytes);
         true
     }
 

@@ -103,7 +103,7 @@ impl<'a> Response<'a> {
 
     /// Copies a body, in place of an earlier one.
     pub fn body(&mut self, bytes: &[u8]) -> Result<(), ResponseError> {
-        self.reserve(bytes.len())?.copy_from_slice(bytes);
+        shm_bus::copy::copy(self.reserve(bytes.len())?, bytes);
         self.commit(bytes.len())
     }
 
