@@ -263,7 +263,7 @@ pub enum ManifestError {
     #[error("{FILE_NAME}: {0}")]
     Toml(String),
     /// There is no `spry.toml` and the files don't tell what the function is.
-    #[error("no {FILE_NAME} in the folder, and {0}")]
+    #[error("what is to be run is not said by a {FILE_NAME}, and {0}")]
     Unclear(String),
     /// A key must be given and wasn't.
     #[error("{FILE_NAME}: `{key}` is missing: {hint}")]
