@@ -2,7 +2,10 @@
 //! bounded ring of output lines. Memory only: what must survive a restart is not kept here.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::Notify;
 
 use crate::gateway::call_id::CallId;
 
@@ -97,6 +100,7 @@ pub struct History {
     lines: VecDeque<Line>,
     line_bytes: usize,
     next_line: u64,
+    news: Arc<Notify>,
 }
 
 impl History {
@@ -117,6 +121,7 @@ impl History {
             self.lines.push_back(Line { number: self.next_line, at_unix_ms, call, stream, text });
             self.next_line += 1;
         }
+        self.news.notify_waiters();
         while self.line_bytes > LOG_BYTES {
             let Some(oldest) = self.lines.pop_front() else { break };
             self.line_bytes -= oldest.text.len();
@@ -131,6 +136,11 @@ impl History {
     /// The output lines with at least this number, oldest first.
     pub fn lines_from(&self, number: u64) -> impl Iterator<Item = &Line> {
         self.lines.iter().skip_while(move |line| line.number < number)
+    }
+
+    /// Wakes those who follow the output, when there is some.
+    pub fn news(&self) -> Arc<Notify> {
+        Arc::clone(&self.news)
     }
 
     /// The number that the next line will get.

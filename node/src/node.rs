@@ -236,9 +236,6 @@ pub fn transport_name(kind: Kind) -> &'static str {
     }
 }
 
-/// While a caller follows a log, new lines are looked for this often. Nobody follows: nothing is done.
-const FOLLOW_EVERY: Duration = Duration::from_millis(100);
-
 impl Engine for Node {
     fn deploy(&self, staged: Staged) -> Reply<'_, Result<Deployed, DeployError>> {
         let (done, answer) = oneshot::channel();
@@ -334,12 +331,17 @@ impl Engine for Node {
     ) -> Reply<'a, Option<LogPage>> {
         Box::pin(async move {
             let until = tokio::time::Instant::now() + wait;
+            let news = self.named(name)?.history.lock().news();
             loop {
+                // Before the look: a line that comes after it is not missed.
+                let more = news.notified();
+                tokio::pin!(more);
+                more.as_mut().enable();
                 let page = self.log_page(name, since, limit)?;
-                if !page.lines.is_empty() || tokio::time::Instant::now() >= until {
+                let waited = page.lines.is_empty() && tokio::time::timeout_at(until, more).await.is_ok();
+                if !waited {
                     return Some(page);
                 }
-                tokio::time::sleep(FOLLOW_EVERY).await;
             }
         })
     }
