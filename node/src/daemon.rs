@@ -119,7 +119,7 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let (workers, threads) = start_workers(&config, &shared)?;
     let mailboxes: Vec<_> = workers.iter().map(|worker| worker.mailbox.clone()).collect();
     let seed = crate::sys::random_u64().map_err(os("draw random bits"))?;
-    let dispatcher = Dispatcher::new(Arc::clone(&bus), PortIndex(workers.len() as u8), seed)?;
+    let dispatcher = Dispatcher::new(Arc::clone(&bus), PortIndex(workers.len() as u8), None, seed)?;
     let keeper = Keeper::new(keeper::Parts {
         node: Arc::clone(&node),
         bus,

@@ -3,7 +3,7 @@
 //! The process itself (its reaping, its control socket) is the keeper's; see [`crate::keeper`].
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -29,6 +29,12 @@ pub enum Doom {
     Retired,
 }
 
+/// An instance's home when it has none.
+const NOWHERE: u32 = u32::MAX;
+/// Answers in a row to a worker elsewhere, after which an instance moves to that worker's core. Enough that two workers
+/// who share one instance don't toss it about.
+const MOVE_AFTER: u32 = 16;
+
 /// One instance, as the workers know it.
 #[derive(Debug)]
 pub struct Instance {
@@ -49,6 +55,10 @@ pub struct Instance {
     /// When it could first be used.
     pub ready_at: Instant,
     pidfd: Arc<OwnedFd>,
+    /// The CPU that it is bound to, or [`NOWHERE`].
+    home: AtomicU32,
+    /// Answers in a row that a worker on another CPU got.
+    strangers: AtomicU32,
     doom: OnceLock<Doom>,
     ended: AtomicBool,
     served: AtomicU64,
@@ -97,6 +107,8 @@ impl Instance {
             cold: parts.cold,
             ready_at: Instant::now(),
             pidfd: parts.pidfd,
+            home: AtomicU32::new(NOWHERE),
+            strangers: AtomicU32::new(0),
             doom: OnceLock::new(),
             ended: AtomicBool::new(false),
             served: AtomicU64::new(0),
@@ -133,6 +145,7 @@ impl Instance {
         if self.ended.load(Ordering::SeqCst) {
             return;
         }
+        self.home.store(cpu.map_or(NOWHERE, |cpu| cpu as u32), Ordering::Relaxed);
         let mut set = nix::sched::CpuSet::new();
         for each in 0..nix::sched::CpuSet::count() {
             if cpu.is_none_or(|cpu| cpu == each) {
@@ -143,6 +156,26 @@ impl Instance {
         if let Err(error) = bound {
             tracing::debug!(pid = self.pid, %error, "an instance could not be placed");
         }
+    }
+
+    /// Whether it is bound to a CPU.
+    pub fn has_home(&self) -> bool {
+        self.home.load(Ordering::Relaxed) != NOWHERE
+    }
+
+    /// A worker on `cpu` got an answer from it. True when it should move there: it has served that worker for a while,
+    /// and each of those calls woke another core twice.
+    pub fn served_from(&self, cpu: usize) -> bool {
+        let home = self.home.load(Ordering::Relaxed);
+        if home == NOWHERE || home == cpu as u32 {
+            self.strangers.store(0, Ordering::Relaxed);
+            return false;
+        }
+        let moves = self.strangers.fetch_add(1, Ordering::Relaxed) + 1 >= MOVE_AFTER;
+        if moves {
+            self.strangers.store(0, Ordering::Relaxed);
+        }
+        moves
     }
 
     /// Counts an answer; returns how many there were before.

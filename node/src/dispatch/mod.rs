@@ -128,6 +128,8 @@ pub fn port_of(invocation: InvocationId) -> PortIndex {
 pub struct Dispatcher {
     bus: Arc<Bus>,
     port_index: PortIndex,
+    /// The CPU that this thread is bound to.
+    cpu: Option<usize>,
     inner: RefCell<Inner>,
     /// When [`Self::serve_deadlines`] looks next; `None`: when it is told.
     next_look: Cell<Option<Instant>>,
@@ -142,12 +144,17 @@ struct Inner {
 
 impl Dispatcher {
     /// Opens a port. `seed` is secret: invocations' names are drawn from it.
-    pub fn new(bus: Arc<Bus>, port_index: PortIndex, seed: u64) -> Result<Rc<Self>, BusError> {
+    pub fn new(
+        bus: Arc<Bus>,
+        port_index: PortIndex,
+        cpu: Option<usize>,
+        seed: u64,
+    ) -> Result<Rc<Self>, BusError> {
         let port = bus.transport.open_port(port_index)?;
         let pending = Slab::new(port_index, seed);
         let inner = RefCell::new(Inner { port, events: Vec::with_capacity(64), pending });
         let (next_look, look) = (Cell::new(None), Notify::new());
-        Ok(Rc::new(Self { bus, port_index, inner, next_look, look }))
+        Ok(Rc::new(Self { bus, port_index, cpu, inner, next_look, look }))
     }
 
     /// Holds invocations to their deadlines, whether somebody still waits for them or not, until the thread ends.
@@ -317,6 +324,11 @@ impl Dispatcher {
             }
             // Nobody waits any more, but the block must go back to the instance.
             None => instance.discard(&descriptor),
+        }
+        if let Some(cpu) = self.cpu
+            && instance.served_from(cpu)
+        {
+            let _ = self.bus.keeper.send(ToKeeper::Move { instance: Arc::clone(&instance), cpu });
         }
         if single_use {
             instance.kill(Doom::Retired);

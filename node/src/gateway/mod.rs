@@ -80,7 +80,7 @@ pub fn run(spec: WorkerSpec, ready: std::sync::mpsc::Sender<Result<(), String>>)
             Ok(seeds) => seeds,
             Err(error) => return drop(ready.send(Err(format!("draw random bits: {error}")))),
         };
-        let dispatcher = match Dispatcher::new(Arc::clone(&spec.bus), spec.port, seed) {
+        let dispatcher = match Dispatcher::new(Arc::clone(&spec.bus), spec.port, spec.cpu, seed) {
             Ok(made) => made,
             Err(error) => return drop(ready.send(Err(error.to_string()))),
         };

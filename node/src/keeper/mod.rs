@@ -41,6 +41,13 @@ pub enum ToKeeper {
         /// On the core of the worker, or anywhere.
         at_home: bool,
     },
+    /// An instance serves a worker on another core than its own.
+    Move {
+        /// Which.
+        instance: Arc<Instance>,
+        /// That worker's core.
+        cpu: usize,
+    },
     /// Serve this code from now on.
     Deploy {
         /// What was uploaded.
@@ -158,6 +165,12 @@ impl Keeper {
                         self.place(&instance, at_home);
                     }
                 }
+                // (Unless it was set free meanwhile.)
+                ToKeeper::Move { instance, cpu } if instance.has_home() => {
+                    self.bus.transport.set_home(instance.peer, Some(cpu));
+                    instance.bind_to(Some(cpu));
+                }
+                ToKeeper::Move { .. } => {}
                 ToKeeper::Deploy { staged, done } => {
                     let keeper = Rc::clone(&self);
                     tokio::task::spawn_local(async move {
