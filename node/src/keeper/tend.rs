@@ -43,8 +43,11 @@ pub enum ToTender {
 /// After failed births, the next is tried this much later, twice as much each time.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
-/// The first failures in a row may be bad luck (a zygote that was killed just then).
-const RETRIES_AT_ONCE: u32 = 8;
+/// Failures may be bad luck (a zygote that was killed just then): for this long, those who wait go on waiting, and
+/// births are tried again after a moment.
+const PATIENCE: Duration = Duration::from_secs(2);
+const MOMENT_MIN: Duration = Duration::from_millis(1);
+const MOMENT_MAX: Duration = Duration::from_millis(50);
 
 struct Tender {
     keeper: Rc<Keeper>,
@@ -56,6 +59,8 @@ struct Tender {
     warm: usize,
     warmed: Vec<oneshot::Sender<()>>,
     failures: u32,
+    /// When the first of them was.
+    failing_since: Instant,
     not_before: Option<Instant>,
     /// When the last instance ended: the zygote's idle time counts from here.
     alone_since: Instant,
@@ -79,6 +84,7 @@ pub(super) fn spawn(
         warm: 0,
         warmed: Vec::new(),
         failures: 0,
+        failing_since: Instant::now(),
         not_before: None,
         alone_since: Instant::now(),
     };
@@ -232,16 +238,20 @@ impl Tender {
         }
     }
 
-    /// A birth failed. It is tried again, at once at first; whoever waits is told when that doesn't help (or
+    /// A birth failed. It is tried again, soon at first; whoever waits is told when that doesn't help (or
     /// can't: `hopeless`) and nobody is there who could still serve them.
     fn failed(&mut self, why: String, hopeless: bool) {
         tracing::warn!(function = self.function.name(), why, "no instance could be started");
+        let now = Instant::now();
+        if self.failures == 0 {
+            self.failing_since = now;
+        }
+        let doublings = self.failures.min(16);
         self.failures += 1;
-        let waits = self.failures.saturating_sub(RETRIES_AT_ONCE);
-        let delay = BACKOFF_MIN.saturating_mul(1 << waits.min(16)).min(BACKOFF_MAX);
-        let at_once = waits == 0 && !hopeless;
-        self.not_before = Some(Instant::now() + if at_once { Duration::ZERO } else { delay });
-        if at_once || self.live() > 0 {
+        let bad_luck = !hopeless && now - self.failing_since < PATIENCE;
+        let (least, most) = if bad_luck { (MOMENT_MIN, MOMENT_MAX) } else { (BACKOFF_MIN, BACKOFF_MAX) };
+        self.not_before = Some(now + least.saturating_mul(1 << doublings).min(most));
+        if bad_luck || self.live() > 0 {
             return;
         }
         for queued in self.keeper.bus.take_queue(&self.function) {
