@@ -169,7 +169,7 @@ impl Slab {
         (due, next)
     }
 
-    /// The function and the time limit of an invocation that is still there.
+    /// The function of an invocation that is still there.
     pub(super) fn function(&mut self, id: InvocationId) -> Option<Arc<Function>> {
         Some(Arc::clone(&self.get(id)?.function))
     }
