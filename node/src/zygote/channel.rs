@@ -55,6 +55,15 @@ impl Channel {
         self.when(Interest::READABLE, |socket| control::receive(socket)).await?.ok_or(ChannelError::Closed)
     }
 
+    /// The next message, if it is there already.
+    pub(super) fn receive_now<M: DeserializeOwned>(&self) -> Option<Result<(M, Vec<OwnedFd>), ChannelError>> {
+        match control::receive(self.as_fd()) {
+            Ok(message) => message.map(Ok),
+            Err(ControlError::Os { source: Errno::EAGAIN, .. }) => None,
+            Err(error) => Some(Err(error.into())),
+        }
+    }
+
     async fn when<T>(
         &self,
         interest: Interest,

@@ -198,6 +198,7 @@ impl Zygote {
         leaf: Leaf,
     ) -> Result<Child, ForkError> {
         self.settle(link).await?;
+        self.child.placed().await;
         let ForkRequest { instance, transport, endpoint, inbox, outbox, release_page, payload_max } = request;
         let transport = transport.name().to_owned();
         let message =
@@ -277,19 +278,23 @@ async fn answer(link: &mut Link) -> Result<Answer, ForkError> {
 
 /// Waits for an instance's first message.
 async fn greeting(child: &Child, channel: &Channel) -> Result<(), ForkError> {
-    tokio::select! {
-        // what it said before it died counts
+    let message = tokio::select! {
         biased;
-        message = channel.receive::<FromInstance>() => match message {
-            Ok((FromInstance::Hello, _)) => Ok(()),
-            Ok((FromInstance::Failed { step, message }, _)) => Err(ForkError::Setup { step, message }),
-            // the process is on its way out; how it ended says more
-            Err(ChannelError::Closed) => {
-                child.kill();
-                Err(ForkError::Died(child.exited_or_lost().await))
-            }
-            Err(error) => Err(ForkError::Instance(error)),
+        message = channel.receive::<FromInstance>() => message,
+        exit = child.exited_or_lost() => match channel.receive_now::<FromInstance>() {
+            // what it said before it died counts
+            Some(message) => message,
+            None => return Err(ForkError::Died(exit)),
         },
-        exit = child.exited_or_lost() => Err(ForkError::Died(exit)),
+    };
+    match message {
+        Ok((FromInstance::Hello, _)) => Ok(()),
+        Ok((FromInstance::Failed { step, message }, _)) => Err(ForkError::Setup { step, message }),
+        // the process is on its way out; how it ended says more
+        Err(ChannelError::Closed) => {
+            child.kill();
+            Err(ForkError::Died(child.exited_or_lost().await))
+        }
+        Err(error) => Err(ForkError::Instance(error)),
     }
 }

@@ -14,7 +14,9 @@
 //!
 //! - **Placing ahead.** Moving a process between control groups waits for an RCU grace period, some 7 ms when none
 //!   has just been. So it is the zygote that is moved, after each fork, into the group of the *next* instance,
-//!   which is then born in its place. An instance that isn't (the first, or a burst) is moved.
+//!   which is then born in its place. No fork is asked for before the zygote is there: what an instance forks before
+//!   it has been moved would stay behind, out of its limits and of its death. One that was born elsewhere all the
+//!   same (its zygote forked unasked) is moved, and what it left behind dies with the zygote.
 //!
 //! Between events the thread sleeps in epoll: on the pidfds of its children, on those of leftovers that it has
 //! killed, and on an eventfd for commands.
@@ -52,9 +54,18 @@ pub(super) struct Child {
     pub(super) pid: i32,
     pub(super) pidfd: Arc<OwnedFd>,
     pub(super) exit: watch::Receiver<Option<Exit>>,
+    /// A zygote's: is it where its next instance is to be born?
+    placed: watch::Receiver<bool>,
 }
 
 impl Child {
+    /// Waits until a zygote is in its next instance's group; for ever, if it is dead.
+    pub(super) async fn placed(&self) {
+        if self.placed.clone().wait_for(|placed| *placed).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
     pub(super) fn kill(&self) {
         if let Err(error) = sys::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL) {
             tracing::warn!("kill process {}: {error}", self.pid);
@@ -256,6 +267,8 @@ struct Known {
     leaf: Leaf,
     /// A zygote's: where it waits for its next fork.
     ahead: Option<Leaf>,
+    /// Is it there?
+    placed: watch::Sender<bool>,
 }
 
 /// Processes that were killed to empty a leaf.
@@ -340,12 +353,13 @@ impl Keeper {
     fn know(&mut self, pid: i32, pidfd: OwnedFd, leaf: Leaf, memory_bytes: u64) -> io::Result<Child> {
         let pidfd = Arc::new(pidfd);
         let (sender, exit) = watch::channel(None);
+        let (told, placed) = watch::channel(false);
         self.epoll.add(&*pidfd, EpollEvent::new(EpollFlags::EPOLLIN, pid as u64))?;
         if let Some(watchdog) = &self.watchdog {
             watchdog.watch(pid, pidfd.clone(), memory_bytes);
         }
-        self.known.insert(pid, Known { pidfd: pidfd.clone(), exit: sender, leaf, ahead: None });
-        Ok(Child { pid, pidfd, exit })
+        self.known.insert(pid, Known { pidfd: pidfd.clone(), exit: sender, leaf, ahead: None, placed: told });
+        Ok(Child { pid, pidfd, exit, placed })
     }
 
     /// The child, or why not; and the leaf that was brought along, if it isn't the child's.
@@ -360,7 +374,11 @@ impl Keeper {
             Err(error) => return (Err(error.into()), Some(adoption.leaf)),
         };
         let zygote = self.known.get_mut(&adoption.zygote);
-        let born_in = zygote.and_then(|zygote| zygote.ahead.take_if(|leaf| leaf.holds(pid)));
+        let born_in = zygote.and_then(|zygote| {
+            let leaf = zygote.ahead.take_if(|leaf| leaf.holds(pid))?;
+            zygote.placed.send_replace(false); // before anyone is told of this instance, and asks for another
+            Some(leaf)
+        });
         let (leaf, spare) = match born_in {
             Some(leaf) => (leaf, Some(adoption.leaf)),
             None => (adoption.leaf, None),
@@ -398,6 +416,8 @@ impl Keeper {
         if let Err(error) = leaf.place(zygote) {
             tracing::warn!("place zygote {zygote} for its next fork: {error}");
             let _ = sys::pidfd_signal(known.pidfd.as_fd(), libc::SIGKILL);
+        } else {
+            known.placed.send_replace(true);
         }
         known.ahead = Some(leaf);
     }
