@@ -3,6 +3,7 @@
 pub mod activation;
 pub mod api;
 pub mod cgroup;
+pub mod chain;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -1,0 +1,3 @@
+//! Chains: functions that call on, with one deadline over all of them.
+
+pub mod plan;
