@@ -5,6 +5,7 @@
 //! are served by the same code, with the caller known to be local.
 
 mod answer;
+mod body;
 pub mod call_id;
 mod error;
 mod headers;
@@ -20,6 +21,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use shm_bus::ids::PortIndex;
+use spry_wire::frame::HEAD_MAX;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
@@ -41,6 +43,10 @@ pub enum Connection {
 
 /// A client that sends a request's head more slowly than this is cut off.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// What is read from an HTTP/1 connection at once, and the longest head. Twice a head that fits into a frame, so that
+/// one that doesn't is refused in our own words; no more, so that a body's pieces are in the core's own cache when
+/// they are copied.
+const READ_MAX: usize = 2 * HEAD_MAX;
 /// How long a shutdown waits for requests that are being served.
 const GRACE: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection.
@@ -196,7 +202,7 @@ where
 {
     let mut builder = auto::Builder::new(LocalExecutor);
     // Not `pipeline_flush`: with it, the 400 for a malformed request is never sent.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(READ_MAX);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let worker = Rc::clone(&worker);

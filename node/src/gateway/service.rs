@@ -1,23 +1,22 @@
 //! One request: to a function, to the control API, or to one of the node's own pages.
 
 use std::cell::RefCell;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Frame, Incoming};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use spry_wire::frame::{HEAD_MAX, RequestHead};
 
 use super::Refusal;
 use super::answer::{self, Failed};
+use super::body::Body;
 use super::call_id::{CallId, CallIds};
 use super::headers::reaches_function;
 use super::timing::Timing;
@@ -28,10 +27,6 @@ use crate::function::{Entered, Function};
 use crate::inbox::{Block, Full as FullInbox};
 use crate::node::Node;
 
-/// Between two pieces of a body.
-const BODY_IDLE: Duration = Duration::from_secs(30);
-/// For a whole body.
-const BODY_TOTAL: Duration = Duration::from_secs(300);
 /// A buffer for request heads that has grown beyond this is let go, so that one large request isn't kept in memory.
 const SCRATCH_KEPT: usize = 16 * 1024;
 
@@ -184,7 +179,7 @@ impl Worker {
         if announced.lower() > limit_bytes {
             return Err(too_large);
         }
-        let (parts, mut body) = request.into_parts();
+        let (parts, body) = request.into_parts();
         let reserve = announced.exact().unwrap_or(limit_bytes) as usize;
         let mut block = {
             let mut scratch = self.scratch.borrow_mut();
@@ -202,9 +197,8 @@ impl Worker {
             return Ok(block);
         }
         let head_len = block.len();
-        let last = tokio::time::Instant::now() + BODY_TOTAL;
-        while let Some(frame) = next_frame(&mut body, last).await? {
-            let frame = frame.map_err(|error| Refusal::BodyBroken(error.to_string()))?;
+        let mut body = Body::new(body);
+        while let Some(frame) = body.next().await? {
             let Ok(data) = frame.into_data() else { continue };
             if u64::from(block.len() - head_len) + data.len() as u64 > limit_bytes {
                 return Err(too_large);
@@ -216,20 +210,6 @@ impl Worker {
         }
         Ok(block)
     }
-}
-
-/// The next piece of a body. Most are there already: only for one that isn't, a timer is set.
-async fn next_frame(
-    body: &mut Incoming,
-    last: tokio::time::Instant,
-) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, Refusal> {
-    let mut frame = body.frame();
-    let now = std::future::poll_fn(|context| Poll::Ready(Pin::new(&mut frame).poll(context))).await;
-    if let Poll::Ready(frame) = now {
-        return Ok(frame);
-    }
-    let patience = last.min(tokio::time::Instant::now() + BODY_IDLE);
-    tokio::time::timeout_at(patience, frame).await.map_err(|_| Refusal::BodyTimeout(BODY_IDLE))
 }
 
 fn fill(block: &mut Block, bytes: &[u8], too_large: &Refusal) -> Result<(), Refusal> {
