@@ -1,6 +1,9 @@
-//! The SQLite file: which functions are deployed, in which version.
+//! The SQLite file: which functions are deployed, in which version, and which chains are applied.
 //!
-//! WAL with `synchronous = FULL`: a committed transaction is on disk. Every method is one transaction.
+//! WAL with `synchronous = FULL`: a committed transaction is on disk. Every method is one transaction. A file that an
+//! earlier version wrote is brought up to date when it is opened, in one transaction as well.
+
+mod chains;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,12 +13,17 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, pa
 
 use super::{StoreError, UID_COUNT};
 
-/// Stored as SQLite's `user_version`.
-const SCHEMA_VERSION: i32 = 1;
+pub(super) use chains::ChainRow;
+
+/// Stored as SQLite's `user_version`: how many of [`SCHEMA`] the file has.
+const SCHEMA_VERSION: i32 = SCHEMA.len() as i32;
 /// Stored as SQLite's `application_id`: "spry".
 const APPLICATION_ID: i32 = 0x7370_7279;
 
-const SCHEMA: &str = "
+/// What each version of the schema adds to the one before. Never changed once it is released, only added to.
+const SCHEMA: [&str; 2] = [FUNCTIONS, chains::CHAINS];
+
+const FUNCTIONS: &str = "
 CREATE TABLE functions (
     name    TEXT PRIMARY KEY,
     slot    INTEGER NOT NULL UNIQUE,
@@ -122,6 +130,9 @@ impl Database {
         if known.is_some_and(|current| current >= row.version) {
             return Ok(false);
         }
+        if chains::is_chain(&transaction, &row.name)? {
+            return Err(StoreError::NameIsChain(row.name.clone()));
+        }
         let function = "INSERT INTO functions (name, slot, current) VALUES (?1, ?2, ?3) \
                         ON CONFLICT (name) DO UPDATE SET current = excluded.current";
         transaction.execute(function, params![row.name, row.slot, row.version]).map_err(failed)?;
@@ -163,6 +174,7 @@ impl Database {
         let failed = failed("remove a function");
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        chains::refuse_if_used(&transaction, name)?;
         let versions: Vec<u64> = {
             let sql = "SELECT version FROM versions WHERE name = ?1";
             let mut statement = transaction.prepare(sql).map_err(failed)?;
@@ -191,7 +203,7 @@ fn failed(operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError + C
     move |source| StoreError::Database { operation, source }
 }
 
-/// Checks that the file is ours, whole, and of a version that is known; makes the tables in an empty one.
+/// Checks that the file is ours, whole, and of a version that is known; makes the tables that it doesn't have.
 fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let at_open = |source| describe(path, "open", source);
     connection.pragma_update(None, "journal_mode", "WAL").map_err(at_open)?;
@@ -204,11 +216,7 @@ fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(at_open)?;
     if application == 0 && version == 0 && tables == 0 {
-        let transaction = connection.transaction().map_err(at_open)?;
-        transaction.execute_batch(SCHEMA).map_err(at_open)?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(at_open)?;
-        transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(at_open)?;
-        return transaction.commit().map_err(at_open);
+        return migrate(connection, 0).map_err(at_open);
     }
     let schema = |found: String, advice| {
         let path = path.to_owned();
@@ -217,7 +225,7 @@ fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     if application != APPLICATION_ID {
         return schema("another program's mark".into(), "Name another --state-dir.");
     }
-    if version != SCHEMA_VERSION {
+    if !(1..=SCHEMA_VERSION).contains(&version) {
         return schema(format!("version {version}"), "Use the spryd that wrote it, or a newer one.");
     }
     let found: String =
@@ -225,7 +233,18 @@ fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     if found != "ok" {
         return Err(StoreError::Corrupt { path: path.to_owned(), problem: found });
     }
-    Ok(())
+    if version < SCHEMA_VERSION { migrate(connection, version).map_err(at_open) } else { Ok(()) }
+}
+
+/// Adds what the schema has beyond `version`.
+fn migrate(connection: &mut Connection, version: i32) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for addition in SCHEMA.iter().skip(version as usize) {
+        transaction.execute_batch(addition)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    transaction.commit()
 }
 
 fn describe(path: &Path, operation: &'static str, source: rusqlite::Error) -> StoreError {

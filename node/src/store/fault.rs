@@ -1,5 +1,5 @@
-//! The seam at which tests make the store's steps fail: each step of a deploy and of a removal passes it
-//! first. In production it lets everything through and costs a comparison.
+//! The seam at which tests make the store's steps fail: each step of a deploy, of an apply and of a removal
+//! passes it first. In production it lets everything through and costs a comparison.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::StoreError;
 
-/// The steps that change the disk, in the order of a deploy and then of a removal.
+/// The steps that change the disk, in the order of a deploy and then of a removal; then those of chains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Making the file that takes the upload.
@@ -32,6 +32,12 @@ pub enum Step {
     RemoveRow,
     /// Removing its folder.
     RemoveFolder,
+    /// Before the transaction that applies a chain.
+    BeforeApply,
+    /// After it: the chain is durable, but the caller doesn't know yet.
+    AfterApply,
+    /// Removing a chain.
+    RemoveChain,
 }
 
 type Check = dyn Fn(Step) -> std::io::Result<()> + Send + Sync;

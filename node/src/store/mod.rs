@@ -1,4 +1,4 @@
-//! What survives a restart: the functions that are deployed, and their code.
+//! What survives a restart: the functions that are deployed, and their code; the chains that are applied.
 //!
 //! ```text
 //! STATE/                    0711 root          passed through by functions, listed by none
@@ -19,16 +19,21 @@
 //! **A crash**, at any point, leaves folders without a row (swept at the next open) or rows of superseded
 //! versions (removed at the next open); never a current version without its folder.
 //!
+//! **A chain** is its text. [`Store::plan_chain`] checks it against what else there is, [`Store::commit_chain`] makes it
+//! the one of its name, in one transaction. Functions and chains share one space of names, and what a chain uses
+//! can't be removed: both are kept by the database itself. See [`chains`].
+//!
 //! Functions' user ids: each name keeps a *slot* while it is deployed; the slot after the last one given out
 //! is tried first, so that an id comes back as late as can be.
 
+pub mod chains;
 mod database;
 pub mod fault;
 mod lock;
 mod stage;
 mod unpack;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -36,9 +41,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use crate::chain::spec::ChainError;
 use crate::config::UploadLimits;
 use crate::config::raw::UID_COUNT;
 use crate::manifest::{Manifest, ManifestError, Name};
+pub use chains::{PlannedChain, Retired, StoredChain};
 use database::Database;
 use fault::{Seam, Step};
 pub use stage::{Staged, Upload};
@@ -162,6 +169,37 @@ pub enum StoreError {
     /// All user ids are taken.
     #[error("all {UID_COUNT} user ids for functions are taken")]
     NoSlot,
+    /// The text is no chain that can be applied.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// A chain that goes through this one would no longer be one.
+    #[error("the chain \"{chain}\" goes through this one, and with it would be refused: {source}")]
+    Dependent {
+        /// Which.
+        chain: String,
+        /// Why.
+        source: ChainError,
+    },
+    /// There is no such chain.
+    #[error("no chain named \"{0}\" is stored")]
+    NoSuchChain(String),
+    /// A function can't have the name of a chain.
+    #[error("\"{0}\" is the name of a chain; give the function another one, or remove the chain first")]
+    NameIsChain(String),
+    /// A chain can't have the name of a function.
+    #[error("\"{0}\" is the name of a function; give the chain another one, or remove the function first")]
+    NameIsFunction(String),
+    /// Chains name it.
+    #[error("\"{name}\" is used by {}; change or remove that first", chains_in_words(chains))]
+    InUse {
+        /// What was to be removed.
+        name: String,
+        /// By which chains.
+        chains: Vec<String>,
+    },
+    /// What a chain names changed between its check and its commit.
+    #[error("what the chain \"{0}\" names was changed meanwhile by somebody else; apply it again")]
+    ChainOvertaken(String),
     /// A newer upload of the same function was committed first.
     #[error("version {version} of \"{name}\" was overtaken by a later deploy")]
     Overtaken {
@@ -170,6 +208,12 @@ pub enum StoreError {
         /// Which version.
         version: u64,
     },
+}
+
+fn chains_in_words(chains: &[String]) -> String {
+    let named: Vec<String> = chains.iter().map(|name| format!("\"{name}\"")).collect();
+    let word = if named.len() == 1 { "the chain" } else { "the chains" };
+    format!("{word} {}", named.join(", "))
 }
 
 impl StoreError {
@@ -208,6 +252,8 @@ struct Shared {
     database: Mutex<Database>,
     /// Versions and slots that uploads hold before they are committed.
     reserved: Mutex<BTreeMap<String, Reserved>>,
+    /// Names that are being removed: no chain may begin to use them.
+    retired: Mutex<BTreeSet<Name>>,
     seam: Seam,
 }
 
@@ -234,7 +280,12 @@ impl Store {
         }
         let database = Database::open(&state.join("spry.db"))?;
         let opened = sweep(state, &database)?;
-        let shared = Shared { database: Mutex::new(database), reserved: Mutex::default(), seam };
+        let shared = Shared {
+            database: Mutex::new(database),
+            reserved: Mutex::default(),
+            retired: Mutex::default(),
+            seam,
+        };
         Ok(Self { options, opened, shared: Arc::new(shared), _lock: lock })
     }
 

@@ -208,6 +208,9 @@ impl Shared {
     fn reserve(&self, name: &str) -> Result<(u64, u32), StoreError> {
         let mut reserved = self.reserved.lock();
         let database = self.database.lock();
+        if database.is_chain(name)? {
+            return Err(StoreError::NameIsChain(name.into()));
+        }
         let known = database.slot_and_version(name)?;
         if !reserved.contains_key(name) {
             let slot = match known {

@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const MAIN: &str = "def main(params):\n    return {}\n";
 
-fn options(folder: &Path) -> Options {
+pub(super) fn options(folder: &Path) -> Options {
     Options { state_dir: folder.join("state"), uid_base: 1_879_048_192, upload: UploadLimits::default() }
 }
 
-fn open(folder: &Path) -> Store {
+pub(super) fn open(folder: &Path) -> Store {
     Store::open(options(folder)).expect("the store opens")
 }
 
@@ -24,7 +24,7 @@ fn archive(text: &str) -> Vec<u8> {
     builder.into_inner().expect("into memory")
 }
 
-fn stage(store: &Store, name: &str, text: &str) -> Result<Staged, StoreError> {
+pub(super) fn stage(store: &Store, name: &str, text: &str) -> Result<Staged, StoreError> {
     let mut upload = store.upload()?;
     for piece in archive(text).chunks(700) {
         upload.write(piece)?;
@@ -32,11 +32,11 @@ fn stage(store: &Store, name: &str, text: &str) -> Result<Staged, StoreError> {
     store.stage(upload, Some(name), &[], &Defaults::default())
 }
 
-fn deploy(store: &Store, name: &str, text: &str) -> Result<StoredFunction, StoreError> {
+pub(super) fn deploy(store: &Store, name: &str, text: &str) -> Result<StoredFunction, StoreError> {
     store.commit(stage(store, name, text)?)
 }
 
-fn name(text: &str) -> Name {
+pub(super) fn name(text: &str) -> Name {
     text.parse().expect("a name")
 }
 
@@ -230,9 +230,11 @@ fn a_damaged_foreign_or_newer_database_is_not_touched() {
         let connection = rusqlite::Connection::open(&path).expect("opens");
         connection.pragma_update(None, pragma, value).expect("set");
     };
+    set("user_version", 3);
+    assert!(refused().contains("has version 3; this spryd reads version 2"), "{}", refused());
+    set("user_version", 0);
+    assert!(refused().contains("has version 0; this spryd reads version 2"), "{}", refused());
     set("user_version", 2);
-    assert!(refused().contains("has version 2; this spryd reads version 1"), "{}", refused());
-    set("user_version", 1);
     set("application_id", 7);
     assert!(refused().contains("another program's mark"), "{}", refused());
 }
@@ -274,7 +276,7 @@ fn strays_are_swept_at_open() {
 }
 
 /// Lets `calls` steps pass; from then on every step fails, as if the process had been killed there.
-fn failing_after(calls: usize) -> Seam {
+pub(super) fn failing_after(calls: usize) -> Seam {
     let passed = AtomicUsize::new(0);
     Seam::new(move |_| match passed.fetch_add(1, Ordering::Relaxed) < calls {
         true => Ok(()),
