@@ -1,6 +1,23 @@
 //! Scheduling policy: pure decisions, no system calls. Inputs in, decisions out; time comes as a parameter.
 //!
 //! - [`placement`]: whether a function's instances run on the core where the request landed.
+//! - [`predict`]: how much CPU time an invocation has left, learnt from the ones before it.
+//! - [`policy`]: who runs first, for how long, and in which of the kernel's classes.
+//! - [`sim`]: a machine of many cores on which the same policies run a trace, beside textbook ones.
+//!
+//! Names are slots ([`FunctionId`], [`TaskId`]): what a function or an invocation is, nothing here knows.
 #![forbid(unsafe_code)]
 
 pub mod placement;
+pub mod policy;
+pub mod predict;
+pub mod sim;
+mod slots;
+
+/// A function's slot. Slots are small numbers that the caller hands out and reuses: arrays are kept by them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FunctionId(pub u32);
+
+/// The slot of an invocation under way. It is free for the next one after [`policy::Event::Exit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskId(pub u32);
