@@ -6,13 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use shm_bus::Descriptor;
 use shm_bus::alloc::Allocator;
-use shm_bus::segment::{SegmentError, SegmentName, Writer};
+use shm_bus::segment::{Region, SegmentError, SegmentName, Writer};
 use spry_wire::control::SegmentSpec;
-use spry_wire::frame::HEAD_MAX;
+use spry_wire::frame::{HEAD_MAX, Place};
 
 /// Bodies that can be held at once, if all were of the largest size. Address space, not memory: pages
 /// that were never written cost nothing.
@@ -160,24 +159,16 @@ impl Block {
         descriptor.length = self.len;
     }
 
-    /// Whether `descriptor` names a part of this block (an answer that passes the request's bytes on).
-    pub fn contains(&self, descriptor: &Descriptor) -> bool {
-        let end = u64::from(descriptor.offset) + u64::from(descriptor.length);
-        descriptor.segment == self.inbox.name.id
-            && descriptor.generation == self.inbox.name.generation
-            && descriptor.offset >= self.offset
-            && end <= u64::from(self.offset) + u64::from(self.len)
+    /// Whether this is exactly the place of what was written to this block.
+    pub fn is_at(&self, place: &Place) -> bool {
+        let Inbox { name, .. } = *self.inbox;
+        *place
+            == Place { segment: name.id, generation: name.generation, offset: self.offset, length: self.len }
     }
 
-    /// The bytes that `descriptor` names, without a copy; they keep the block taken.
-    /// `None` when they are not in this block.
-    pub fn into_bytes(self, descriptor: &Descriptor) -> Option<Bytes> {
-        if !self.contains(descriptor) {
-            return None;
-        }
-        let region =
-            self.inbox.writer.region(u64::from(descriptor.offset), u64::from(descriptor.length)).ok()?;
-        Some(Bytes::from_owner(Kept { region, _block: self }))
+    /// What was written, without a copy. It says nothing to the block: who keeps the region keeps the block, too.
+    pub fn region(&self) -> Result<Region, SegmentError> {
+        self.inbox.writer.region(u64::from(self.offset), u64::from(self.len))
     }
 }
 
@@ -185,16 +176,5 @@ impl Drop for Block {
     fn drop(&mut self) {
         self.inbox.node.give(u64::from(self.len));
         self.inbox.blocks.lock().free(self.offset);
-    }
-}
-
-struct Kept {
-    region: shm_bus::segment::Region,
-    _block: Block,
-}
-
-impl AsRef<[u8]> for Kept {
-    fn as_ref(&self) -> &[u8] {
-        self.region.as_ref()
     }
 }

@@ -1,5 +1,9 @@
 //! From an instance's answer to an HTTP response. Everything that is decided on is copied first: the
 //! instance may still be writing.
+//!
+//! What comes back is a frame of any kind. An instance writes responses; a request, a view or a list is what spryd
+//! has sent out itself, passed through: its body is the result. Where bytes lie, and what keeps them there until
+//! they have been sent, is the caller's knowledge ([`read`]'s `find`).
 
 use std::sync::Arc;
 
@@ -7,18 +11,18 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use shm_bus::Descriptor;
-use shm_bus::segment::Region;
-use spry_ebpf_common::{flags, status};
-use spry_wire::frame::{HEAD_MAX, ResponseHead};
+use shm_bus::segment::{Region, SegmentError};
+use spry_ebpf_common::status;
+use spry_wire::frame::{self, Frame, FrameError, Headers, Joining, PartsView, Place, Shape};
 
 use super::Refusal;
 use crate::inbox::Block;
 use crate::instance::Instance;
 
 /// Answers up to this length are copied, and the instance gets its block back at once.
-const COPY_MAX: u32 = 16 * 1024;
+const COPY_MAX: usize = 16 * 1024;
 /// A failure's text is cut to this length.
-const FAILURE_MAX: u32 = 64 * 1024;
+const FAILURE_MAX: usize = 64 * 1024;
 
 /// A function's result, ready to be sent.
 #[derive(Debug)]
@@ -46,76 +50,93 @@ impl From<Refusal> for Failed {
     }
 }
 
-/// Reads the answer that `descriptor` names, in the instance's outbox or in the request's own block.
-pub(super) fn read(
+/// Bytes of an answer, as they lie.
+#[derive(Debug)]
+pub(super) struct Held<K> {
+    bytes: Region,
+    writer: Writer,
+    _keep: K,
+}
+
+impl<K> Held<K> {
+    /// Bytes by that writer. `keep` is dropped when they have been sent: it keeps their place from being used again.
+    pub(super) fn new(bytes: Region, writer: Writer, keep: K) -> Self {
+        Self { bytes, writer, _keep: keep }
+    }
+}
+
+/// Who wrote a frame, and so which kinds it may be of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// This process: a request, a view or a list, that nobody has changed since.
+    Spryd,
+    /// An instance: a response, or the text of a failure.
+    Instance,
+}
+
+impl<K> AsRef<[u8]> for Held<K> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
+/// Reads the answer that `descriptor` names. `find` says what lies at a place: the answer's own, and those of the parts
+/// of a view or a list. A list is joined to a body of at most `limit_bytes`.
+pub(super) fn read<K: Send + 'static>(
     descriptor: &Descriptor,
+    limit_bytes: u64,
+    mut find: impl FnMut(&Place) -> Result<Held<K>, Refusal>,
+) -> Result<Answer, Failed> {
+    let held = find(&place(descriptor))?;
+    let failed = descriptor.flags & status::MASK != status::OK;
+    match held.writer {
+        Writer::Instance if failed => {
+            let text = held.as_ref();
+            Err(failure(String::from_utf8_lossy(&copied(&text[..text.len().min(FAILURE_MAX)])).into_owned()))
+        }
+        Writer::Instance => Ok(response(held)?),
+        Writer::Spryd if failed => {
+            Err(Refusal::BadAnswer("it failed with its own input as the reason".into()).into())
+        }
+        Writer::Spryd => Ok(passed_through(held, limit_bytes, find)?),
+    }
+}
+
+/// Where the memory of one call to one function is: the outbox of its instance, and the request's own block.
+pub(super) fn of_call(
     instance: &Arc<Instance>,
     request: Block,
-) -> Result<Answer, Failed> {
-    let outbox = instance.outbox_name;
-    if (descriptor.segment, descriptor.generation) != (outbox.id, outbox.generation) {
-        return passed_through(descriptor, request);
-    }
-    let block = OutboxBlock { instance: Arc::clone(instance), offset: descriptor.offset };
-    let (offset, length) = (u64::from(descriptor.offset), u64::from(descriptor.length));
-    let outside = |error| Refusal::BadAnswer(format!("it lies outside its outbox: {error}"));
-    if descriptor.flags & status::MASK != status::OK {
-        let length = u64::from(descriptor.length.min(FAILURE_MAX));
-        let text = instance.outbox.copy(offset, length).map_err(outside)?;
-        return Err(failure(String::from_utf8_lossy(&text).into_owned()));
-    }
-    if descriptor.length <= COPY_MAX {
-        let whole = Bytes::from(instance.outbox.copy(offset, length).map_err(outside)?);
-        drop(block);
-        if descriptor.flags & flags::BARE != 0 {
-            return Ok(bare(whole));
+) -> impl FnMut(&Place) -> Result<Held<Kept>, Refusal> {
+    let instance = Arc::clone(instance);
+    let mut request = Some(request);
+    move |place| {
+        if let Some(block) = request.take_if(|block| block.is_at(place)) {
+            let bytes = block.region().map_err(outside)?;
+            return Ok(Held::new(bytes, Writer::Spryd, Kept::Request(block)));
         }
-        let (status, headers, at) = head(&whole)?;
-        return Ok(Answer { status, headers, body: whole.slice(at..) });
-    }
-    let region = instance.outbox.region(offset, length).map_err(outside)?;
-    if descriptor.flags & flags::BARE != 0 {
-        return Ok(bare(Bytes::from_owner(InOutbox { region, _block: block })));
-    }
-    let copied = instance.outbox.copy(offset, length.min(HEAD_MAX as u64)).map_err(outside)?;
-    let (status, headers, at) = head(&copied)?;
-    let body = Bytes::from_owner(InOutbox { region, _block: block });
-    Ok(Answer { status, headers, body: body.slice(at.min(body.len())..) })
-}
-
-fn passed_through(descriptor: &Descriptor, request: Block) -> Result<Answer, Failed> {
-    let allowed = descriptor.flags & flags::BARE != 0 && descriptor.flags & status::MASK == status::OK;
-    let bytes = if allowed { request.into_bytes(descriptor) } else { None };
-    match bytes {
-        Some(bytes) => Ok(bare(bytes)),
-        None => {
-            Err(Refusal::BadAnswer("it names memory that is neither its own nor the request's".into()).into())
+        let outbox = instance.outbox_name;
+        if (place.segment, place.generation) != (outbox.id, outbox.generation) {
+            return Err(Refusal::BadAnswer(
+                "it names memory that is neither its own nor the request's".into(),
+            ));
         }
+        let bytes = instance.outbox.region(u64::from(place.offset), u64::from(place.length));
+        let block = OutboxBlock { instance: Arc::clone(&instance), offset: place.offset };
+        Ok(Held::new(bytes.map_err(outside)?, Writer::Instance, Kept::Outbox(block)))
     }
 }
 
-fn bare(body: Bytes) -> Answer {
-    let mut headers = HeaderMap::with_capacity(8);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    Answer { status: StatusCode::OK, headers, body }
-}
-
-/// Decodes a copied head; the third value says where the body starts.
-fn head(frame: &[u8]) -> Result<(StatusCode, HeaderMap, usize), Refusal> {
-    let (head, at) = ResponseHead::decode(frame).map_err(|error| Refusal::BadAnswer(error.to_string()))?;
-    let mut headers = HeaderMap::with_capacity(head.headers.len() + 4);
-    let status = super::headers::take_over(&head, &mut headers)?;
-    Ok((status, headers, at))
-}
-
-fn failure(text: String) -> Failed {
-    let first = text.lines().next().unwrap_or_default();
-    let message = if first.is_empty() { "the function failed without saying why" } else { first };
-    Failed { refusal: Refusal::FunctionFailed { message: message.to_owned() }, text: Some(text) }
+/// What [`of_call`] keeps.
+#[derive(Debug)]
+#[expect(dead_code, reason = "kept to be dropped")]
+pub(super) enum Kept {
+    Request(Block),
+    Outbox(OutboxBlock),
 }
 
 /// An answer's block in an outbox; the instance gets it back when this is dropped.
-struct OutboxBlock {
+#[derive(Debug)]
+pub(super) struct OutboxBlock {
     instance: Arc<Instance>,
     offset: u32,
 }
@@ -126,13 +147,101 @@ impl Drop for OutboxBlock {
     }
 }
 
-struct InOutbox {
-    region: Region,
-    _block: OutboxBlock,
+fn response<K: Send + 'static>(held: Held<K>) -> Result<Answer, Refusal> {
+    if held.as_ref().len() <= COPY_MAX {
+        let whole = Bytes::from(copied(held.as_ref()));
+        drop(held);
+        let (status, headers, body_at) = response_head(&whole)?;
+        return Ok(Answer { status, headers, body: whole.slice(body_at..) });
+    }
+    let mut head = Vec::new();
+    frame::copy_head(held.as_ref(), &mut head).map_err(malformed)?;
+    let (status, headers, body_at) = response_head(&head)?;
+    Ok(Answer { status, headers, body: Bytes::from_owner(held).slice(body_at..) })
 }
 
-impl AsRef<[u8]> for InOutbox {
-    fn as_ref(&self) -> &[u8] {
-        self.region.as_ref()
+/// Decodes a copied head; the third value says where the body starts.
+fn response_head(copied: &[u8]) -> Result<(StatusCode, HeaderMap, usize), Refusal> {
+    let (Frame::Response(head), body_at) = Frame::decode(copied).map_err(malformed)? else {
+        return Err(Refusal::BadAnswer("it is no response".into()));
+    };
+    let mut headers = HeaderMap::with_capacity(head.headers.len() + 4);
+    let status = super::headers::take_over(head.status, head.headers, &mut headers)?;
+    Ok((status, headers, body_at))
+}
+
+fn passed_through<K: Send + 'static>(
+    held: Held<K>,
+    limit_bytes: u64,
+    mut find: impl FnMut(&Place) -> Result<Held<K>, Refusal>,
+) -> Result<Answer, Refusal> {
+    let mut copy = Vec::new();
+    frame::copy_head(held.as_ref(), &mut copy).map_err(malformed)?;
+    let (head, body_at) = Frame::decode(&copy).map_err(malformed)?;
+    match head {
+        // What the client said about its body, it said to the function.
+        Frame::Request(_) => Ok(bare(Bytes::from_owner(held).slice(body_at..), &Headers::default())),
+        Frame::Response(_) => Err(Refusal::BadAnswer("a response lies among the requests".into())),
+        Frame::Parts(PartsView { shape: Shape::List(joining), headers, parts, .. }) => {
+            let body = joined(joining, parts.map(|part| find(&part.place)), limit_bytes)?;
+            Ok(bare(body, &headers))
+        }
+        Frame::Parts(PartsView { shape: Shape::View, headers, parts, .. }) => {
+            let mut values = parts.map(|part| find(&part.place));
+            let value = values.next().expect("decoding checked that a view has a part")?;
+            Ok(bare(Bytes::from_owner(value), &headers))
+        }
     }
+}
+
+fn joined<K>(
+    joining: Joining,
+    parts: impl Iterator<Item = Result<Held<K>, Refusal>>,
+    limit_bytes: u64,
+) -> Result<Bytes, Refusal> {
+    let parts = parts.collect::<Result<Vec<_>, _>>()?;
+    let len = joining.len(parts.iter().map(|part| part.bytes.len() as u32));
+    if len > limit_bytes {
+        return Err(Refusal::BadAnswer(format!(
+            "its list of {len} bytes is over the payload limit of {limit_bytes} bytes"
+        )));
+    }
+    let mut body = Vec::with_capacity(len as usize);
+    joining.join(parts.iter().map(AsRef::as_ref), &mut body);
+    Ok(Bytes::from(body))
+}
+
+/// A body without a response around it, of the content type that `headers` say, if they do.
+fn bare(body: Bytes, headers: &Headers<'_>) -> Answer {
+    let said = headers.get(CONTENT_TYPE.as_str()).and_then(|value| HeaderValue::from_bytes(value).ok());
+    let content_type = said.unwrap_or(HeaderValue::from_static("application/octet-stream"));
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(CONTENT_TYPE, content_type);
+    Answer { status: StatusCode::OK, headers, body }
+}
+
+/// The place that a descriptor names.
+pub(super) fn place(descriptor: &Descriptor) -> Place {
+    let Descriptor { segment, generation, offset, length, .. } = *descriptor;
+    Place { segment, generation, offset, length }
+}
+
+fn copied(bytes: &[u8]) -> Vec<u8> {
+    let mut copy = vec![0; bytes.len()];
+    shm_bus::copy::copy(&mut copy, bytes);
+    copy
+}
+
+fn outside(error: SegmentError) -> Refusal {
+    Refusal::BadAnswer(format!("it lies outside its outbox: {error}"))
+}
+
+fn malformed(error: FrameError) -> Refusal {
+    Refusal::BadAnswer(error.to_string())
+}
+
+fn failure(text: String) -> Failed {
+    let first = text.lines().next().unwrap_or_default();
+    let message = if first.is_empty() { "the function failed without saying why" } else { first };
+    Failed { refusal: Refusal::FunctionFailed { message: message.to_owned() }, text: Some(text) }
 }

@@ -34,11 +34,12 @@ fn is_the_gateways(name: &HeaderName) -> bool {
 
 /// Takes a function's response head over into `headers`; returns its status.
 pub(super) fn take_over(
-    head: &spry_wire::frame::ResponseHead<'_>,
+    status: u16,
+    head: spry_wire::frame::Headers<'_>,
     headers: &mut HeaderMap,
 ) -> Result<StatusCode, Refusal> {
-    let status = StatusCode::from_u16(head.status).map_err(|error| Refusal::BadAnswer(error.to_string()))?;
-    for (name, value) in &head.headers {
+    let status = StatusCode::from_u16(status).map_err(|error| Refusal::BadAnswer(error.to_string()))?;
+    for (name, value) in head {
         let bad = |what: &str| {
             Refusal::BadAnswer(format!("the {what} of its header {name:?} is not allowed in HTTP"))
         };
@@ -55,11 +56,15 @@ pub(super) fn take_over(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spry_wire::frame::ResponseHead;
+    use spry_wire::frame::{Frame, ResponseHead};
 
     fn taken(headers: Vec<(&str, &[u8])>) -> Result<HeaderMap, Refusal> {
+        let mut frame = Vec::new();
+        let head = ResponseHead { status: 200, headers, ..ResponseHead::default() };
+        head.encode(&mut frame).expect("a short head");
+        let (decoded, _) = Frame::decode(&frame).expect("whole");
         let mut map = HeaderMap::new();
-        take_over(&ResponseHead { status: 200, headers }, &mut map).map(|_| map)
+        take_over(200, decoded.headers().clone(), &mut map).map(|_| map)
     }
 
     #[test]

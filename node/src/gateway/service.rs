@@ -154,7 +154,9 @@ impl Worker {
         };
         let before = answered.instance.answered(crate::activation::unix_ms());
         let timing = Timing::answered(&ended, answered.at, &answered.instance, before);
-        let answer = answer::read(&answered.descriptor, &answered.instance, ended.block);
+        let limit_bytes = function.stored.manifest.limits.payload.as_bytes();
+        let find = answer::of_call(&answered.instance, ended.block);
+        let answer = answer::read(&answered.descriptor, limit_bytes, find);
         let answer = answer.map_err(|failed| (failed, timing))?;
         let mut response = Response::new(Full::new(answer.body));
         *response.status_mut() = answer.status;

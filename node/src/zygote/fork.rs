@@ -290,6 +290,10 @@ async fn greeting(child: &Child, channel: &Channel) -> Result<(), ForkError> {
     match message {
         Ok((FromInstance::Hello, _)) => Ok(()),
         Ok((FromInstance::Failed { step, message }, _)) => Err(ForkError::Setup { step, message }),
+        Ok((FromInstance::Map { .. }, _)) => Err(ForkError::Setup {
+            step: "say hello".to_owned(),
+            message: "it asked for a segment before it was ready".to_owned(),
+        }),
         // the process is on its way out; how it ended says more
         Err(ChannelError::Closed) => {
             child.kill();

@@ -10,8 +10,8 @@ pub struct Request<'a> {
     pub head: RequestView<'a>,
     /// The body, at a multiple of [`spry_wire::frame::ALIGN`] from the frame's start.
     pub body: &'a [u8],
-    /// The descriptor of the body alone, for passing it on.
-    pub(crate) body_descriptor: Descriptor,
+    /// The place of the whole frame, for passing it on.
+    pub(crate) frame: Descriptor,
 }
 
 impl<'a> Request<'a> {
@@ -19,12 +19,7 @@ impl<'a> Request<'a> {
     pub(crate) fn decode(frame: &'a [u8], descriptor: &Descriptor) -> Result<Self, FrameError> {
         let (head, body_at) = RequestView::decode(frame)?;
         let body = &frame[body_at..];
-        let body_descriptor = Descriptor {
-            offset: descriptor.offset + body_at as u32,
-            length: body.len() as u32,
-            ..*descriptor
-        };
-        Ok(Self { head, body, body_descriptor })
+        Ok(Self { head, body, frame: *descriptor })
     }
 
     /// The value of the first header of that name (in lower case).

@@ -4,10 +4,9 @@
 //! block starts with room for the head as it is then and [`HEAD_ROOM`] more; only a head that outgrows even that
 //! makes the body move.
 
-use spry_wire::frame::{ALIGN, FrameError, ResponseEncoder};
+use spry_wire::frame::{ALIGN, FrameError, Origin, ResponseEncoder};
 
 use shm_bus::Descriptor;
-use spry_ebpf_common::flags;
 
 use crate::outbox::{Outbox, Place};
 
@@ -61,7 +60,7 @@ enum Body {
         reserved: usize,
     },
     /// The request's own.
-    PassedThrough(Descriptor),
+    PassedThrough,
 }
 
 /// The answer to one invocation. Dropped without [`Self::finish`], it gives its memory back.
@@ -69,19 +68,16 @@ enum Body {
 pub struct Response<'a> {
     outbox: &'a mut Outbox,
     head: &'a mut ResponseEncoder,
-    request_body: Descriptor,
+    /// The whole frame that came in.
+    request: Descriptor,
     status: u16,
     body: Body,
 }
 
 impl<'a> Response<'a> {
-    pub(crate) fn new(
-        outbox: &'a mut Outbox,
-        head: &'a mut ResponseEncoder,
-        request_body: Descriptor,
-    ) -> Self {
+    pub(crate) fn new(outbox: &'a mut Outbox, head: &'a mut ResponseEncoder, request: Descriptor) -> Self {
         head.clear();
-        Self { outbox, head, request_body, status: 200, body: Body::None }
+        Self { outbox, head, request, status: 200, body: Body::None }
     }
 
     /// Sets the status, 200 unless set.
@@ -125,15 +121,15 @@ impl<'a> Response<'a> {
                 Ok(())
             }
             Body::Own { reserved, .. } => Err(ResponseError::Commit { len, reserved: *reserved }),
-            Body::None | Body::PassedThrough(_) => Err(ResponseError::Commit { len, reserved: 0 }),
+            Body::None | Body::PassedThrough => Err(ResponseError::Commit { len, reserved: 0 }),
         }
     }
 
-    /// Makes the request's body the answer's. Without headers and with status 200 no byte is written or
-    /// copied; a head can't point elsewhere, so otherwise the body is copied behind it.
+    /// Makes the request's body the answer's. Without headers and with status 200 the request's frame is the answer
+    /// and no byte is written or copied; a head can't point elsewhere, so otherwise the body is copied behind it.
     pub fn pass_through(&mut self) {
         self.discard();
-        self.body = Body::PassedThrough(self.request_body);
+        self.body = Body::PassedThrough;
     }
 
     /// Forgets status, headers and body.
@@ -146,9 +142,9 @@ impl<'a> Response<'a> {
     /// Writes the head and gives the descriptor's words about place and kind; the memory is the receiver's
     /// from here on. `request_bytes` is the request's body, for a pass-through that needs a head.
     pub(crate) fn finish(mut self, request_bytes: &[u8]) -> Result<Descriptor, ResponseError> {
-        if let Body::PassedThrough(descriptor) = self.body {
+        if matches!(self.body, Body::PassedThrough) {
             if self.head.is_empty() && self.status == 200 {
-                return Ok(Descriptor { flags: flags::BARE, ..descriptor });
+                return Ok(Descriptor { flags: 0, ..self.request });
             }
             self.body(request_bytes)?;
         }
@@ -164,7 +160,8 @@ impl<'a> Response<'a> {
         let Body::Own { place, room, len, .. } = std::mem::replace(&mut self.body, Body::None) else {
             unreachable!("a body was just put into the outbox");
         };
-        let head = self.head.finish(self.status, room as u32);
+        let origin = Origin { offset: self.request.offset, length: self.request.length };
+        let head = self.head.finish(self.status, origin, room as u32);
         self.outbox.bytes_mut(place, 0, head.len()).copy_from_slice(head);
         Ok(self.outbox.describe(place, room + len))
     }

@@ -64,7 +64,7 @@ impl Instance {
             Ok(request) => request,
             Err(error) => return self.outbox.fail(&format!("the request can't be read: {error}")),
         };
-        let mut response = Response::new(&mut self.outbox, head, request.body_descriptor);
+        let mut response = Response::new(&mut self.outbox, head, request.frame);
         // A handler that panicked half-way is called again: it gets `&mut self` either way, and what it leaves
         // inconsistent is its own function's.
         let outcome = catch_unwind(AssertUnwindSafe(|| handler.call(&request, &mut response)));

@@ -11,7 +11,8 @@
 //!
 //! An instance's life: it maps its segments, seals its outbox, sends [`FromInstance::Hello`] on its own control
 //! socket, and serves. spryd puts it on the bus after it has both `Forked` and `Hello`. The socket stays
-//! open: its end of file tells each side that the other is gone.
+//! open: its end of file tells each side that the other is gone. In a chain, an instance asks on it for the segments
+//! that its input lies in: [`FromInstance::Map`], one at a time, each answered by a [`ToInstance`].
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -115,6 +116,28 @@ pub enum FromInstance {
         step: String,
         /// Why.
         message: String,
+    },
+    /// It asks for a segment that it was sent a descriptor or a part of, to map it read-only.
+    Map {
+        /// `Descriptor::segment`.
+        segment: u32,
+        /// `Descriptor::generation`.
+        generation: u32,
+    },
+}
+
+/// spryd to an instance: the answer to [`FromInstance::Map`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToInstance {
+    /// The segment's file is beside the message.
+    Segment {
+        /// Bytes.
+        len: u32,
+    },
+    /// The instance may not see it, or it isn't there any more.
+    Refused {
+        /// Which of the two, in words for the function's author.
+        why: String,
     },
 }
 

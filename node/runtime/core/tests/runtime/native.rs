@@ -55,10 +55,10 @@ fn bodies_are_written_in_place_moved_or_passed_through() {
         assert!(answer.body.iter().eq(body.iter().rev()), "{len} bytes");
         assert_eq!(answer.header("x-long").map(str::len), Some(400));
         let echo = instance.call(&head("/echo"), &body);
-        assert!(echo.bare && echo.body == body, "{len} bytes");
+        assert!(echo.passed && echo.body == body, "{len} bytes");
         assert_eq!(echo.descriptor.segment, 3, "the request's own block");
         let typed = instance.call(&head("/typed-echo"), &body);
-        assert!(!typed.bare && typed.body == body, "{len} bytes");
+        assert!(!typed.passed && typed.body == body, "{len} bytes");
         assert_eq!(typed.header("content-type"), Some("image/png"));
     }
 }
@@ -160,7 +160,7 @@ fn the_examples_answer() {
     assert_eq!(answer.header("content-type"), Some("application/json"));
     let echo = Zygote::native(&rust_library("example_echo")).expect("load");
     let answer = echo.fork().call(&head(""), b"the same");
-    assert!(answer.bare && answer.text() == "the same");
+    assert!(answer.passed && answer.text() == "the same");
 }
 
 #[test]

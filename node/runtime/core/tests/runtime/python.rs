@@ -242,7 +242,7 @@ fn an_annotated_handler_gets_the_request_as_it_came() {
             r#"{"method":"POST","query":"q=1","params":{"q":"1"},"headers":{"x-a":"1, \u00e9","accept":"*/*"},"text":"text","id":"call-1","len":4,"left":true}"#
         );
         let echo = ask("/echo", b"\x00\x01\xff");
-        assert!(echo.bare && echo.body == b"\x00\x01\xff");
+        assert!(echo.passed && echo.body == b"\x00\x01\xff");
         let typed = ask("/typed", b"\x89PNG");
         assert_eq!((typed.header("content-type"), &typed.body[..]), (Some("image/png"), &b"\x89PNG"[..]));
         assert_eq!(ask("/keep", b"secret").text(), "kept");

@@ -15,7 +15,7 @@ use shm_bus::segment::{Reader, Writer, create, require_sealed};
 use shm_bus::transport::{Event, Port, Sent, Transport};
 use spry_ebpf_common::{PORT_BIT, flags, status};
 use spry_wire::control::{self, Fork, FromInstance, FromZygote, SegmentSpec, ToZygote};
-use spry_wire::frame::{RequestHead, ResponseHead};
+use spry_wire::frame::{Frame, RequestHead, ResponseHead};
 
 use super::zygote::{Zygote, pipe, seqpacket};
 use super::{drain, wait_readable};
@@ -50,7 +50,8 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
     /// The text of a failure.
     pub(crate) failure: Option<String>,
-    pub(crate) bare: bool,
+    /// The answer is the request's own frame.
+    pub(crate) passed: bool,
     pub(crate) held: bool,
 }
 
@@ -205,24 +206,25 @@ impl Instance {
 
     fn read(&self, descriptor: Descriptor) -> Answer {
         let (offset, length) = (u64::from(descriptor.offset), u64::from(descriptor.length));
-        let bare = descriptor.flags & flags::BARE != 0;
-        let bytes = match (descriptor.segment, descriptor.generation) {
-            (4, 9) => self.outbox.copy(offset, length).expect("within the outbox"),
-            (3, 5) => {
-                assert!(bare, "only a pass-through names the inbox");
-                let mut bytes = vec![0; descriptor.length as usize];
-                self.inbox.copy_into(offset, &mut bytes).expect("within the inbox");
-                bytes
-            }
-            other => panic!("the answer names segment {other:?}"),
+        let passed = (descriptor.segment, descriptor.generation) == (INBOX.id, INBOX.generation);
+        let bytes = if passed {
+            let mut bytes = vec![0; descriptor.length as usize];
+            self.inbox.copy_into(offset, &mut bytes).expect("within the inbox");
+            bytes
+        } else {
+            assert_eq!((descriptor.segment, descriptor.generation), (OUTBOX.id, OUTBOX.generation));
+            self.outbox.copy(offset, length).expect("within the outbox")
         };
         let held = descriptor.flags & flags::HOLD != 0;
         let mut answer =
-            Answer { descriptor, status: 200, headers: Vec::new(), body: bytes, failure: None, bare, held };
+            Answer { descriptor, status: 200, headers: Vec::new(), body: bytes, failure: None, passed, held };
+        let bytes = std::mem::take(&mut answer.body);
         if descriptor.flags & status::MASK == status::FAILED {
-            answer.failure = Some(String::from_utf8(std::mem::take(&mut answer.body)).expect("UTF-8"));
-        } else if !bare {
-            let bytes = std::mem::take(&mut answer.body);
+            answer.failure = Some(String::from_utf8(bytes).expect("UTF-8"));
+        } else if passed {
+            let (_, body_at) = Frame::decode(&bytes).expect("the frame that was sent");
+            answer.body = bytes[body_at..].to_vec();
+        } else {
             let (head, body_at) = ResponseHead::decode(&bytes).expect("a response frame");
             answer.status = head.status;
             let own = |(name, value): &(&str, &[u8])| {
