@@ -44,7 +44,7 @@ def mail(order):
     yield f"Charged to your {payment['brand']} card ending in {payment['last_digits']}."
     if order.get("recommendations"):
         yield ""
-        yield "Others who bought this liked:"
+        yield "You might also like:"
         yield from (row(f"- {each['name']}", each["price"]) for each in order["recommendations"])
     for ad in order.get("ads", []):
         yield ""
