@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use shm_bus::Descriptor;
 use shm_bus::endpoint;
 use shm_bus::ids::{FunctionIndex, PortIndex};
-use shm_bus::transport::{Kind, select};
+use shm_bus::transport::{Config, Kind, select};
 use spry_ebpf_common::PORT_BIT;
 
 const FUNCTION: FunctionIndex = FunctionIndex(0);
@@ -99,7 +99,7 @@ fn plain(criterion: &mut Criterion, place: &str, cpu: usize) {
 }
 
 fn transport(criterion: &mut Criterion, place: &str, cpu: usize, kind: Kind) {
-    let hub = match select(Some(kind)) {
+    let hub = match select(Some(kind), Config::default()) {
         Ok(selected) => selected.transport,
         Err(why) => return eprintln!("roundtrip/{place}/{kind} is left out: {why}"),
     };

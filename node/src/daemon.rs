@@ -95,7 +95,7 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let listener = bind(config.listen)?;
     let control = bind_control(&config.control_socket)?;
     let listen = listener.local_addr().map_err(os("the listener's address"))?;
-    let Selected { transport, passed_over } = open_transport(config.transport)?;
+    let Selected { transport, passed_over } = open_transport(config.transport, config.workers + 1)?;
     for (kind, why) in &passed_over {
         tracing::warn!(transport = transport_name(*kind), %why, "a better transport can't be used");
     }
@@ -289,13 +289,15 @@ fn allowed_cpus() -> Vec<usize> {
     )
 }
 
-fn open_transport(choice: TransportChoice) -> Result<Selected, BusError> {
-    transport::select(match choice {
+fn open_transport(choice: TransportChoice, ports: usize) -> Result<Selected, BusError> {
+    let preferred = match choice {
         TransportChoice::Auto => None,
         TransportChoice::Sockmap => Some(Kind::Sockmap),
         TransportChoice::Futex => Some(Kind::Futex),
         TransportChoice::Broker => Some(Kind::Broker),
-    })
+    };
+    let ports = u32::try_from(ports).unwrap_or(u32::MAX);
+    transport::select(preferred, transport::Config { ports, ..transport::Config::default() })
 }
 
 fn bind(listen: SocketAddr) -> Result<TcpListener, StartupError> {

@@ -15,7 +15,7 @@ use shm_bus::descriptor::{check, name, one_of};
 use shm_bus::ids::{FunctionIndex, InvocationId, PeerId, PortIndex};
 use shm_bus::release::ReleaseReader;
 use shm_bus::segment::{Reader, SegmentName, Writer, create, page_len};
-use shm_bus::transport::{Event, Kind, Port, Sent, Transport, broker, futex};
+use shm_bus::transport::{Config, Event, Kind, Port, Sent, Transport, broker, futex};
 use spry_ebpf_common::{DESCRIPTOR_LEN, PORT_BIT};
 
 const FUNCTION: FunctionIndex = FunctionIndex(2);
@@ -166,7 +166,7 @@ impl World {
         self.port.receive(&mut events).expect("the hub's own receive");
         assert!(events.len() <= 1, "one peer, one answer: {events:?}");
         for event in events {
-            let (Event::Answer(got) | Event::Bounced(got)) = event;
+            let (Event::Answer(got) | Event::Bounced(got)) = event else { panic!("{event:?}") };
             assert_eq!(got.source, self.peer.slot, "stamped");
             self.settle(got.invocation);
             self.validate(&got);
@@ -265,9 +265,10 @@ impl World {
 /// One run: the first byte chooses the transport, the rest is what happens.
 pub(crate) fn run(input: &[u8]) {
     let mut bytes = Bytes(input);
+    let config = Config { functions: 4, ports: 2 };
     let hub = match bytes.u8() % 2 {
-        0 => broker::transport(),
-        _ => futex::transport(),
+        0 => broker::transport(config),
+        _ => futex::transport(config),
     };
     // Without io_uring there is no futex transport; the broker is everywhere.
     let Ok(hub) = hub else { return };

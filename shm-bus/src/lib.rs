@@ -33,6 +33,6 @@ mod sys;
 #[cfg(not(loom))]
 pub mod transport;
 
-pub use spry_ebpf_common::Descriptor;
+pub use spry_ebpf_common::{Descriptor, Hop};
 #[cfg(not(loom))]
 pub use transport::endpoint;

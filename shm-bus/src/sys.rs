@@ -182,6 +182,13 @@ unsafe impl Cell for crate::transport::table::SlotCell {}
 unsafe impl Cell for crate::transport::table::FunctionCell {}
 
 #[cfg(feature = "hub")]
+// SAFETY: atomics only.
+unsafe impl Cell for crate::transport::table::RouteCell {}
+#[cfg(feature = "hub")]
+// SAFETY: atomics only.
+unsafe impl Cell for crate::transport::table::TrailCell {}
+
+#[cfg(feature = "hub")]
 // SAFETY: the memory belongs to this value, and its cells may be shared by all threads.
 unsafe impl<T: Cell> Send for Zeroed<T> {}
 #[cfg(feature = "hub")]
@@ -243,4 +250,13 @@ pub(crate) fn current_cpu() -> u32 {
     // SAFETY: no preconditions.
     let cpu = unsafe { libc::sched_getcpu() };
     u32::try_from(cpu).unwrap_or(0)
+}
+
+/// Now, in nanoseconds of `CLOCK_MONOTONIC`: the clock that the kernel program reads.
+#[cfg(feature = "hub")]
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes a whole `timespec`.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

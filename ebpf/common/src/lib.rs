@@ -31,15 +31,15 @@ pub struct Descriptor {
     pub length: u32,
     /// The invocation that this belongs to; never 0 in a valid descriptor.
     pub invocation: u64,
-    /// Which route table is followed. For a plain function: its [`FunctionIndex`](u32) truncated, see docs.
+    /// The way that it goes. Without [`CHAIN_BIT`]: a function, by index, and back. With it: the [`Route`] of that
+    /// index, through the functions of a chain.
     pub route: u16,
-    /// Position on the route: 0 on the way from the gateway to the first function.
+    /// Which step of the route is to be served; of an answer: the step that answered.
     pub step: u8,
     /// Bits of [`flags`], and in the low four bits a [`status`].
     pub flags: u8,
-    /// Who sent it: an instance's [`Slot`] index, or `PORT_BIT | port` for a gateway port. Stamped
-    /// by the bus, whatever the sender wrote. From a gateway port (trusted) it is the port that
-    /// gets the answer.
+    /// Who sent it: an instance's [`Slot`] index, stamped by the bus, whatever the sender wrote. From a
+    /// gateway port (trusted) it is the port that gets the answer and the run's trail ([`source_of_port`]).
     pub source: u32,
 }
 
@@ -64,6 +64,8 @@ pub mod status {
     pub const OK: u8 = 0;
     /// The function raised or returned an error; the payload says what.
     pub const FAILED: u8 = 1;
+    /// The step was not started, because its run's time was over. Only the bus says so.
+    pub const EXPIRED: u8 = 2;
 }
 
 /// The high four bits of [`Descriptor::flags`].
@@ -73,10 +75,38 @@ pub mod flags {
     /// The instance wrote to its log: the kernel leaves it busy, so that spryd can read the log
     /// before the next invocation writes to it. spryd puts the instance back in service.
     pub const HOLD: u8 = 0x20;
+    /// The step answered, and the next one is to be started by spryd: no instance of its function was idle, or
+    /// the answering instance has to be seen to. Only the bus sets it.
+    pub const NEXT: u8 = 0x40;
+    /// A value that an instance emits while it goes on serving: no answer, the instance stays busy.
+    pub const EMIT: u8 = 0x80;
 }
+
+/// Values that one step may emit: [`flags::EMIT`] messages of one invocation in one slot.
+pub const EMITS_MAX: u32 = 128;
 
 /// Set in [`Descriptor::source`] when a gateway port, not an instance, is meant.
 pub const PORT_BIT: u32 = 0x8000_0000;
+const TRAIL_SHIFT: u32 = 8;
+
+/// [`Descriptor::source`] of what a gateway port sends: who gets the answer, and (on a chain's route) which of that
+/// port's trails the run leaves.
+///
+/// ```text
+///  31  30       17       8        0
+///  ├ 1 ┼ zero ──┼ trail ─┼ port ──┤
+/// ```
+pub const fn source_of_port(port: u8, trail: u16) -> u32 {
+    PORT_BIT | (trail as u32 % TRAILS_PER_PORT) << TRAIL_SHIFT | port as u32
+}
+/// The port in such a source, below [`MAX_PORTS`] whatever the number.
+pub const fn port_of(source: u32) -> u32 {
+    source % MAX_PORTS
+}
+/// The trail in such a source, below [`TRAILS_PER_PORT`] whatever the number.
+pub const fn trail_of(source: u32) -> u32 {
+    (source >> TRAIL_SHIFT) % TRAILS_PER_PORT
+}
 
 /// Instances that one function can have at once: bits in [`Function::idle`].
 pub const SLOTS_PER_FUNCTION: u32 = 64;
@@ -86,6 +116,20 @@ pub const HOME_CPUS: usize = 16;
 pub const MAX_PORTS: u32 = 64;
 /// Functions at most, unless the loader asks for another number.
 pub const DEFAULT_FUNCTIONS: u32 = 1024;
+/// Functions at most, whoever asks: a [`Descriptor::route`] without [`CHAIN_BIT`] is one.
+pub const MAX_FUNCTIONS: u32 = CHAIN_BIT as u32;
+/// Gateway ports that have trails, unless the loader asks for another number.
+pub const DEFAULT_PORTS: u32 = 8;
+/// Routes that there are.
+pub const DEFAULT_ROUTES: u32 = 1024;
+/// Runs that one port can have on chains' routes at once.
+pub const TRAILS_PER_PORT: u32 = 512;
+/// Functions that one route goes through at most.
+pub const STEPS_PER_ROUTE: usize = 32;
+/// In [`Descriptor::route`]: the rest is the index of a [`Route`].
+pub const CHAIN_BIT: u16 = 0x8000;
+/// In [`Route::functions`]: the way ends here, at the port that began it.
+pub const TO_GATEWAY: u16 = u16::MAX;
 
 /// [`Slot::state`]: nobody is there, or nobody may be picked any more.
 pub const STATE_DETACHED: u64 = 0;
@@ -112,6 +156,8 @@ pub mod fault {
     pub const MALFORMED: u8 = 1;
     /// It answered an invocation that it doesn't hold.
     pub const NOT_ITS_INVOCATION: u8 = 2;
+    /// It emitted more values than one step may.
+    pub const FLOOD: u8 = 3;
 }
 
 /// One instance's entry. The index is `function * SLOTS_PER_FUNCTION + bit`.
@@ -129,14 +175,14 @@ pub mod fault {
 ///      └── detach: swap          └─────────────────────┘
 /// ```
 ///
-/// The sender that wins `IDLE -> invocation` owns `port`, `route` and `step`, and publishes them by
-/// writing the invocation to `claimed`. Whoever reads them first checks `claimed`.
+/// The sender that wins `IDLE -> invocation` owns `port`, `route`, `step`, `trail` and `emitted`, and publishes
+/// them by writing the invocation to `claimed`. Whoever reads them first checks `claimed`.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Slot {
     /// `STATE_DETACHED`, `STATE_HELD`, `STATE_IDLE`, or the invocation that is being served.
     pub state: u64,
-    /// The invocation that `port`, `route` and `step` belong to.
+    /// The invocation that `port`, `route`, `step`, `trail` and `emitted` belong to.
     pub claimed: u64,
     /// Who gets the answer: a gateway port, without `PORT_BIT`.
     pub port: u32,
@@ -156,10 +202,66 @@ pub struct Slot {
     pub violations: u64,
     /// Not 0: this instance serves one invocation. Its answer leaves it HELD, whatever its flags say.
     pub single_use: u64,
+    /// Index of the run's [`Trail`], on a chain's route.
+    pub trail: u32,
+    /// Values emitted for this invocation. Only what runs within the instance's own send adds to it.
+    pub emitted: u32,
     /// A slot has a cache line to itself: instances on different cores don't slow each other down.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
 }
 const _: () = assert!(size_of::<Slot>() == 64);
+
+/// The functions of a chain, in order. Written by user space only, and only while no run is on it.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// By step; [`TO_GATEWAY`] after the last.
+    pub functions: [u16; STEPS_PER_ROUTE],
+}
+const _: () = assert!(size_of::<Route>() == 64);
+
+/// One run on a chain's route: until when it may go on, and where it has been.
+///
+/// The index is `port * TRAILS_PER_PORT + trail`. The port begins it, and may not begin it again for another
+/// invocation before this one is settled. A hop is written by whoever moves the invocation at that moment, which is
+/// one at a time; who finds another invocation here writes nothing.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug)]
+pub struct Trail {
+    /// No step starts at this time or later (`CLOCK_MONOTONIC`, nanoseconds). 0: cancelled.
+    pub deadline_ns: u64,
+    /// Whose trail this is; 0: nobody's.
+    pub invocation: u64,
+    /// By step.
+    pub hop: [Hop; STEPS_PER_ROUTE],
+    /// Up to a whole number of cache lines.
+    pub reserved: [u64; 6],
+}
+const _: () = assert!(size_of::<Trail>() == 16 + STEPS_PER_ROUTE * size_of::<Hop>() + 48);
+const _: () = assert!(size_of::<Trail>().is_multiple_of(64));
+
+/// What one step of a run did.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop {
+    /// When the bus put it into an instance's slot (`CLOCK_MONOTONIC`, nanoseconds); 0: not yet.
+    pub sent_ns: u64,
+    /// When its answer was accepted; 0: not yet. What follows is written with it.
+    pub answered_ns: u64,
+    /// The slot of the instance that answered.
+    pub slot: u32,
+    /// Its incarnation.
+    pub slot_generation: u32,
+    /// Where the answer's payload lies, as the instance says: not validated.
+    pub segment: u32,
+    /// As [`Descriptor::generation`].
+    pub generation: u32,
+    /// As [`Descriptor::offset`].
+    pub offset: u32,
+    /// As [`Descriptor::length`].
+    pub length: u32,
+}
+const _: () = assert!(size_of::<Hop>() == 40);
 
 /// One gateway port's entry.
 #[repr(C, align(64))]
@@ -203,15 +305,19 @@ const _: () = assert!(size_of::<Function>() == 64 + 8 * HOME_CPUS);
 pub enum Counter {
     /// Invocations redirected to an instance.
     Delivered = 0,
-    /// Answers redirected to a gateway port.
+    /// Answers redirected to a gateway port, whatever their flags.
     Answered = 1,
     /// No idle instance: handed back to the gateway.
     Bounced = 2,
     /// Messages against the rules, handed to spryd.
     Violations = 3,
+    /// Answers of a chain's step redirected to an instance of the next.
+    Routed = 4,
+    /// Emitted values redirected to a gateway port.
+    Emitted = 5,
 }
 /// How many [`Counter`]s there are.
-pub const COUNTERS: u32 = 4;
+pub const COUNTERS: u32 = 6;
 
 /// Where a bus socket's address keeps its owner: `127.a.b.c`, with `a.b.c` the index in the socket
 /// map, plus one (so that 127.0.0.0 is never used). The kernel program reads the identity of a
@@ -226,6 +332,23 @@ pub const fn index_of(address: u32) -> u32 {
     (address & 0x00ff_ffff).wrapping_sub(1)
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_keeps_port_and_trail_apart() {
+        for port in [0, 1, 63] {
+            for trail in [0, 1, 255, 256, TRAILS_PER_PORT as u16 - 1] {
+                let source = source_of_port(port, trail);
+                assert_eq!(source & PORT_BIT, PORT_BIT);
+                assert_eq!((port_of(source), trail_of(source)), (port.into(), trail.into()));
+            }
+        }
+        assert!(port_of(u32::MAX) < MAX_PORTS && trail_of(u32::MAX) < TRAILS_PER_PORT);
+    }
+}
+
 #[cfg(feature = "aya")]
 mod pod {
     // SAFETY: `#[repr(C)]`, `Copy`, no padding (sizes asserted above), every bit pattern valid.
@@ -236,4 +359,8 @@ mod pod {
     unsafe impl aya::Pod for super::Port {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Function {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Route {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Trail {}
 }

@@ -5,7 +5,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, SockMap},
 };
-use spry_ebpf_common::{Counter, Function, Port, Slot};
+use spry_ebpf_common::{Counter, Function, Port, Route, Slot, Trail};
 
 use crate::atomic;
 
@@ -21,6 +21,12 @@ pub(crate) static PORTS: Array<Port> = Array::with_max_entries(1, BPF_F_MMAPABLE
 /// One entry per function.
 #[map]
 pub(crate) static FUNCTIONS: Array<Function> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// One entry per chain's route.
+#[map]
+pub(crate) static ROUTES: Array<Route> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// `TRAILS_PER_PORT` entries per gateway port.
+#[map]
+pub(crate) static TRAILS: Array<Trail> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// One entry per [`Counter`].
 #[map]
 pub(crate) static COUNTERS: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);

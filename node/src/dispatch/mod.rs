@@ -282,6 +282,9 @@ impl Dispatcher {
             match event {
                 Event::Answer(descriptor) => self.answered(descriptor),
                 Event::Bounced(descriptor) => self.bounced(descriptor),
+                Event::Forward(descriptor) | Event::Emitted(descriptor) => {
+                    tracing::error!(?descriptor, "a message of a chain, and no chain is served here");
+                }
             }
         }
         self.inner.borrow_mut().events = events;

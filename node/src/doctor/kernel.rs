@@ -128,7 +128,7 @@ fn errno_of(problem: &(dyn std::error::Error + 'static)) -> Option<i32> {
 
 /// Each way to carry descriptors, made for a moment with its own self-test; the bus takes the first that works.
 pub(super) fn transports() -> Vec<Check> {
-    let tried = |kind, instead: &str| match transport::select(Some(kind)) {
+    let tried = |kind, instead: &str| match transport::select(Some(kind), transport::Config::default()) {
         Ok(_) => yes(""),
         Err(BusError::Unavailable { why, .. }) => no(why, instead),
         Err(problem) => error(problem.to_string()),

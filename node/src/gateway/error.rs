@@ -99,6 +99,7 @@ fn fault_words(kind: FaultKind) -> &'static str {
         FaultKind::Closed => "it closed its bus socket",
         FaultKind::Malformed => "it sent something that is not one descriptor",
         FaultKind::NotItsInvocation => "it answered an invocation that it did not hold",
+        FaultKind::Flood => "it emitted more values than it may",
     }
 }
 

@@ -12,14 +12,18 @@
 //!
 //! - A peer serves one invocation at a time: it is *detached*, *idle* or *busy with an invocation*.
 //!   It gets a descriptor only while idle, and may send only the answer to the invocation it
-//!   holds. So every queue is bounded by the number of peers.
-//! - `source`, `route` and `step` of an answer are stamped by the transport; a peer's own are ignored.
+//!   holds, and before it a bounded number of emitted values. So every queue is bounded by the number of peers.
+//! - `source`, `route` and `step` of a message are stamped by the transport; a peer's own are ignored.
 //! - A message against the rules (not exactly one descriptor, an answer to an invocation that
-//!   the peer doesn't hold) is never delivered; it is reported as a [`Fault`] and the hub's
-//!   owner ends the peer.
+//!   the peer doesn't hold, too many emitted values) is never delivered; it is reported as a [`Fault`] and the
+//!   hub's owner ends the peer.
+//! - On a plain route an answer goes to the port. On a chain's route the transport sends it on to an idle peer
+//!   of the next function, without the port: who serves next is written in the route, and no peer has a say in
+//!   it. The port gets the result of the last step, a failure of any, and the run itself (to send on, or because
+//!   its time is over) where the transport can't go on.
 //! - Nothing accepted is lost: after [`Port::send`] returned `Delivered(..)`, exactly one of these
-//!   happens: an [`Event::Answer`], an [`Event::Bounced`] (it wasn't delivered after all), or
-//!   [`Transport::detach`] returns the invocation.
+//!   happens: an [`Event::Answer`], an [`Event::Forward`] (the port has it again), an [`Event::Bounced`] (it wasn't
+//!   delivered after all), or [`Transport::detach`] returns the invocation.
 
 pub mod broker;
 pub mod endpoint;
@@ -36,9 +40,11 @@ use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
-use spry_ebpf_common::{DESCRIPTOR_LEN, Descriptor};
+#[cfg(feature = "hub")]
+use spry_ebpf_common::{DEFAULT_FUNCTIONS, DEFAULT_PORTS, MAX_FUNCTIONS, MAX_PORTS, PORT_BIT, flags};
+use spry_ebpf_common::{DESCRIPTOR_LEN, Descriptor, Hop};
 
-use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex};
+use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
 
 #[cfg(feature = "hub")]
 pub use select::{Selected, select};
@@ -115,6 +121,14 @@ pub enum BusError {
         /// How many fds there were.
         fds: usize,
     },
+    /// A chain's route can't be set.
+    #[error("route {route}: {why}")]
+    Route {
+        /// Its number.
+        route: u16,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The kernel lacks what this transport needs.
     #[error("the {kind} transport is not available: {why}")]
     Unavailable {
@@ -137,11 +151,31 @@ pub enum Sent {
 /// What arrives at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The answer to an invocation that this port (or another on its behalf) sent.
+    /// The answer to an invocation that this port (or another on its behalf) sent: a result, a failure (`step` says
+    /// of which step), or `status::EXPIRED` (of the step that was not started). It settles the invocation.
     /// `source` is the stamped slot.
     Answer(Descriptor),
+    /// A chain's step has answered (`source` is its slot) and the next, `step`, is to be sent on by this port, which
+    /// has the invocation again: like a new request, to the function at that step. `flags::HOLD` is kept; a peer that
+    /// serves once is held without it.
+    Forward(Descriptor),
+    /// A value that a peer (`source`) emits for the invocation that it goes on serving. It comes before that
+    /// peer's answer. The peer may have been detached, and the invocation be settled, since.
+    Emitted(Descriptor),
     /// A descriptor that `send` took but that could not be delivered: send it again or queue it.
     Bounced(Descriptor),
+}
+
+impl Event {
+    /// What a descriptor is that the bus has brought to a port: its stamped flags say so.
+    #[cfg(feature = "hub")]
+    pub(crate) fn of(descriptor: Descriptor) -> Self {
+        match descriptor.flags {
+            flags if flags & flags::EMIT != 0 => Self::Emitted(descriptor),
+            flags if flags & flags::NEXT != 0 => Self::Forward(descriptor),
+            _ => Self::Answer(descriptor),
+        }
+    }
 }
 
 /// A peer broke the rules or closed its end.
@@ -158,10 +192,12 @@ pub struct Fault {
 pub enum FaultKind {
     /// It closed its end of the bus.
     Closed,
-    /// It sent something that is not exactly one descriptor.
+    /// It sent something that is not exactly one descriptor, or one with a status that there isn't.
     Malformed,
     /// It answered an invocation that it doesn't hold (also: answered twice, a flood).
     NotItsInvocation,
+    /// It emitted more values than one step may.
+    Flood,
 }
 
 /// A new peer's connection: the hub's half is kept inside, the peer's half is to be handed over.
@@ -209,6 +245,20 @@ pub trait Transport: Send + Sync + 'static {
     /// Prefer this peer for descriptors sent from `cpu` (`None`: no preference).
     fn set_home(&self, peer: PeerId, cpu: Option<usize>);
 
+    /// Sets which functions a route goes through: 1 to `STEPS_PER_ROUTE`. No run may be on the route.
+    fn set_route(&self, route: RouteIndex, steps: &[FunctionIndex]) -> Result<(), BusError>;
+
+    /// Begins a trail for a run that is about to be sent on a chain's route. No step of it starts at `deadline_ns`
+    /// (of `CLOCK_MONOTONIC`) or later. The trail's previous run must have been settled.
+    fn begin_trail(&self, trail: TrailIndex, invocation: InvocationId, deadline_ns: u64);
+
+    /// From now on no further step of it starts: the run comes back as `status::EXPIRED` when the step that is being
+    /// served has answered.
+    fn cancel_trail(&self, trail: TrailIndex);
+
+    /// Appends the first `steps` hops of a trail, copied. Those that were not reached have a `sent_ns` of 0.
+    fn trail(&self, trail: TrailIndex, steps: usize, out: &mut Vec<Hop>);
+
     /// Readable when [`Self::faults`] has something to report.
     fn faults_fd(&self) -> BorrowedFd<'_>;
 
@@ -218,9 +268,12 @@ pub trait Transport: Send + Sync + 'static {
 
 /// One of the hub's ends.
 pub trait Port: Send {
-    /// Sends to an idle peer of `function`. `descriptor.source` (`PORT_BIT | port`) names the port that
+    /// Sends to an idle peer of `function`. `descriptor.source` (`source_of_port`) names the port that
     /// gets the answer: usually this one, but a thread may dispatch what another thread queued, and
     /// then names the other's port. The hub is trusted to name an open port.
+    ///
+    /// `descriptor.route` is used as it is when it is a chain's (`CHAIN_BIT`): then `function` is the one at
+    /// `descriptor.step` of it, and `source` has the run's trail as well. Otherwise the route is the function.
     fn send(&mut self, function: FunctionIndex, descriptor: &Descriptor) -> Result<Sent, BusError>;
 
     /// Readable when [`Self::receive`] has something (level-triggered; may be an epoll or io_uring fd).
@@ -237,6 +290,38 @@ pub trait Endpoint: Send {
 
     /// Sends the answer to the invocation last received.
     fn send(&mut self, descriptor: &Descriptor) -> Result<(), BusError>;
+}
+
+/// How big a hub's tables are.
+#[cfg(feature = "hub")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Functions at most (up to 32,768); each has room for 64 peers. A function takes 4.3 KB of kernel memory.
+    pub functions: u32,
+    /// Ports that can be opened, from number 0 (up to 64). The trails of one take 0.7 MB of kernel memory.
+    pub ports: u32,
+}
+
+#[cfg(feature = "hub")]
+impl Config {
+    /// Within the bounds.
+    pub(crate) fn bounded(self) -> Self {
+        Self { functions: self.functions.clamp(1, MAX_FUNCTIONS), ports: self.ports.clamp(1, MAX_PORTS) }
+    }
+}
+
+#[cfg(feature = "hub")]
+impl Default for Config {
+    fn default() -> Self {
+        Self { functions: DEFAULT_FUNCTIONS, ports: DEFAULT_PORTS }
+    }
+}
+
+/// What a port puts on its way: [`Port::send`] says which route.
+#[cfg(feature = "hub")]
+pub(crate) fn outgoing(function: FunctionIndex, descriptor: &Descriptor) -> Descriptor {
+    let route = RouteIndex::of(descriptor).map_or(function.0, RouteIndex::in_descriptor);
+    Descriptor { route, source: descriptor.source | PORT_BIT, ..*descriptor }
 }
 
 /// The descriptor as it travels through sockets.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BusError, Kind, Transport, broker, futex, sockmap};
+use super::{BusError, Config, Kind, Transport, broker, futex, sockmap};
 
 /// What was chosen, and what was tried before.
 pub struct Selected {
@@ -21,24 +21,24 @@ impl std::fmt::Debug for Selected {
 
 /// Makes the `preferred` transport or fails; without a preference, the first of sockmap, futex and broker that
 /// passes its own test on this kernel with these rights.
-pub fn select(preferred: Option<Kind>) -> Result<Selected, BusError> {
+pub fn select(preferred: Option<Kind>, config: Config) -> Result<Selected, BusError> {
     if let Some(kind) = preferred {
-        return Ok(Selected { transport: make(kind)?, passed_over: Vec::new() });
+        return Ok(Selected { transport: make(kind, config)?, passed_over: Vec::new() });
     }
     let mut passed_over = Vec::new();
     for kind in [Kind::Sockmap, Kind::Futex] {
-        match make(kind) {
+        match make(kind, config) {
             Ok(transport) => return Ok(Selected { transport, passed_over }),
             Err(why) => passed_over.push((kind, why)),
         }
     }
-    Ok(Selected { transport: make(Kind::Broker)?, passed_over })
+    Ok(Selected { transport: make(Kind::Broker, config)?, passed_over })
 }
 
-fn make(kind: Kind) -> Result<Arc<dyn Transport>, BusError> {
+fn make(kind: Kind, config: Config) -> Result<Arc<dyn Transport>, BusError> {
     match kind {
-        Kind::Sockmap => sockmap::transport(),
-        Kind::Futex => futex::transport(),
-        Kind::Broker => broker::transport(),
+        Kind::Sockmap => sockmap::transport(config),
+        Kind::Futex => futex::transport(config),
+        Kind::Broker => broker::transport(config),
     }
 }

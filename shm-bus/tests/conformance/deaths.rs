@@ -40,7 +40,7 @@ pub(crate) fn at_any_time(mut bus: Bus) {
     let mut peers: Vec<Peer> = (0..3).map(|_| bus.join("serve")).collect();
     let note = |settled: &mut HashMap<u64, u32>, events: Vec<Event>| {
         for event in events {
-            let (Event::Answer(it) | Event::Bounced(it)) = event;
+            let (Event::Answer(it) | Event::Bounced(it)) = event else { panic!("{event:?}") };
             *settled.get_mut(&it.invocation).expect("it was sent") += 1;
         }
     };

@@ -33,6 +33,7 @@ pub(crate) fn order_is_kept(mut bus: Bus) {
             match event {
                 Event::Answer(answer) => order.push(answer.invocation),
                 Event::Bounced(back) => sent.retain(|invocation| *invocation != back.invocation),
+                other => panic!("{other:?}"),
             }
         }
     }
@@ -49,6 +50,14 @@ pub(crate) fn several_senders_each_get_their_own(bus: Bus) {
     });
 }
 
+/// What happened to an invocation on a plain route.
+fn settled(event: &Event) -> &Descriptor {
+    match event {
+        Event::Answer(it) | Event::Bounced(it) => it,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Sends until `count` have been answered, with as many under way as there are idle peers.
 fn serve_many(mut bus: Bus, count: usize) {
     let mut waiting = HashSet::new();
@@ -60,15 +69,14 @@ fn serve_many(mut bus: Bus, count: usize) {
         }
         let timeout = if waiting.is_empty() { Duration::from_millis(1) } else { WATCHDOG };
         for event in bus.events(timeout) {
-            let (Event::Answer(it) | Event::Bounced(it)) = event;
+            let it = settled(&event);
             assert!(waiting.remove(&it.invocation), "not sent, or settled before: {event:?}");
             answered += usize::from(matches!(event, Event::Answer(_)));
         }
     }
     while !waiting.is_empty() {
         for event in bus.events(WATCHDOG) {
-            let (Event::Answer(it) | Event::Bounced(it)) = event;
-            assert!(waiting.remove(&it.invocation));
+            assert!(waiting.remove(&settled(&event).invocation));
         }
     }
 }

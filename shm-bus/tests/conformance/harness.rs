@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shm_bus::Descriptor;
 use shm_bus::ids::{FunctionIndex, PeerId, PortIndex};
-use shm_bus::transport::{Event, Fault, Kind, Port, Sent, Transport, select};
+use shm_bus::transport::{Config, Event, Fault, Kind, Port, Sent, Transport, select};
 use spry_ebpf_common::PORT_BIT;
 
 /// Longer than anything takes, however slow the machine.
@@ -22,7 +22,7 @@ static SKIPPED: AtomicU32 = AtomicU32::new(0);
 
 /// Runs a case on a new transport, or says why it can't be.
 pub(crate) fn with(case: &str, kind: Kind, run: fn(Bus)) {
-    match select(Some(kind)) {
+    match select(Some(kind), Config { functions: 16, ports: 10 }) {
         Ok(selected) => {
             assert_eq!(selected.transport.kind(), kind);
             run(Bus::new(selected.transport));

@@ -116,7 +116,7 @@ fn dispatch(bus: &Sockmap, index: PortIndex, ledger: &Ledger) -> Vec<u64> {
         for event in events.drain(..) {
             match event {
                 Event::Answer(answer) => ledger.settle(answer.invocation),
-                Event::Bounced(_) => panic!("this transport never bounces"),
+                other => panic!("{other:?}"),
             }
         }
     };

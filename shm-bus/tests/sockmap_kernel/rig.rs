@@ -8,8 +8,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, recv, send};
 use shm_bus::Descriptor;
 use shm_bus::ids::{FunctionIndex, PeerId, PortIndex};
-use shm_bus::transport::sockmap::{Config, Sockmap};
-use shm_bus::transport::{BusError, Event, Fault, Port, Sent, Transport};
+use shm_bus::transport::sockmap::Sockmap;
+use shm_bus::transport::{BusError, Config, Event, Fault, Port, Sent, Transport};
 
 pub(crate) const FUNCTION: FunctionIndex = FunctionIndex(3);
 pub(crate) const PORT: PortIndex = PortIndex(2);
@@ -21,7 +21,7 @@ static INVOCATIONS: AtomicU64 = AtomicU64::new(1);
 
 /// A bus, or `None` (said and counted) when the kernel or the rights don't allow one.
 pub(crate) fn bus() -> Option<Sockmap> {
-    match Sockmap::new(Config { functions: 8 }) {
+    match Sockmap::new(Config { functions: 8, ports: 4 }) {
         Ok(bus) => Some(bus),
         Err(error @ BusError::Unavailable { .. }) => {
             assert_ne!(std::env::var("SPRY_TEST_ALL").as_deref(), Ok("1"), "would be skipped: {error}");

@@ -13,13 +13,13 @@ use spry_ebpf_common::Descriptor;
 
 use super::{Packet, receive};
 use crate::transport::hub::{Carrier, Hub, Key};
-use crate::transport::{BusError, FaultKind, Kind, Transport, to_bytes};
+use crate::transport::{BusError, Config, FaultKind, Kind, Transport, to_bytes};
 
 struct Broker;
 
 /// Makes the transport.
-pub fn transport() -> Result<Arc<dyn Transport>, BusError> {
-    Ok(Arc::new(Hub::<Broker>::new()?))
+pub fn transport(config: Config) -> Result<Arc<dyn Transport>, BusError> {
+    Ok(Arc::new(Hub::<Broker>::new(config)?))
 }
 
 fn os(operation: &'static str) -> impl Fn(nix::Error) -> BusError {

@@ -12,7 +12,7 @@ use super::page::{self, Own, Theirs};
 use crate::ring::{Consumer, Page, Producer, RingError, must_wake};
 use crate::sys::{self, uring::FutexWaits};
 use crate::transport::hub::{Carrier, Hub, Key};
-use crate::transport::{BusError, FaultKind, Kind, Transport};
+use crate::transport::{BusError, Config, FaultKind, Kind, Transport};
 
 struct Futex;
 
@@ -32,12 +32,12 @@ impl Drop for Link {
 }
 
 /// Makes the transport, if a futex wait through io_uring works here.
-pub fn transport() -> Result<Arc<dyn Transport>, BusError> {
+pub fn transport(config: Config) -> Result<Arc<dyn Transport>, BusError> {
     if let Err(error) = probe() {
         let why = format!("io_uring can't wait for futexes here (Linux 6.7 can): {error}");
         return Err(BusError::Unavailable { kind: Kind::Futex, why });
     }
-    Ok(Arc::new(Hub::<Futex>::new()?))
+    Ok(Arc::new(Hub::<Futex>::new(config)?))
 }
 
 /// Tries what the transport lives by: a wait that is woken makes the ring readable and completes.

@@ -14,19 +14,21 @@
 
 mod faults;
 mod port;
+mod route;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, MutexGuard};
-use spry_ebpf_common::{DEFAULT_FUNCTIONS, Descriptor, MAX_PORTS, SLOTS_PER_FUNCTION, flags};
+use spry_ebpf_common::{Descriptor, EMITS_MAX, Hop, SLOTS_PER_FUNCTION};
 
 use self::faults::Faults;
 use self::port::HubPort;
-use super::table::{Heap, Refused, Table};
-use super::{Attachment, BusError, Event, Fault, FaultKind, Kind, Port, Transport};
-use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex};
+use self::route::{Onward, Way};
+use super::table::{Claim, Heap, Refused, Stamp, Table};
+use super::{Attachment, BusError, Config, Event, Fault, FaultKind, Kind, Port, Sent, Transport};
+use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
 
 /// How a carrier names a connection to its ear: the slot, and a number that no other listening has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,20 +86,22 @@ pub(super) struct Hub<C: Carrier> {
     table: Table<Heap>,
     /// By function, made when its first peer is attached.
     places: Vec<OnceLock<Box<Places<C>>>>,
-    ears: [OnceLock<C::Ear>; MAX_PORTS as usize],
+    /// By port.
+    ears: Box<[OnceLock<C::Ear>]>,
     faults: Faults,
     next_key: AtomicU32,
 }
 
 impl<C: Carrier> Hub<C> {
-    pub(super) fn new() -> Result<Arc<Self>, BusError> {
-        let functions = DEFAULT_FUNCTIONS as usize;
-        let cells = Heap::new(functions)
+    pub(super) fn new(config: Config) -> Result<Arc<Self>, BusError> {
+        let Config { functions, ports } = config.bounded();
+        let (functions, ports) = (functions as usize, ports as usize);
+        let cells = Heap::new(functions, ports)
             .map_err(|source| BusError::Os { operation: "make the table of peers", source })?;
         Ok(Arc::new(Self {
             table: Table::new(cells),
             places: std::iter::repeat_with(OnceLock::new).take(functions).collect(),
-            ears: [const { OnceLock::new() }; MAX_PORTS as usize],
+            ears: std::iter::repeat_with(OnceLock::new).take(ports).collect(),
             faults: Faults::new()?,
             next_key: AtomicU32::new(0),
         }))
@@ -146,8 +150,61 @@ impl<C: Carrier> Hub<C> {
         }
     }
 
-    /// Reads what a connection has for `port`. One answer at most is due; anything more is a fault.
+    /// Hands a descriptor to an idle peer of `function`, which from then on holds the invocation.
+    fn deliver(
+        &self,
+        function: FunctionIndex,
+        stamp: Stamp,
+        descriptor: &Descriptor,
+    ) -> Result<Sent, BusError> {
+        let claim = Claim { invocation: InvocationId(descriptor.invocation), stamp };
+        let cpu = crate::sys::current_cpu() as usize;
+        while let Some(slot) = self.table.candidate(function, Some(cpu)) {
+            let Some(mut guard) = self.slot(slot) else { continue };
+            let Some(place) = guard.as_mut().filter(|place| !place.mute) else { continue };
+            // First of all, so that a failure leaves nothing claimed.
+            if let Err(error) = self.listen(place, stamp.trail.port) {
+                self.table.hint_idle(slot);
+                return Err(error);
+            }
+            if !self.table.claim(slot, claim) {
+                continue;
+            }
+            if let Err(kind) = C::deliver(&mut place.link, descriptor) {
+                // It didn't take it, or is dead. The invocation stays its own until it is detached.
+                self.accuse(place, kind);
+            }
+            return Ok(Sent::Delivered);
+        }
+        Ok(Sent::NoIdlePeer)
+    }
+
+    /// Reads what a connection has for `port`, and sends on what goes to another peer: with no connection locked,
+    /// so that no two threads ever wait for each other's.
     fn read(&self, port: PortIndex, key: Key, out: &mut Vec<Event>) -> Result<(), BusError> {
+        let mut onward = None;
+        let read = self.take_in(port, key, out, &mut onward);
+        if let Some(onward) = onward {
+            match self.deliver(onward.function, onward.stamp, &onward.descriptor) {
+                Ok(Sent::Delivered) => {}
+                Ok(Sent::NoIdlePeer) => out.push(onward.back_to_port()),
+                Err(error) => {
+                    tracing::warn!(?port, %error, "can't hand a step on; its port queues it");
+                    out.push(onward.back_to_port());
+                }
+            }
+        }
+        read
+    }
+
+    /// Takes in what a connection has. One answer at most is due, after some emitted values; anything more is a fault.
+    fn take_in(
+        &self,
+        port: PortIndex,
+        key: Key,
+        out: &mut Vec<Event>,
+        onward: &mut Option<Onward>,
+    ) -> Result<(), BusError> {
         let Some(mut guard) = self.slot(key.slot()) else { return Ok(()) };
         // An event of an earlier listening (another peer's, another port's) says nothing about this one.
         let Some(place) = guard.as_mut().filter(|place| place.listener == Some((port, key))) else {
@@ -156,32 +213,36 @@ impl<C: Carrier> Hub<C> {
         if C::ONCE {
             place.listener = None;
         }
-        // An answer, and a look whether another message follows, which nobody may send.
-        for _ in 0..2 {
-            match C::take(&mut place.link) {
+        // All that it may send while it holds one invocation (it gets no other while it is locked here), and a
+        // look whether another message follows, which nobody may send.
+        for _ in 0..EMITS_MAX + 2 {
+            let message = match C::take(&mut place.link) {
                 Ok(None) => break,
-                Ok(Some(message)) => match self.settle(place, message) {
-                    Ok(answer) => out.push(Event::Answer(answer)),
-                    Err(Refused::NotItsInvocation) => {
-                        self.accuse(place, FaultKind::NotItsInvocation);
-                        return Ok(());
-                    }
-                    // Retired or detached: whoever did that knows, and nobody waits for an answer.
-                    Err(Refused::Detached) => {}
-                },
+                Ok(Some(message)) => message,
                 Err(kind) => {
                     self.accuse(place, kind);
                     return Ok(());
                 }
-            }
+            };
+            let kind = match route::way(&self.table, place.peer, message) {
+                Ok(Way::Port(event)) => {
+                    out.push(event);
+                    continue;
+                }
+                Ok(Way::On(next)) => {
+                    *onward = Some(next);
+                    continue;
+                }
+                // Retired or detached: whoever did that knows, and nobody waits for an answer.
+                Err(Refused::Detached) => continue,
+                Err(Refused::NotItsInvocation) => FaultKind::NotItsInvocation,
+                Err(Refused::Malformed) => FaultKind::Malformed,
+                Err(Refused::Flood) => FaultKind::Flood,
+            };
+            self.accuse(place, kind);
+            return Ok(());
         }
         self.listen(place, port)
-    }
-
-    fn settle(&self, place: &Place<C>, message: Descriptor) -> Result<Descriptor, Refused> {
-        let hold = message.flags & flags::HOLD != 0;
-        let stamp = self.table.answer(place.peer, message.invocation, hold)?;
-        Ok(Descriptor { route: stamp.route, step: stamp.step, source: place.peer.slot, ..message })
     }
 }
 
@@ -220,7 +281,7 @@ impl<C: Carrier> Transport for Arc<Hub<C>> {
         let Some(mut guard) = self.slot(peer.slot) else { return false };
         let Some(place) = guard.as_mut().filter(|place| place.peer == peer) else { return false };
         if place.listener.is_none() && !place.mute {
-            let open = (0..MAX_PORTS as u8).map(PortIndex).find(|port| self.ear(*port).is_some());
+            let open = (0..self.ears.len() as u8).map(PortIndex).find(|port| self.ear(*port).is_some());
             if let Some(port) = open
                 && let Err(error) = self.listen(place, port)
             {
@@ -259,6 +320,22 @@ impl<C: Carrier> Transport for Arc<Hub<C>> {
 
     fn set_home(&self, peer: PeerId, cpu: Option<usize>) {
         self.table.set_home(peer, cpu);
+    }
+
+    fn set_route(&self, route: RouteIndex, steps: &[FunctionIndex]) -> Result<(), BusError> {
+        self.table.set_route(route, steps)
+    }
+
+    fn begin_trail(&self, trail: TrailIndex, invocation: InvocationId, deadline_ns: u64) {
+        self.table.begin_trail(trail, invocation, deadline_ns);
+    }
+
+    fn cancel_trail(&self, trail: TrailIndex) {
+        self.table.cancel_trail(trail);
+    }
+
+    fn trail(&self, trail: TrailIndex, steps: usize, out: &mut Vec<Hop>) {
+        self.table.trail(trail, steps, out);
     }
 
     fn faults_fd(&self) -> BorrowedFd<'_> {

@@ -3,12 +3,12 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use spry_ebpf_common::{Descriptor, PORT_BIT};
+use spry_ebpf_common::Descriptor;
 
 use super::{Carrier, Hub, Key};
-use crate::ids::{FunctionIndex, InvocationId, PortIndex};
-use crate::transport::table::{Claim, Stamp};
-use crate::transport::{BusError, Event, Port, Sent};
+use crate::ids::{FunctionIndex, PortIndex};
+use crate::transport::table::Stamp;
+use crate::transport::{BusError, Event, Port, Sent, outgoing};
 
 pub(super) struct HubPort<C: Carrier> {
     hub: Arc<Hub<C>>,
@@ -28,32 +28,17 @@ impl<C: Carrier> HubPort<C> {
 
 impl<C: Carrier> Port for HubPort<C> {
     fn send(&mut self, function: FunctionIndex, descriptor: &Descriptor) -> Result<Sent, BusError> {
-        debug_assert!(descriptor.source & PORT_BIT != 0, "a port's descriptor names a port");
-        let answer_to = PortIndex((descriptor.source & !PORT_BIT) as u8);
-        if self.hub.ear(answer_to).is_none() {
+        let message = outgoing(function, descriptor);
+        let stamp = Stamp::of(&message);
+        if self.hub.ear(stamp.trail.port).is_none() {
             return Err(BusError::Full("port of that number is open"));
         }
-        let stamp = Stamp { port: answer_to, route: descriptor.route, step: descriptor.step };
-        let claim = Claim { invocation: InvocationId(descriptor.invocation), stamp };
-        let cpu = crate::sys::current_cpu() as usize;
-        while let Some(slot) = self.hub.table.candidate(function, Some(cpu)) {
-            let Some(mut guard) = self.hub.slot(slot) else { continue };
-            let Some(place) = guard.as_mut().filter(|place| !place.mute) else { continue };
-            // First of all, so that a failure leaves nothing claimed.
-            if let Err(error) = self.hub.listen(place, answer_to) {
-                self.hub.table.hint_idle(slot);
-                return Err(error);
-            }
-            if !self.hub.table.claim(slot, claim) {
-                continue;
-            }
-            if let Err(kind) = C::deliver(&mut place.link, descriptor) {
-                // It didn't take it, or is dead. The invocation stays its own until it is detached.
-                self.hub.accuse(place, kind);
-            }
-            return Ok(Sent::Delivered);
-        }
-        Ok(Sent::NoIdlePeer)
+        debug_assert!(
+            stamp
+                .chain()
+                .is_none_or(|route| { self.hub.table.function_at(route, stamp.step) == Some(function) })
+        );
+        self.hub.deliver(function, stamp, &message)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -64,11 +49,13 @@ impl<C: Carrier> Port for HubPort<C> {
         let before = out.len();
         let mut heard = std::mem::take(&mut self.heard);
         let listened = C::heard(self.ear(), &mut heard);
+        let mut result = listened;
         for key in heard.drain(..) {
-            self.hub.read(self.index, key, out)?;
+            // One that can't be read doesn't keep the others from it.
+            result = self.hub.read(self.index, key, out).and(result);
         }
         self.heard = heard;
-        listened?;
+        result?;
         Ok(out.len() - before)
     }
 }

@@ -9,33 +9,20 @@ use std::sync::{Arc, OnceLock};
 
 use nix::sys::socket::{MsgFlags, recv};
 use parking_lot::{Mutex, MutexGuard};
-use spry_ebpf_common::{Counter, DEFAULT_FUNCTIONS, MAX_PORTS, SLOTS_PER_FUNCTION, fault, index_of};
+use spry_ebpf_common::{Counter, Hop, MAX_FUNCTIONS, MAX_PORTS, SLOTS_PER_FUNCTION, fault, index_of};
 
 use super::network::{Connection, Network};
 use super::port::SockmapPort;
 use super::program::{self, Program};
 use super::tables::Arrays;
 use super::watch::Watch;
-use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex};
+use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
 use crate::transport::table::Table;
-use crate::transport::{Attachment, BusError, Fault, FaultKind, Kind, Port, Transport};
+use crate::transport::{Attachment, BusError, Config, Fault, FaultKind, Kind, Port, Transport};
 
-/// How big the tables are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// Functions at most (up to 65,536); each has room for 64 peers. A function takes 4.3 KB of kernel memory.
-    pub functions: u32,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self { functions: DEFAULT_FUNCTIONS }
-    }
-}
-
-/// The sockmap transport for as many functions as usual, after a probe.
-pub fn transport() -> Result<Arc<dyn Transport>, BusError> {
-    let bus = Sockmap::new(Config::default())?;
+/// The sockmap transport, after a probe.
+pub fn transport(config: Config) -> Result<Arc<dyn Transport>, BusError> {
+    let bus = Sockmap::new(config)?;
     super::probe::passes_descriptors(&bus)?;
     Ok(Arc::new(bus))
 }
@@ -51,6 +38,8 @@ pub(super) struct Inner {
     program: Mutex<Program>,
     network: Network,
     watch: Watch,
+    /// How many can be opened.
+    pub(super) ports: u32,
     /// Per function, made at its first attach.
     functions: Box<[OnceLock<Mutex<Places>>]>,
 }
@@ -114,17 +103,17 @@ impl std::fmt::Debug for Sockmap {
 impl Sockmap {
     /// Loads the program and makes the network. Nothing of it outlives this value and its ports.
     pub fn new(config: Config) -> Result<Self, BusError> {
-        let most = u32::from(u16::MAX) + 1;
-        let functions = config.functions.clamp(1, most);
+        let config = config.bounded();
         // The last addresses of 127.0.0.0/8 are the listeners' and the broadcast's.
-        const { assert!((u16::MAX as u32 + 1) * SLOTS_PER_FUNCTION + MAX_PORTS < index_of(0x7fff_fffe)) };
-        let (program, arrays) = program::load(&Config { functions })?;
+        const { assert!(MAX_FUNCTIONS * SLOTS_PER_FUNCTION + MAX_PORTS < index_of(0x7fff_fffe)) };
+        let (program, arrays) = program::load(&config)?;
         let inner = Inner {
             table: Table::new(arrays),
             program: Mutex::new(program),
             network: Network::new()?,
             watch: Watch::new()?,
-            functions: (0..functions).map(|_| OnceLock::new()).collect(),
+            ports: config.ports,
+            functions: (0..config.functions).map(|_| OnceLock::new()).collect(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -132,7 +121,7 @@ impl Sockmap {
     /// Whether this transport works here, by using it: a descriptor goes to a peer that sleeps in `recv`, and
     /// its answer comes back, several times. The error says what doesn't, for `spry doctor`.
     pub fn probe() -> Result<(), BusError> {
-        super::probe::passes_descriptors(&Self::new(Config { functions: 1 })?)
+        super::probe::passes_descriptors(&Self::new(Config { functions: 1, ports: 1 })?)
     }
 
     /// How often something has happened, as the program counts.
@@ -203,6 +192,7 @@ impl Inner {
         match (seen, got) {
             (_, Err(nix::Error::EAGAIN | nix::Error::EINTR)) => None,
             (fault::NOT_ITS_INVOCATION, _) => Some(FaultKind::NotItsInvocation),
+            (fault::FLOOD, _) => Some(FaultKind::Flood),
             (fault::NONE, Ok(0) | Err(_)) => Some(FaultKind::Closed),
             _ => Some(FaultKind::Malformed),
         }
@@ -279,6 +269,22 @@ impl Transport for Sockmap {
         if places.socket_of(peer).is_some() {
             self.inner.table.set_home(peer, cpu);
         }
+    }
+
+    fn set_route(&self, route: RouteIndex, steps: &[FunctionIndex]) -> Result<(), BusError> {
+        self.inner.table.set_route(route, steps)
+    }
+
+    fn begin_trail(&self, trail: TrailIndex, invocation: InvocationId, deadline_ns: u64) {
+        self.inner.table.begin_trail(trail, invocation, deadline_ns);
+    }
+
+    fn cancel_trail(&self, trail: TrailIndex) {
+        self.inner.table.cancel_trail(trail);
+    }
+
+    fn trail(&self, trail: TrailIndex, steps: usize, out: &mut Vec<Hop>) {
+        self.inner.table.trail(trail, steps, out);
     }
 
     fn faults_fd(&self) -> BorrowedFd<'_> {

@@ -52,4 +52,4 @@ mod watch;
 
 pub use endpoint::{SockmapEndpoint, open};
 #[cfg(feature = "hub")]
-pub use hub::{Config, Sockmap, transport};
+pub use hub::{Sockmap, transport};

@@ -16,12 +16,12 @@ use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
-use spry_ebpf_common::{DESCRIPTOR_LEN, Descriptor, MAX_PORTS, PORT_BIT, SLOTS_PER_FUNCTION, STATE_HELD};
+use spry_ebpf_common::{DESCRIPTOR_LEN, Descriptor, SLOTS_PER_FUNCTION, STATE_HELD};
 
 use super::hub::Inner;
 use super::sys::PortCell;
 use crate::ids::{FunctionIndex, PortIndex};
-use crate::transport::{BusError, Event, Port, Sent, from_bytes, to_bytes};
+use crate::transport::{BusError, Event, Port, Sent, from_bytes, outgoing, to_bytes};
 
 /// Descriptors that one read takes at most.
 const BATCH: usize = 64;
@@ -42,7 +42,7 @@ impl SockmapPort {
     /// Opens port `index`, unless it is open.
     pub(super) fn open(inner: Arc<Inner>, index: PortIndex) -> Result<Self, BusError> {
         let number = u32::from(index.0);
-        if number >= MAX_PORTS {
+        if number >= inner.ports {
             return Err(BusError::Full("port"));
         }
         let connection = inner.connect(number)?;
@@ -85,8 +85,7 @@ impl SockmapPort {
 impl Port for SockmapPort {
     fn send(&mut self, function: FunctionIndex, descriptor: &Descriptor) -> Result<Sent, BusError> {
         let how = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let message = Descriptor { route: function.0, source: descriptor.source | PORT_BIT, ..*descriptor };
-        let bytes = to_bytes(&message);
+        let bytes = to_bytes(&outgoing(function, descriptor));
         // Each turn but the last takes one slot out of service.
         for _ in 0..=SLOTS_PER_FUNCTION {
             if !self.inner.arrays().has_idle(function) {
@@ -136,13 +135,13 @@ impl Port for SockmapPort {
                 self.begun.extend_from_slice(head);
                 rest = tail;
                 if let Ok(whole) = self.begun.as_slice().try_into() {
-                    out.push(Event::Answer(from_bytes(whole)));
+                    out.push(Event::of(from_bytes(whole)));
                     self.begun.clear();
                 }
             }
             let mut whole = rest.chunks_exact(DESCRIPTOR_LEN);
             out.extend(whole.by_ref().map(|bytes| {
-                Event::Answer(from_bytes(bytes.try_into().expect("a chunk is exactly a descriptor")))
+                Event::of(from_bytes(bytes.try_into().expect("a chunk is exactly a descriptor")))
             }));
             self.begun.extend_from_slice(whole.remainder());
             if count < bytes.len() {

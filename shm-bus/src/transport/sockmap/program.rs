@@ -5,14 +5,13 @@ use std::os::fd::AsFd;
 use aya::maps::{Map, MapData, SockMap};
 use aya::programs::SkMsg;
 use aya::{Ebpf, EbpfLoader};
-use spry_ebpf_common::{COUNTERS, MAX_PORTS, SLOTS_PER_FUNCTION};
+use spry_ebpf_common::{COUNTERS, DEFAULT_ROUTES, MAX_PORTS, SLOTS_PER_FUNCTION, TRAILS_PER_PORT};
 
-use super::hub::Config;
 use super::log::KernelLog;
 use super::sys::MappedArray;
 use super::tables::Arrays;
 use crate::sys::Cell;
-use crate::transport::{BusError, Kind};
+use crate::transport::{BusError, Config, Kind};
 
 /// `cargo xtask ebpf` makes it from `ebpf/programs`.
 static OBJECT: &[u8] =
@@ -29,6 +28,7 @@ pub(super) struct Program {
 /// Loads the program, attaches it to its socket map, and maps its arrays.
 pub(super) fn load(config: &Config) -> Result<(Program, Arrays), BusError> {
     let slots = config.functions * SLOTS_PER_FUNCTION;
+    let trails = config.ports * TRAILS_PER_PORT;
     let mut bpf = EbpfLoader::new()
         // No field of a kernel structure is read, so the kernel's own types (megabytes to parse) aren't needed.
         .btf(None)
@@ -37,6 +37,8 @@ pub(super) fn load(config: &Config) -> Result<(Program, Arrays), BusError> {
         .map_max_entries("PORTS", MAX_PORTS)
         .map_max_entries("FUNCTIONS", config.functions)
         .map_max_entries("COUNTERS", COUNTERS)
+        .map_max_entries("ROUTES", DEFAULT_ROUTES)
+        .map_max_entries("TRAILS", trails)
         .load(OBJECT)
         .map_err(|error| refused("load the maps", &error))?;
     let log = KernelLog::of(&mut bpf);
@@ -52,6 +54,8 @@ pub(super) fn load(config: &Config) -> Result<(Program, Arrays), BusError> {
         masks: mapped(&bpf, "FUNCTIONS", config.functions)?,
         ports: mapped(&bpf, "PORTS", MAX_PORTS)?,
         counters: mapped(&bpf, "COUNTERS", COUNTERS)?,
+        routes: mapped(&bpf, "ROUTES", DEFAULT_ROUTES)?,
+        trails: mapped(&bpf, "TRAILS", trails)?,
     };
     Ok((Program { _bpf: bpf, sockets, log }, arrays))
 }

@@ -6,7 +6,7 @@ use spry_ebpf_common::{Counter, SLOTS_PER_FUNCTION, STATE_IDLE};
 
 use super::sys::{CounterCell, MappedArray, MaskCell, PortCell};
 use crate::ids::FunctionIndex;
-use crate::transport::table::{Cells, FunctionCell, SlotCell};
+use crate::transport::table::{Cells, FunctionCell, RouteCell, SlotCell, TrailCell};
 
 /// All of them.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(super) struct Arrays {
     pub(super) masks: MappedArray<MaskCell>,
     pub(super) ports: MappedArray<PortCell>,
     pub(super) counters: MappedArray<CounterCell>,
+    pub(super) routes: MappedArray<RouteCell>,
+    pub(super) trails: MappedArray<TrailCell>,
 }
 
 impl Cells for Arrays {
@@ -25,6 +27,12 @@ impl Cells for Arrays {
     }
     fn functions(&self) -> &[FunctionCell] {
         &self.functions
+    }
+    fn routes(&self) -> &[RouteCell] {
+        &self.routes
+    }
+    fn trails(&self) -> &[TrailCell] {
+        &self.trails
     }
 }
 

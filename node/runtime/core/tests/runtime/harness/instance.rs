@@ -271,5 +271,5 @@ impl Drop for Instance {
 }
 
 fn transport() -> Arc<dyn Transport> {
-    shm_bus::transport::broker::transport().expect("broker transport")
+    shm_bus::transport::broker::transport(Default::default()).expect("broker transport")
 }

@@ -14,104 +14,42 @@
 //! Setting one comes after the state became IDLE, clearing one comes *before* the attempt to claim: so an
 //! idle peer whose bit is not set is one that somebody is claiming right now.
 
-use std::io;
-use std::mem::{align_of, offset_of, size_of};
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+mod cells;
+mod chains;
+#[cfg(test)]
+mod tests;
+
+use std::sync::atomic::Ordering;
 
 use spry_ebpf_common::{
-    Function, HOME_CPUS, SLOTS_PER_FUNCTION, STATE_DETACHED, STATE_HELD, STATE_IDLE, Slot, fault,
-    invocation_of,
+    Descriptor, EMITS_MAX, HOME_CPUS, SLOTS_PER_FUNCTION, STATE_DETACHED, STATE_HELD, STATE_IDLE,
+    TRAILS_PER_PORT, fault, flags, invocation_of, status,
 };
 
-use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex};
-use crate::sys::Zeroed;
+pub use self::cells::{Cells, FunctionCell, Heap, HopCell, RouteCell, SlotCell, TrailCell};
+use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
 
-/// A [`Slot`], shared; the fields mean what they mean there.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-#[allow(missing_docs, reason = "documented where both sides find it, in `Slot`")]
-pub struct SlotCell {
-    pub state: AtomicU64,
-    pub claimed: AtomicU64,
-    pub port: AtomicU32,
-    pub generation: AtomicU32,
-    pub route: AtomicU16,
-    pub step: AtomicU8,
-    pub fault: AtomicU8,
-    pub connection: AtomicU32,
-    pub violations: AtomicU64,
-    pub single_use: AtomicU64,
-    reserved: [AtomicU64; 2],
-}
-
-/// A [`Function`], shared.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-pub struct FunctionCell {
-    idle: AtomicU64,
-    reserved: [AtomicU64; 7],
-    home: [AtomicU64; HOME_CPUS],
-}
-
-const _: () = {
-    assert!(size_of::<SlotCell>() == size_of::<Slot>() && align_of::<SlotCell>() == align_of::<Slot>());
-    assert!(offset_of!(SlotCell, state) == offset_of!(Slot, state));
-    assert!(offset_of!(SlotCell, claimed) == offset_of!(Slot, claimed));
-    assert!(offset_of!(SlotCell, port) == offset_of!(Slot, port));
-    assert!(offset_of!(SlotCell, single_use) == offset_of!(Slot, single_use));
-    assert!(offset_of!(SlotCell, generation) == offset_of!(Slot, generation));
-    assert!(offset_of!(SlotCell, route) == offset_of!(Slot, route));
-    assert!(offset_of!(SlotCell, step) == offset_of!(Slot, step));
-    assert!(offset_of!(SlotCell, fault) == offset_of!(Slot, fault));
-    assert!(offset_of!(SlotCell, connection) == offset_of!(Slot, connection));
-    assert!(offset_of!(SlotCell, violations) == offset_of!(Slot, violations));
-    assert!(size_of::<FunctionCell>() == size_of::<Function>());
-    assert!(align_of::<FunctionCell>() == align_of::<Function>());
-    assert!(offset_of!(FunctionCell, idle) == offset_of!(Function, idle));
-    assert!(offset_of!(FunctionCell, home) == offset_of!(Function, home));
-};
-
-/// Where the cells lie. There are `SLOTS_PER_FUNCTION` slots to each function.
-pub trait Cells: Send + Sync {
-    /// All slots.
-    fn slots(&self) -> &[SlotCell];
-    /// All functions.
-    fn functions(&self) -> &[FunctionCell];
-}
-
-/// Cells in this process's own memory; no page is used before one of its slots is.
-#[derive(Debug)]
-pub struct Heap {
-    slots: Zeroed<SlotCell>,
-    functions: Zeroed<FunctionCell>,
-}
-
-impl Heap {
-    /// All slots detached. Fails when there is no memory.
-    pub fn new(functions: usize) -> io::Result<Self> {
-        let slots = functions * SLOTS_PER_FUNCTION as usize;
-        Ok(Self { slots: Zeroed::new(slots)?, functions: Zeroed::new(functions)? })
-    }
-}
-
-impl Cells for Heap {
-    fn slots(&self) -> &[SlotCell] {
-        &self.slots
-    }
-    fn functions(&self) -> &[FunctionCell] {
-        &self.functions
-    }
-}
-
-/// What is stamped into an answer, and where it goes.
+/// What is stamped into a peer's message, and where it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    /// The gateway port that waits for it.
-    pub port: PortIndex,
+    /// The gateway port that waits for it, and the trail, if it goes a chain's route.
+    pub trail: TrailIndex,
     /// The route of the descriptor that was delivered.
     pub route: u16,
     /// Its step.
     pub step: u8,
+}
+
+impl Stamp {
+    /// Of a descriptor that a port sends.
+    pub fn of(descriptor: &Descriptor) -> Self {
+        Self { trail: TrailIndex::of(descriptor), route: descriptor.route, step: descriptor.step }
+    }
+
+    /// The chain's route, if it is one.
+    pub fn chain(&self) -> Option<RouteIndex> {
+        RouteIndex::of(&Descriptor { route: self.route, ..Descriptor::default() })
+    }
 }
 
 /// What is written into a slot with an invocation.
@@ -123,13 +61,26 @@ pub struct Claim {
     pub stamp: Stamp,
 }
 
-/// Why an answer isn't one.
+/// An answer that was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// What is stamped into it.
+    pub stamp: Stamp,
+    /// The peer is HELD: the hub's owner has to see to it.
+    pub held: bool,
+}
+
+/// Why a peer's message isn't delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// The peer is out of service: whoever detached it has settled its invocation. Nobody's fault.
     Detached,
     /// The peer doesn't hold that invocation.
     NotItsInvocation,
+    /// It says that it ended in a way that there isn't.
+    Malformed,
+    /// It has emitted all that it may.
+    Flood,
 }
 
 /// See the module's text.
@@ -214,16 +165,50 @@ impl<C: Cells> Table<C> {
         if claimed.is_err() {
             return false;
         }
-        cell.port.store(stamp.port.0.into(), Ordering::Relaxed);
+        cell.port.store(stamp.trail.port.0.into(), Ordering::Relaxed);
+        cell.trail.store(stamp.trail.global(), Ordering::Relaxed);
         cell.route.store(stamp.route, Ordering::Relaxed);
         cell.step.store(stamp.step, Ordering::Relaxed);
+        cell.emitted.store(0, Ordering::Relaxed);
+        self.note_sent(&claim);
         // SYNC(claimed): pairs with the load in `stamp_of`.
         cell.claimed.store(invocation.0, Ordering::Release);
         true
     }
 
-    /// An invocation to IDLE or (`hold`) HELD. Who gets `Ok` delivers the answer; nobody else does.
-    pub fn answer(&self, peer: PeerId, invocation: u64, hold: bool) -> Result<Stamp, Refused> {
+    /// An invocation to IDLE, or to HELD. Who gets `Ok` delivers the answer; nobody else does.
+    pub fn answer(&self, peer: PeerId, message: &Descriptor) -> Result<Answered, Refused> {
+        let (cell, stamp) = self.held_by(peer, message.invocation)?;
+        if !matches!(message.flags & status::MASK, status::OK | status::FAILED) {
+            return Err(Refused::Malformed);
+        }
+        let held = message.flags & flags::HOLD != 0 || cell.single_use.load(Ordering::Acquire) != 0;
+        let next = if held { STATE_HELD } else { STATE_IDLE };
+        // Only a detach can come between: an invocation is answered once, by its one connection.
+        cell.state
+            .compare_exchange(message.invocation, next, Ordering::AcqRel, Ordering::Relaxed)
+            .map_err(|_| Refused::Detached)?;
+        self.note_answered(peer, &stamp, message);
+        if !held {
+            self.hint_idle(peer.slot);
+        }
+        Ok(Answered { stamp, held })
+    }
+
+    /// Counts a value that a peer emits for the invocation that it holds, and goes on holding.
+    pub fn emit(&self, peer: PeerId, invocation: u64) -> Result<Stamp, Refused> {
+        let (cell, stamp) = self.held_by(peer, invocation)?;
+        // Its messages come one after the other, through its one connection.
+        let emitted = cell.emitted.load(Ordering::Relaxed);
+        if emitted >= EMITS_MAX {
+            return Err(Refused::Flood);
+        }
+        cell.emitted.store(emitted + 1, Ordering::Relaxed);
+        Ok(stamp)
+    }
+
+    /// The cell of a peer that serves this invocation, and what was claimed with it.
+    fn held_by(&self, peer: PeerId, invocation: u64) -> Result<(&SlotCell, Stamp), Refused> {
         let cell = self.current(peer).ok_or(Refused::Detached)?;
         let state = cell.state.load(Ordering::Acquire);
         if state == STATE_DETACHED {
@@ -232,17 +217,7 @@ impl<C: Cells> Table<C> {
         if state != invocation || invocation_of(state).is_none() {
             return Err(Refused::NotItsInvocation);
         }
-        let stamp = stamp_of(cell, state);
-        let hold = hold || cell.single_use.load(Ordering::Acquire) != 0;
-        let next = if hold { STATE_HELD } else { STATE_IDLE };
-        // Only a detach can come between: an invocation is answered once, by its one connection.
-        cell.state
-            .compare_exchange(state, next, Ordering::AcqRel, Ordering::Relaxed)
-            .map_err(|_| Refused::Detached)?;
-        if !hold {
-            self.hint_idle(peer.slot);
-        }
-        Ok(stamp)
+        Ok((cell, stamp_of(cell, state)))
     }
 
     /// Anything to DETACHED; returns the invocation that was lost by it, and who waits for it.
@@ -250,7 +225,7 @@ impl<C: Cells> Table<C> {
         let cell = self.current(peer)?;
         let state = cell.state.swap(STATE_DETACHED, Ordering::AcqRel);
         self.forget_hint(peer);
-        invocation_of(state).map(|invocation| (InvocationId(invocation), stamp_of(cell, state).port))
+        invocation_of(state).map(|invocation| (InvocationId(invocation), stamp_of(cell, state).trail.port))
     }
 
     /// IDLE to DETACHED.
@@ -322,121 +297,11 @@ fn stamp_of(cell: &SlotCell, invocation: u64) -> Stamp {
     while cell.claimed.load(Ordering::Acquire) != invocation {
         std::hint::spin_loop();
     }
+    let port = PortIndex(cell.port.load(Ordering::Relaxed) as u8);
+    let trail = cell.trail.load(Ordering::Relaxed) % TRAILS_PER_PORT;
     Stamp {
-        port: PortIndex(cell.port.load(Ordering::Relaxed) as u8),
+        trail: TrailIndex { port, index: trail as u16 },
         route: cell.route.load(Ordering::Relaxed),
         step: cell.step.load(Ordering::Relaxed),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FUNCTION: FunctionIndex = FunctionIndex(1);
-
-    fn claim(invocation: u64) -> Claim {
-        let stamp = Stamp { port: PortIndex(3), route: 9, step: 1 };
-        Claim { invocation: InvocationId(invocation), stamp }
-    }
-
-    fn idle_peer(table: &Table<Heap>, slot: u32) -> PeerId {
-        let peer = table.attach(slot);
-        assert!(!table.claim(slot, claim(1)), "not before it is admitted");
-        assert!(table.admit(peer) && !table.admit(peer));
-        peer
-    }
-
-    #[test]
-    fn a_life() {
-        let table = Table::new(Heap::new(2).unwrap());
-        let peer = idle_peer(&table, 70);
-        assert_eq!(table.candidate(FUNCTION, Some(1)), Some(70));
-        assert_eq!(table.candidate(FUNCTION, Some(1)), None, "the hint is taken");
-        assert!(table.claim(70, claim(5)) && !table.claim(70, claim(6)));
-        assert_eq!(table.holder(FUNCTION, InvocationId(5)), Some(peer));
-        assert!(!table.retire(peer));
-        assert_eq!(table.answer(peer, 6, false), Err(Refused::NotItsInvocation));
-        assert_eq!(table.answer(peer, 5, false), Ok(claim(5).stamp));
-        assert_eq!(table.answer(peer, 5, false), Err(Refused::NotItsInvocation));
-        assert!(table.has_idle(FUNCTION) && !table.has_idle(FunctionIndex(0)));
-        assert!(table.retire(peer) && !table.has_idle(FUNCTION));
-        assert_eq!(table.detach(peer), None);
-        assert!(!table.admit(peer), "out of service for good");
-    }
-
-    #[test]
-    fn a_held_peer_is_not_picked_and_answers_nothing() {
-        let table = Table::new(Heap::new(2).unwrap());
-        let peer = idle_peer(&table, 64);
-        assert!(table.claim(64, claim(5)));
-        assert!(table.answer(peer, 5, true).is_ok());
-        for state in [5, STATE_HELD, STATE_IDLE] {
-            assert_eq!(table.answer(peer, state, false), Err(Refused::NotItsInvocation));
-        }
-        assert!(!table.claim(64, claim(6)));
-        assert_eq!(table.holder(FUNCTION, InvocationId(STATE_HELD)), None);
-        assert!(table.admit(peer) && table.claim(64, claim(6)));
-        assert_eq!(table.detach(peer), Some((InvocationId(6), PortIndex(3))));
-        assert_eq!(table.detach(peer), None);
-        assert_eq!(table.answer(peer, 6, false), Err(Refused::Detached));
-    }
-
-    #[test]
-    fn an_old_name_moves_nothing() {
-        let table = Table::new(Heap::new(2).unwrap());
-        let old = idle_peer(&table, 65);
-        table.detach(old);
-        let new = idle_peer(&table, 65);
-        assert_ne!(old, new);
-        assert!(table.claim(65, claim(5)));
-        assert!(!table.admit(old) && !table.retire(old));
-        assert_eq!(table.detach(old), None);
-        assert_eq!(table.answer(old, 5, false), Err(Refused::Detached));
-        assert_eq!(table.answer(new, 5, false), Ok(claim(5).stamp));
-    }
-
-    #[test]
-    fn home_is_a_preference() {
-        let table = Table::new(Heap::new(2).unwrap());
-        let peers: Vec<_> = (64..67).map(|slot| idle_peer(&table, slot)).collect();
-        table.set_home(peers[2], Some(1));
-        assert_eq!(table.candidate(FUNCTION, Some(1)), Some(66));
-        assert_eq!(table.candidate(FUNCTION, Some(1)), Some(64), "rather another than none");
-        table.set_home(peers[1], Some(1 + HOME_CPUS));
-        table.set_home(peers[1], None);
-        assert_eq!(table.candidate(FUNCTION, Some(1)), Some(65));
-    }
-
-    /// Two threads claim what two others make idle: every invocation is settled exactly once.
-    #[test]
-    fn nothing_is_claimed_twice_and_no_hint_is_lost() {
-        let table = Table::new(Heap::new(2).unwrap());
-        let peers: Vec<_> = (64..68).map(|slot| idle_peer(&table, slot)).collect();
-        let settled = AtomicU64::new(0);
-        std::thread::scope(|scope| {
-            for thread in 0..3u64 {
-                let (table, peers, settled) = (&table, &peers, &settled);
-                scope.spawn(move || {
-                    for round in 1..=5000 {
-                        let invocation = thread << 32 | round;
-                        let slot = loop {
-                            let Some(slot) = table.candidate(FUNCTION, None) else {
-                                std::thread::yield_now();
-                                continue;
-                            };
-                            if table.claim(slot, claim(invocation)) {
-                                break slot;
-                            }
-                        };
-                        let peer = peers[(slot - 64) as usize];
-                        assert!(table.answer(peer, invocation, false).is_ok());
-                        settled.fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-            }
-        });
-        assert_eq!(settled.into_inner(), 15_000);
-        assert_eq!(std::iter::from_fn(|| table.candidate(FUNCTION, None)).count(), 4);
     }
 }
