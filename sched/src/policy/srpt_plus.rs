@@ -44,7 +44,7 @@
 //! ```
 //!
 //! which is linear in the task's own size when predictions hold (G = s). Each context switch that costs c adds
-//! c to the work: at most two a quantum, wake-up or arrival. `sched/tests/starvation.rs` checks the bound on every task
+//! c to the work: at most two a quantum, wake-up or arrival. `sched/tests/sim/starvation.rs` checks the bound on every task
 //! of random traces with liars among them.
 //!
 //! **Parameters**: `stretch` and `patience`. Larger ones come closer to SRPT in the mean, smaller ones bound the wait
