@@ -14,6 +14,7 @@ use shm_bus::Descriptor;
 use shm_bus::descriptor::{check, name, one_of};
 use shm_bus::ids::{FunctionIndex, InvocationId, PeerId, PortIndex};
 use shm_bus::release::ReleaseReader;
+use shm_bus::ring::ENTRIES;
 use shm_bus::segment::{Reader, SegmentName, Writer, create, page_len};
 use shm_bus::transport::{Config, Event, Kind, Port, Sent, Transport, broker, futex};
 use spry_ebpf_common::{DESCRIPTOR_LEN, PORT_BIT};
@@ -75,7 +76,7 @@ impl Puppet {
         let words = words(answer);
         match self {
             Self::Futex { page, produced, .. } => {
-                page.write_at(256 + u64::from(*produced % 8) * 32, &words).expect("within the page");
+                page.write_at(256 + u64::from(*produced % ENTRIES) * 32, &words).expect("within the page");
                 *produced = produced.wrapping_add(1);
                 page.write_at(0, &produced.to_ne_bytes()).expect("within the page");
             }
@@ -95,7 +96,7 @@ impl Puppet {
     fn lie(&mut self, bytes: &mut Bytes<'_>) {
         if let Self::Futex { page, produced, .. } = self {
             let (which, value) = (bytes.u8(), bytes.u32());
-            let value = if which & 2 == 0 { produced.wrapping_add(value % 20) } else { value };
+            let value = if which & 2 == 0 { produced.wrapping_add(value % (2 * ENTRIES)) } else { value };
             page.write_at(u64::from(which % 2) * 64, &value.to_ne_bytes()).expect("within the page");
         }
     }

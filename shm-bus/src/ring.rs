@@ -6,10 +6,10 @@
 //!
 //! ```text
 //! a side's page   0          64         128        192      256                    (one cache line each)
-//!                 ├ produced ┼ consumed ┼ sleeping ┼ status ┼ entry 0 ┼ entry 1 ┼ … 8 of 32 bytes
+//!                 ├ produced ┼ consumed ┼ sleeping ┼ …      ┼ entry 0 ┼ entry 1 ┼ … 64 of 32 bytes
 //! ```
 //!
-//! Counts run modulo 2^32; entry n is at n modulo 8. Each side keeps its own two counts in private memory
+//! Counts run modulo 2^32; entry n is at n modulo 64. Each side keeps its own two counts in private memory
 //! and believes the other's only after a check: a count that can't be (more consumed than produced, more
 //! produced than there is room) is a [`RingError`], after which the ring is not used any more. Whatever the
 //! other side writes, a call here reads or writes at most one entry: no loop depends on a shared value.
@@ -28,7 +28,7 @@ pub use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use spry_ebpf_common::Descriptor;
 
 /// Descriptors that a ring holds. (Two under loom: fewer states, and the ring gets full.)
-pub const ENTRIES: u32 = if cfg!(loom) { 2 } else { 8 };
+pub const ENTRIES: u32 = if cfg!(loom) { 2 } else { 64 };
 /// 64-bit words of a descriptor.
 pub const WORDS: usize = 4;
 
@@ -38,10 +38,20 @@ pub trait Page {
     fn produced(&self) -> &AtomicU32;
     /// How many of the other side's descriptors this side has consumed.
     fn consumed(&self) -> &AtomicU32;
-    /// Not 0: this side sleeps, or is about to, until it is woken.
+    /// Not 0: this side sleeps, or is about to, until it is woken. What for, [`Sleep`] says.
     fn sleeping(&self) -> &AtomicU32;
     /// One word of an entry; `entry < ENTRIES`, `word < WORDS`.
     fn word(&self, entry: u32, word: usize) -> &AtomicU64;
+}
+
+/// What a side sleeps for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Sleep {
+    /// For something to take: it waits on the other's count of what was produced.
+    Item = 1,
+    /// For room in its own ring: it waits on the other's count of what was consumed.
+    Room = 2,
 }
 
 /// Why a ring can't be used.
@@ -89,6 +99,11 @@ impl Producer {
         own.produced().store(self.produced, Ordering::Release);
         Ok(())
     }
+
+    /// The consumer's count while there is no room: what to wait on.
+    pub fn full_at(&self) -> u32 {
+        self.produced.wrapping_sub(ENTRIES)
+    }
 }
 
 /// The reading end.
@@ -124,10 +139,10 @@ impl Consumer {
     }
 }
 
-/// Says that this side is going to sleep. It must look once more whether something has arrived, and then wait
-/// on the other side's count as a futex (which looks a last time).
-pub fn going_to_sleep(own: &impl Page) {
-    own.sleeping().store(1, Ordering::Relaxed);
+/// Says that this side is going to sleep. It must look once more whether what it waits for has come, and then
+/// wait on the other side's count as a futex (which looks a last time).
+pub fn going_to_sleep(own: &impl Page, sleep: Sleep) {
+    own.sleeping().store(sleep as u32, Ordering::Relaxed);
     // SYNC(sleeper): the classic store-then-load on both sides. Either the look after this fence sees what was
     // pushed, or `must_wake` after its own fence sees this store.
     fence(Ordering::SeqCst);
@@ -138,11 +153,12 @@ pub fn awake(own: &impl Page) {
     own.sleeping().store(0, Ordering::Relaxed);
 }
 
-/// After a push: whether the other side must be woken. (It may say so without need; that costs a system call.)
-pub fn must_wake(other: &impl Page) -> bool {
+/// After a push ([`Sleep::Item`]) or a pop ([`Sleep::Room`]): whether the other side must be woken. (It may say so
+/// without need; that costs a system call.)
+pub fn must_wake(other: &impl Page, sleep: Sleep) -> bool {
     // SYNC(sleeper): see `going_to_sleep`.
     fence(Ordering::SeqCst);
-    other.sleeping().load(Ordering::Relaxed) != 0
+    other.sleeping().load(Ordering::Relaxed) == sleep as u32
 }
 
 fn to_words(item: &Descriptor) -> [u64; WORDS] {
@@ -177,10 +193,15 @@ mod tests {
 
     use super::*;
 
-    #[derive(Default)]
     struct Private {
         counts: [AtomicU32; 3],
         words: [[AtomicU64; WORDS]; ENTRIES as usize],
+    }
+
+    impl Default for Private {
+        fn default() -> Self {
+            Self { counts: Default::default(), words: std::array::from_fn(|_| Default::default()) }
+        }
     }
 
     impl Page for Private {
@@ -219,7 +240,7 @@ mod tests {
         #[test]
         fn first_in_first_out_and_no_more_than_there_is_room(
             start in prop_oneof![Just(0u32), Just(u32::MAX - 3), any::<u32>()],
-            pushes in vec(any::<bool>(), 0..200),
+            pushes in vec(prop_oneof![2 => Just(true), 1 => Just(false)], 0..400),
         ) {
             let (a, b) = (Private::default(), Private::default());
             a.produced().store(start, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use shm_bus::Descriptor;
 use shm_bus::ring::{
-    AtomicU32, AtomicU64, Consumer, ENTRIES, Ordering, Page, Producer, RingError, WORDS, awake,
+    AtomicU32, AtomicU64, Consumer, ENTRIES, Ordering, Page, Producer, RingError, Sleep, WORDS, awake,
     going_to_sleep, must_wake,
 };
 
@@ -110,7 +110,7 @@ fn a_sleeper_is_always_woken() {
             let mut producer = Producer::default();
             for n in 1..=2 {
                 producer.push(&theirs.0, &theirs.1, &numbered(n)).unwrap();
-                if must_wake(&theirs.1) {
+                if must_wake(&theirs.1, Sleep::Item) {
                     theirs.2.wake();
                 }
             }
@@ -121,7 +121,7 @@ fn a_sleeper_is_always_woken() {
                 if let Some(got) = consumer.pop(&shared.1, &shared.0).unwrap() {
                     break got;
                 }
-                going_to_sleep(&shared.1);
+                going_to_sleep(&shared.1, Sleep::Item);
                 match consumer.pop(&shared.1, &shared.0).unwrap() {
                     Some(got) => break got,
                     None => shared.2.wait(shared.0.produced(), consumer.seen()),
@@ -132,5 +132,38 @@ fn a_sleeper_is_always_woken() {
             assert_eq!(got, numbered(n));
         }
         producer.join().unwrap();
+    });
+}
+
+/// The other direction: a producer that sleeps because the ring is full is woken when there is room.
+#[test]
+fn a_producer_without_room_is_always_woken() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let futex = Futex { lock: Mutex::new(()), woken: Condvar::new() };
+        let shared = Arc::new((Private::new(), Private::new(), futex));
+        let theirs = Arc::clone(&shared);
+        let mut producer = Producer::default();
+        for n in 1..=ENTRIES {
+            producer.push(&shared.0, &shared.1, &numbered(n)).unwrap();
+        }
+        let consumer = thread::spawn(move || {
+            let mut consumer = Consumer::default();
+            for n in 1..=ENTRIES {
+                assert_eq!(consumer.pop(&theirs.1, &theirs.0).unwrap(), Some(numbered(n)));
+                if must_wake(&theirs.0, Sleep::Room) {
+                    theirs.2.wake();
+                }
+            }
+            (consumer, theirs)
+        });
+        while producer.push(&shared.0, &shared.1, &numbered(ENTRIES + 1)) == Err(RingError::Full) {
+            going_to_sleep(&shared.0, Sleep::Room);
+            shared.2.wait(shared.1.consumed(), producer.full_at());
+            awake(&shared.0);
+        }
+        let (mut consumer, _theirs) = consumer.join().unwrap();
+        assert_eq!(consumer.pop(&shared.1, &shared.0).unwrap(), Some(numbered(ENTRIES + 1)));
     });
 }

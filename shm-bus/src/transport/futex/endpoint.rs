@@ -8,7 +8,7 @@ use spry_ebpf_common::Descriptor;
 
 use super::page::{Own, Theirs};
 use super::spin::{SPIN, Spin};
-use crate::ring::{Consumer, Page, Producer, awake, going_to_sleep};
+use crate::ring::{Consumer, Page, Producer, RingError, Sleep, awake, going_to_sleep};
 use crate::sys;
 use crate::transport::{BusError, Endpoint, Kind};
 
@@ -71,14 +71,29 @@ impl FutexEndpoint {
 
     /// False: the hub has died.
     fn sleep(&self) -> bool {
-        going_to_sleep(&self.own);
+        going_to_sleep(&self.own, Sleep::Item);
         if !self.stirred() {
             sys::futex_wait(self.hub.produced(), self.requests.seen(), LIVENESS);
         }
         awake(&self.own);
-        if self.stirred() {
-            return true;
+        self.stirred() || self.hub_lives()
+    }
+
+    /// Sleeps while the ring of answers is full. False: the hub is done, or has died.
+    fn sleep_for_room(&self) -> bool {
+        let full = |endpoint: &Self| {
+            let consumed = endpoint.hub.consumed().load(std::sync::atomic::Ordering::Relaxed);
+            consumed == endpoint.answers.full_at()
+        };
+        going_to_sleep(&self.own, Sleep::Room);
+        if full(self) {
+            sys::futex_wait(self.hub.consumed(), self.answers.full_at(), LIVENESS);
         }
+        awake(&self.own);
+        !self.hub.closed() && (!full(self) || self.hub_lives())
+    }
+
+    fn hub_lives(&self) -> bool {
         let mut state = [PollFd::new(self.socket.as_fd(), PollFlags::POLLHUP)];
         poll(&mut state, PollTimeout::ZERO) != Ok(1)
     }
@@ -100,7 +115,18 @@ impl Endpoint for FutexEndpoint {
     }
 
     fn send(&mut self, descriptor: &Descriptor) -> Result<(), BusError> {
-        self.answers.push(&self.own, &self.hub, descriptor)?;
+        loop {
+            match self.answers.push(&self.own, &self.hub, descriptor) {
+                Ok(()) => break,
+                // The hub has not come to reading what was emitted before.
+                Err(RingError::Full) if self.sleep_for_room() => {}
+                Err(_) if self.hub.closed() || !self.hub_lives() => {
+                    let source = std::io::ErrorKind::BrokenPipe.into();
+                    return Err(BusError::Os { operation: "send on a bus ring", source });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         sys::futex_wake(self.own.produced());
         Ok(())
     }

@@ -9,7 +9,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use spry_ebpf_common::Descriptor;
 
 use super::page::{self, Own, Theirs};
-use crate::ring::{Consumer, Page, Producer, RingError, must_wake};
+use crate::ring::{Consumer, Page, Producer, RingError, Sleep, must_wake};
 use crate::sys::{self, uring::FutexWaits};
 use crate::transport::hub::{Carrier, Hub, Key};
 use crate::transport::{BusError, Config, FaultKind, Kind, Transport};
@@ -111,13 +111,17 @@ impl Carrier for Futex {
             RingError::Full => FaultKind::NotItsInvocation,
             RingError::Count { .. } => FaultKind::Malformed,
         })?;
-        if must_wake(&link.theirs) {
+        if must_wake(&link.theirs, Sleep::Item) {
             sys::futex_wake(link.own.produced());
         }
         Ok(())
     }
 
     fn take(link: &mut Link) -> Result<Option<Descriptor>, FaultKind> {
-        link.answers.pop(&link.own, &link.theirs).map_err(|_| FaultKind::Malformed)
+        let taken = link.answers.pop(&link.own, &link.theirs).map_err(|_| FaultKind::Malformed)?;
+        if taken.is_some() && must_wake(&link.theirs, Sleep::Room) {
+            sys::futex_wake(link.own.consumed());
+        }
+        Ok(taken)
     }
 }

@@ -1,8 +1,8 @@
 //! One side's page: the ring's words ([`crate::ring`]) and two of this transport.
 //!
 //! ```text
-//! 0          64         128        192      196   256                        512
-//! ├ produced ┼ consumed ┼ sleeping ┼ closed ┼ cpu ┼ entries, 8 of 32 bytes ──┤
+//! 0          64         128        192      196   256                       2304
+//! ├ produced ┼ consumed ┼ sleeping ┼ closed ┼ cpu ┼ entries, 64 of 32 bytes ─┤
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -43,14 +43,16 @@ impl Own {
     pub(super) fn set_cpu(&self, cpu: u32) {
         self.0.mapping().atomic_u32(196).store(cpu, Ordering::Relaxed);
     }
-    /// Says that this side is done, and wakes the other. The count is changed too, so that who is about to
-    /// wait for it doesn't; nobody who has seen `closed` looks at the ring again.
+    /// Says that this side is done, and wakes the other. The counts are changed too, so that who is about to
+    /// wait for one doesn't; nobody who has seen `closed` looks at the rings again.
     #[cfg(feature = "hub")]
     pub(super) fn close(&self) {
         self.0.mapping().atomic_u32(192).store(1, Ordering::Relaxed);
-        // SYNC(closed): whoever sees the new count sees `closed`.
-        self.produced().fetch_xor(1 << 31, Ordering::Release);
-        crate::sys::futex_wake(self.produced());
+        for count in [self.produced(), self.consumed()] {
+            // SYNC(closed): whoever sees the new count sees `closed`.
+            count.fetch_xor(1 << 31, Ordering::Release);
+            crate::sys::futex_wake(count);
+        }
     }
 }
 
@@ -71,36 +73,35 @@ impl Theirs {
     }
 }
 
-fn word(mapping: &Mapping, entry: u32, word: usize) -> &AtomicU64 {
-    mapping.atomic_u64(ENTRIES_AT + u64::from(entry) * ENTRY_LEN + word as u64 * 8)
+/// A page of either side, as memory.
+trait Mapped {
+    fn mapping(&self) -> &Mapping;
 }
 
-impl Page for Own {
-    fn produced(&self) -> &AtomicU32 {
-        self.0.mapping().atomic_u32(0)
-    }
-    fn consumed(&self) -> &AtomicU32 {
-        self.0.mapping().atomic_u32(64)
-    }
-    fn sleeping(&self) -> &AtomicU32 {
-        self.0.mapping().atomic_u32(128)
-    }
-    fn word(&self, entry: u32, index: usize) -> &AtomicU64 {
-        word(self.0.mapping(), entry, index)
+impl Mapped for Own {
+    fn mapping(&self) -> &Mapping {
+        self.0.mapping()
     }
 }
 
-impl Page for Theirs {
+impl Mapped for Theirs {
+    fn mapping(&self) -> &Mapping {
+        self.0.mapping()
+    }
+}
+
+#[allow(private_bounds, reason = "the two sides' pages, and no others")]
+impl<M: Mapped> Page for M {
     fn produced(&self) -> &AtomicU32 {
-        self.0.mapping().atomic_u32(0)
+        self.mapping().atomic_u32(0)
     }
     fn consumed(&self) -> &AtomicU32 {
-        self.0.mapping().atomic_u32(64)
+        self.mapping().atomic_u32(64)
     }
     fn sleeping(&self) -> &AtomicU32 {
-        self.0.mapping().atomic_u32(128)
+        self.mapping().atomic_u32(128)
     }
     fn word(&self, entry: u32, index: usize) -> &AtomicU64 {
-        word(self.0.mapping(), entry, index)
+        self.mapping().atomic_u64(ENTRIES_AT + u64::from(entry) * ENTRY_LEN + index as u64 * 8)
     }
 }
