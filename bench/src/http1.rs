@@ -5,9 +5,9 @@
 //! nonsense, so everything that HTTP forbids and that could shift a message's end is an error here: two
 //! lengths, a length beside chunks, a bad chunk, a bare name, a folded line.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+mod client;
+
+pub use client::{CallError, Client, call};
 
 /// Longest head, and longest sum of trailers.
 const HEAD_MAX: usize = 64 * 1024;
@@ -349,54 +349,6 @@ fn chunk_size(line: &[u8]) -> Result<u64, ResponseError> {
         let value = char::from(*digit).to_digit(16).ok_or(ResponseError::Chunk)?;
         Ok(sum * 16 + u64::from(value))
     })
-}
-
-/// Why a single, blocking request got no whole response.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// The socket failed or timed out.
-    #[error("{operation} {address}: {source}")]
-    Io {
-        /// `connect to`, `send to`, `receive from`.
-        operation: &'static str,
-        /// The server.
-        address: SocketAddr,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
-    /// The response breaks the protocol.
-    #[error("the answer of {address}: {source}")]
-    Response {
-        /// The server.
-        address: SocketAddr,
-        /// How.
-        source: ResponseError,
-    },
-}
-
-/// One request on a connection of its own, blocking: for warming up and for looking, not for measuring.
-pub fn call(address: SocketAddr, request: &[u8], timeout: Duration) -> Result<(Head, Vec<u8>), CallError> {
-    let io = |operation| move |source| CallError::Io { operation, address, source };
-    let mut stream = TcpStream::connect_timeout(&address, timeout).map_err(io("connect to"))?;
-    stream.set_read_timeout(Some(timeout)).map_err(io("connect to"))?;
-    stream.set_write_timeout(Some(timeout)).map_err(io("connect to"))?;
-    stream.write_all(request).map_err(io("send to"))?;
-    let bad = |source| CallError::Response { address, source };
-    let mut reader = ResponseReader::default();
-    let mut body = Vec::new();
-    let mut buffer = vec![0; 64 * 1024];
-    loop {
-        let got = stream.read(&mut buffer).map_err(io("receive from"))?;
-        let whole = if got == 0 {
-            reader.end_of_file().map_err(bad)?;
-            true
-        } else {
-            reader.feed(&buffer[..got], &mut body).map_err(bad)?.is_some()
-        };
-        if whole && let Some(head) = reader.head() {
-            return Ok((head, body));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! - [`http1`]: a strict, incremental reader of HTTP/1.1 responses, and a small blocking client on it.
 //! - [`load`]: the load generator: closed loop, or open loop free of coordinated omission.
 //! - [`floor`]: a bare hyper server that answers the same bytes, as a process of its own.
+//! - [`pingpong`]: the bare bus, without a node.
 //! - [`node`]: a spryd of the benchmark's own, gone without a trace when its handle is dropped.
 //! - [`process`]: what a process tree uses: CPU, descriptors, segments.
 //! - [`micro`]: what criterion's benches (`benches/`) have measured, as rows of the same kind.
@@ -17,6 +18,7 @@ pub mod load;
 pub mod micro;
 pub mod node;
 pub mod perf;
+pub mod pingpong;
 pub mod process;
 pub mod random;
 pub mod report;

@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use spry_bench::load::{self, Pace, Plan, Target, Until};
 use spry_bench::node::Programs;
 use spry_bench::stop::Stop;
-use spry_bench::suite::{SuiteError, chaos, http, idle, redeploy, soak};
-use spry_bench::{floor, micro, report};
+use spry_bench::suite::{SuiteError, chain, chaos, http, idle, redeploy, soak};
+use spry_bench::{floor, micro, pingpong, report, sys};
 
 /// Measures spry beside a floor that is measured in the same run.
 #[derive(Debug, Parser)]
@@ -23,6 +23,8 @@ struct CommandLine {
 enum Command {
     /// Warm functions against a bare hyper server.
     Http(Suite<http::Options>),
+    /// Functions that call on: what a hop costs, and whether every result is right.
+    Chain(Suite<chain::Options>),
     /// Many requests in a row: no error, no growth.
     Soak(Suite<soak::Options>),
     /// A function deployed again and again under load: no failed request.
@@ -48,6 +50,15 @@ enum Command {
         /// How it is built.
         #[arg(long, value_enum, default_value = "multi-thread")]
         shape: floor::Shape,
+    },
+    /// The other side of the bare bus (`chain` starts it).
+    #[command(hide = true)]
+    Peer {
+        /// How it carries descriptors.
+        kind: shm_bus::transport::Kind,
+        /// Open descriptors, as the transport wants them.
+        #[arg(value_delimiter = ',')]
+        fds: Vec<std::os::fd::RawFd>,
     },
 }
 
@@ -106,11 +117,19 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
     if let Command::Micro { bench, folder, json } = command {
         return Ok(print(&micro::rows(bench, &folder)?, json.as_deref()));
     }
+    if let Command::Peer { kind, fds } = command {
+        let fds = fds.into_iter().map(sys::inherited).collect::<std::io::Result<_>>();
+        let fds = fds.map_err(|error| poll_error("take over a descriptor", error))?;
+        return Ok(pingpong::serve(kind, fds).map(|()| ExitCode::SUCCESS)?);
+    }
     let stop = Stop::on_signals().map_err(|errno| poll_error("block signals", errno.into()))?;
     match command {
         Command::Http(suite) => {
-            let binary = std::env::current_exe().map_err(|error| poll_error("find this program", error))?;
-            let rows = http::run(&suite.options, &suite.programs, &binary, &stop)?;
+            let rows = http::run(&suite.options, &suite.programs, &this_program()?, &stop)?;
+            Ok(finish(&rows, &suite))
+        }
+        Command::Chain(suite) => {
+            let rows = chain::run(&suite.options, &suite.programs, &this_program()?, &stop)?;
             Ok(finish(&rows, &suite))
         }
         Command::Soak(suite) => Ok(finish(&soak::run(&suite.options, &suite.programs, &stop)?, &suite)),
@@ -120,8 +139,12 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
         Command::Chaos(suite) => Ok(finish(&chaos::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Idle(suite) => Ok(finish(&idle::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Load(options) => load(&options, &stop),
-        Command::Floor { .. } | Command::Micro { .. } => unreachable!("handled above"),
+        Command::Floor { .. } | Command::Micro { .. } | Command::Peer { .. } => unreachable!("handled above"),
     }
+}
+
+fn this_program() -> Result<PathBuf, SuiteError> {
+    std::env::current_exe().map_err(|error| poll_error("find this program", error))
 }
 
 fn poll_error(operation: &'static str, source: std::io::Error) -> SuiteError {

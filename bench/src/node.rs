@@ -109,6 +109,12 @@ pub struct Node {
 impl Node {
     /// Starts spryd and waits until it answers.
     pub fn start(programs: &Programs, stop: &Stop) -> Result<Self, NodeError> {
+        let transport = programs.transport.as_ref().map(|name| format!("transport = {name:?}\n"));
+        Self::start_with(programs, &transport.unwrap_or_default(), stop)
+    }
+
+    /// The same with these settings (TOML), unless the user has named a configuration.
+    pub fn start_with(programs: &Programs, settings: &str, stop: &Stop) -> Result<Self, NodeError> {
         let folder = tempfile::Builder::new().prefix("spry-bench-").tempdir();
         let folder = folder.map_err(io("make", "a temporary folder"))?;
         let socket = folder.path().join("control.sock");
@@ -120,9 +126,7 @@ impl Node {
             None => {
                 // A file of our own, so that a configuration of the machine's own spryd has no say here.
                 let path = folder.path().join("spryd.toml");
-                let text = programs.transport.as_ref().map(|name| format!("transport = {name:?}\n"));
-                std::fs::write(&path, text.unwrap_or_default())
-                    .map_err(io("write", path.display().to_string()))?;
+                std::fs::write(&path, settings).map_err(io("write", path.display().to_string()))?;
                 path
             }
         };
@@ -203,16 +207,28 @@ impl Node {
 
     /// Deploys one of the benchmarks' functions under a name.
     pub fn deploy(&self, function: Function, name: &str) -> Result<(), NodeError> {
-        let path = function.path(&self.programs);
+        self.deploy_file(&function.path(&self.programs), name, &[])
+    }
+
+    /// Deploys a library or a Python file with settings (`KEY=VALUE`); those of the user's come after them.
+    pub fn deploy_file(&self, path: &Path, name: &str, settings: &[&str]) -> Result<(), NodeError> {
         if !path.exists() {
             return Err(io("find", path.display().to_string())(std::io::ErrorKind::NotFound.into()));
         }
         let path = path.display().to_string();
         let mut arguments = vec!["deploy", path.as_str(), "--name", name];
-        for set in &self.programs.function_set {
-            arguments.extend(["--set", set.as_str()]);
+        let users = self.programs.function_set.iter().map(String::as_str);
+        for set in settings.iter().copied().chain(users) {
+            arguments.extend(["--set", set]);
         }
         self.spry(&arguments).map(drop)
+    }
+
+    /// Applies a chain.
+    pub fn apply_chain(&self, name: &str, toml: &str) -> Result<(), NodeError> {
+        let path = self.folder.path().join(format!("{name}.toml"));
+        std::fs::write(&path, toml).map_err(io("write", path.display().to_string()))?;
+        self.spry(&["chain", "apply", &path.display().to_string()]).map(drop)
     }
 
     /// Calls a function until `in_a_row` answers came from warm instances; the last answer's body.

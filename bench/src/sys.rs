@@ -1,7 +1,7 @@
 //! The raw system calls of this crate; everything else is safe Rust.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,6 +95,33 @@ pub fn end_with_spawner(command: &mut Command) -> &mut Command {
             _ => Err(io::Error::last_os_error()),
         })
     }
+}
+
+/// Leaves these descriptors open in the command's process, under the same numbers.
+pub fn keep_open(command: &mut Command, fds: Vec<RawFd>) -> &mut Command {
+    // SAFETY: the closure runs in the forked child and makes only async-signal-safe system calls, on numbers; it
+    // allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(move || {
+            for fd in &fds {
+                if libc::fcntl(*fd, libc::F_SETFD, 0) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Takes over a descriptor that the parent process has left open ([`keep_open`]); later ones get closed on exec again.
+pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers and changes no memory.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, as fcntl has just said, and was opened for this program's arguments, which name each
+    // descriptor once and are read once: nothing else here owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// fork, child exits at once, wait: the least that a process costs with the classic calls.

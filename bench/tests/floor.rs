@@ -58,6 +58,27 @@ fn wrong_answers_are_counted_by_kind() {
     }
 }
 
+#[test]
+fn a_sequence_is_one_request_made_of_several() {
+    let floor = Floor::start(Path::new(BINARY), Shape::PerCore).unwrap();
+    let sequence = |paths: &[&str]| {
+        Target::sequence(floor.address, paths.iter().copied(), b"body", &b"body".as_slice().into()).unwrap()
+    };
+    let target = sequence(&["/echo", "/echo-stream", "/echo"]);
+    let outcome = run(&target, &plan(3, Pace::Closed, 50));
+    assert_eq!((outcome.done, outcome.latency.len(), outcome.failures.total()), (50, 50, 0));
+    // One that is wrong makes the whole wrong, wherever it is.
+    for paths in [["/nothing", "/echo"], ["/echo", "/nothing"]] {
+        let outcome = run(&sequence(&paths), &plan(2, Pace::Closed, 10));
+        assert_eq!((outcome.done, outcome.failures.of(Failure::Status(404))), (0, 10), "{paths:?}");
+    }
+    // A server that closes within a sequence has not answered it.
+    let address = odd_server(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab");
+    let target = Target::sequence(address, ["/", "/"], b"", &b"ab".as_slice().into()).unwrap();
+    let outcome = run(&target, &plan(1, Pace::Closed, 5));
+    assert_eq!((outcome.done, outcome.failures.of(Failure::Closed)), (0, 5), "{}", outcome.failures);
+}
+
 /// A server that reads a little of each connection's request, sends `answer` and closes.
 fn odd_server(answer: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

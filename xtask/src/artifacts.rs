@@ -31,6 +31,15 @@ pub(crate) fn build(profile: Profile, examples: &[&str]) -> Result<(), Failure> 
     process::run(&mut build)
 }
 
+/// Builds, in release mode, all functions of packages that hold several of them, as cargo's example targets.
+pub(crate) fn build_functions(packages: &[&str]) -> Result<(), Failure> {
+    let mut build = process::cargo(["build", "--release", "--examples"]);
+    for package in packages {
+        build.args(["--package", package]);
+    }
+    process::run(&mut build)
+}
+
 /// A program or library made by a release build.
 pub(crate) fn release(name: &str) -> PathBuf {
     process::target_dir().join("release").join(name)

@@ -15,10 +15,11 @@ use crate::failure::Failure;
 use crate::{process, setup};
 
 /// Every benchmark, and for criterion's its bench targets.
-const BENCHES: [(&str, Kind); 8] = [
+const BENCHES: [(&str, Kind); 9] = [
     ("ipc", Kind::Criterion(&["transports", "allocator", "descriptor"])),
     ("fork", Kind::Criterion(&["fork"])),
     ("http", Kind::Node),
+    ("chain", Kind::Node),
     ("soak", Kind::Node),
     ("redeploy", Kind::Node),
     ("chaos", Kind::Node),
@@ -79,6 +80,9 @@ impl BenchOptions {
 pub(crate) fn run(options: &BenchOptions) -> Result<(), Failure> {
     setup::packages()?;
     artifacts::build(Profile::Release, &["example-nop", "example-echo"])?;
+    if options.name == "chain" {
+        artifacts::build_functions(&["bench-functions"])?;
+    }
     match options.kind {
         Kind::Node => process::run(report(options.name).args(&options.args)),
         Kind::Criterion(targets) => criterion(options, targets),

@@ -18,6 +18,7 @@ The project's own commands. Usage: cargo xtask COMMAND
                              ipc       transports, allocator, descriptors beside plain sockets and memcpy
                              fork      instances forked by zygotes beside fork, clone3, vfork and exec
                              http      warm functions beside a bare hyper server
+                             chain     hops from function to function beside the bare bus and HTTP calls
                              soak redeploy chaos idle load   (docs/benchmarks.md)
                            further ARGS go to the benchmark: `bench http --help` lists http's
   fuzz [TARGET] [--seconds N]

@@ -27,6 +27,8 @@ impl Sink for Check<'_> {
 pub(super) enum Progress {
     /// Nothing that matters yet.
     Waiting,
+    /// A request of a sequence was answered rightly, and the next one is on its way.
+    Next,
     /// The request is done, rightly or not. Whether the connection can be used again.
     Ended { result: Result<Head, Failure>, reusable: bool },
     /// The server closed the connection between two requests, as it may.
@@ -39,6 +41,8 @@ pub(super) enum Progress {
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
     reader: ResponseReader,
+    /// Which request of the target's sequence is under way.
+    place: usize,
     sent: usize,
     seen: usize,
     same: bool,
@@ -59,19 +63,25 @@ impl Connection {
         let stream = TcpStream::connect_timeout(&target.address, timeout)?;
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, reader: ResponseReader::default(), sent: 0, seen: 0, same: true, request: None })
+        let reader = ResponseReader::default();
+        Ok(Self { stream, reader, place: 0, sent: 0, seen: 0, same: true, request: None })
     }
 
     /// Starts a request; the rest of it goes out when the socket takes more.
     pub(super) fn start(&mut self, target: &Target, times: Times) -> Result<(), Failure> {
         self.request = Some(times);
-        (self.sent, self.seen, self.same) = (0, 0, true);
+        self.begin(target, 0)
+    }
+
+    fn begin(&mut self, target: &Target, place: usize) -> Result<(), Failure> {
+        (self.place, self.sent, self.seen, self.same) = (place, 0, 0, true);
         self.send(target)
     }
 
     fn send(&mut self, target: &Target) -> Result<(), Failure> {
-        while self.sent < target.request.len() {
-            match self.stream.write(&target.request[self.sent..]) {
+        let request = target.at(self.place).unwrap_or_default();
+        while self.sent < request.len() {
+            match self.stream.write(&request[self.sent..]) {
                 Ok(count) => self.sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -122,11 +132,18 @@ impl Connection {
         }
     }
 
-    fn whole(&self, target: &Target, nothing_left: bool, hung_up: bool) -> Progress {
+    fn whole(&mut self, target: &Target, nothing_left: bool, hung_up: bool) -> Progress {
         let result = if nothing_left { self.verdict(target) } else { Err(Failure::Surplus) };
         let closes = self.reader.head().is_none_or(|head| head.close);
-        let reusable = nothing_left && !closes && !hung_up && self.sent == target.request.len();
-        Progress::Ended { result, reusable }
+        let sent = target.at(self.place).is_some_and(|request| self.sent == request.len());
+        let reusable = nothing_left && !closes && !hung_up && sent;
+        if result.is_err() || target.at(self.place + 1).is_none() {
+            return Progress::Ended { result, reusable };
+        }
+        match if reusable { self.begin(target, self.place + 1) } else { Err(Failure::Closed) } {
+            Ok(()) => Progress::Next,
+            Err(failure) => Progress::Ended { result: Err(failure), reusable: false },
+        }
     }
 
     fn verdict(&self, target: &Target) -> Result<Head, Failure> {

@@ -161,7 +161,7 @@ impl<'a> Engine<'a> {
     fn ready(&mut self, slot: usize, hung_up: bool, buffer: &mut [u8]) {
         let Some(connection) = self.slots[slot].as_mut() else { return };
         match connection.ready(self.target, hung_up, buffer) {
-            Progress::Waiting => {}
+            Progress::Waiting | Progress::Next => {}
             // A request that has yet to come finds no connection and opens one.
             Progress::Gone => self.slots[slot] = None,
             Progress::Surplus => {

@@ -33,6 +33,9 @@ pub struct Target {
     pub address: SocketAddr,
     /// The whole request as it goes over the wire.
     pub request: Arc<[u8]>,
+    /// Requests that follow on the same connection, each when the answer to the one before has come; all together are
+    /// one request as far as anything is counted or timed.
+    pub then: Vec<Arc<[u8]>>,
     /// The status that is right.
     pub status: u16,
     /// The body that is right.
@@ -50,7 +53,29 @@ impl Target {
         }
         request.extend_from_slice(b"\r\n");
         request.extend_from_slice(body);
-        Self { address, request: request.into(), status: 200, body: expect }
+        Self { address, request: request.into(), then: Vec::new(), status: 200, body: expect }
+    }
+
+    /// One request after the other to each of the paths, all with the same body and the same right answer.
+    pub fn sequence<'a>(
+        address: SocketAddr,
+        paths: impl IntoIterator<Item = &'a str>,
+        body: &[u8],
+        expect: &Arc<[u8]>,
+    ) -> Option<Self> {
+        let mut targets =
+            paths.into_iter().map(|path| Self::new(address, "POST", path, body, expect.clone()));
+        let mut first = targets.next()?;
+        first.then = targets.map(|target| target.request).collect();
+        Some(first)
+    }
+
+    /// The request at this place of the sequence.
+    fn at(&self, place: usize) -> Option<&[u8]> {
+        match place.checked_sub(1) {
+            None => Some(&self.request),
+            Some(after) => self.then.get(after).map(|request| &**request),
+        }
     }
 }
 

@@ -1,19 +1,16 @@
 //! `http`: warm functions against the floor, in one run.
 //!
-//! Every case is measured in rounds; in a round every server has its turn, back to back, and every other round
-//! goes in reverse, so that a drift of the machine hits all alike. A case's number is the median of the rounds;
-//! the spread beside it is that of the rounds' own ratios. The floor of a metric is the best floor for it.
+//! Every case is measured in rounds, by [`compare`](super::compare). The floor of a metric is the best floor for it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::unistd::Pid;
-
+use super::compare::{P50, Place, REQUESTS, Subject, best_floor, report, rounds};
 use super::{SuiteError, TIMEOUT, process_error, warm};
 use crate::floor::{Floor, NOP_JSON, Shape};
-use crate::load::{self, Failures, Outcome, Pace, Plan, Target, Until};
+use crate::load::{self, Pace, Plan, Target, Until};
 use crate::node::{Function, Node, Programs};
-use crate::report::{Bar, Row, median};
+use crate::report::{Bar, Row};
 use crate::stop::Stop;
 use crate::{perf, process};
 
@@ -57,31 +54,6 @@ pub struct Options {
     pub perf: Option<PathBuf>,
 }
 
-/// Which CPUs client and servers may use; the same for the floor and for spry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Place {
-    /// The kernel decides.
-    Free,
-    /// The client on the first CPU, the servers on all others.
-    Apart,
-    /// All on the first CPU.
-    Together,
-}
-
-impl Place {
-    /// `cpus` are those of this benchmark from before it was restricted itself.
-    fn apply(self, cpus: &[usize], subjects: &[Subject]) -> std::io::Result<()> {
-        let Some((client, others)) = cpus.split_first().filter(|_| self != Self::Free) else {
-            return Ok(());
-        };
-        let servers = if self == Self::Together || others.is_empty() { &cpus[..1] } else { others };
-        for subject in subjects {
-            process::restrict(&process::tree(subject.root)?, servers)?;
-        }
-        process::restrict_this_thread(*client)
-    }
-}
-
 /// A runtime to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum RuntimeName {
@@ -107,48 +79,6 @@ impl Payload {
             // Not one byte repeated: a shifted or stale answer shall be noticed.
             Self::Echo(len) => (0..len).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect(),
         }
-    }
-}
-
-/// A server that takes part in a case.
-#[derive(Debug)]
-struct Subject {
-    label: String,
-    target: Target,
-    root: Pid,
-    floor: bool,
-}
-
-/// The numbers of one run.
-#[derive(Debug, Clone, Copy)]
-struct Numbers([f64; METRICS.len()]);
-
-/// Name, unit, whether less is better, whether it is shown in the table (all are in the JSON).
-const METRICS: [(&str, &str, bool, bool); 8] = [
-    ("p50", "us", true, true),
-    ("p90", "us", true, false),
-    ("p99", "us", true, true),
-    ("p99.9", "us", true, false),
-    ("max", "us", true, false),
-    ("requests", "1/s", false, true),
-    ("server cpu", "us/request", true, true),
-    ("client cpu", "us/request", true, false),
-];
-const P50: usize = 0;
-const REQUESTS: usize = 5;
-
-impl Numbers {
-    fn of(outcome: &Outcome, server_cpu: Duration) -> Self {
-        Self([
-            outcome.latency_us(0.5),
-            outcome.latency_us(0.9),
-            outcome.latency_us(0.99),
-            outcome.latency_us(0.999),
-            outcome.latency_us(1.0),
-            outcome.per_second(),
-            server_cpu.as_secs_f64() * 1e6 / outcome.done.max(1) as f64,
-            outcome.client_cpu_us(),
-        ])
     }
 }
 
@@ -199,7 +129,9 @@ pub fn run(
                 let best = best_floor(&subjects, &results, REQUESTS).map_or(0.0, |(_, value)| value);
                 capacity = Some(capacity.map_or(best, |before: f64| before.max(best)));
             }
-            rows.extend(report(&subjects, &results, name, connections));
+            rows.extend(report(BENCH, &subjects, &results, name, connections, &|subject, metric| {
+                bar(subject, name, connections, metric)
+            }));
             for subject in subjects.iter().filter(|subject| !subject.floor) {
                 if let Some(file) = &options.perf {
                     let mut numbered = file.clone().into_os_string();
@@ -301,85 +233,6 @@ fn plan(options: &Options, connections: usize, pace: Pace) -> Plan {
     Plan { connections, pace, until, timeout: TIMEOUT }
 }
 
-/// One subject's runs.
-#[derive(Debug, Default)]
-struct Runs {
-    numbers: Vec<Numbers>,
-    failures: Failures,
-    backlog_max: usize,
-}
-
-impl Runs {
-    fn median(&self, metric: usize) -> f64 {
-        median(&self.numbers.iter().map(|numbers| numbers.0[metric]).collect::<Vec<_>>())
-    }
-}
-
-fn rounds(subjects: &[Subject], plan: &Plan, rounds: usize, stop: &Stop) -> Result<Vec<Runs>, SuiteError> {
-    let mut results: Vec<Runs> = subjects.iter().map(|_| Runs::default()).collect();
-    let mut order: Vec<usize> = (0..subjects.len()).collect();
-    for _ in 0..rounds.max(1) {
-        for &index in &order {
-            let (numbers, outcome) = measure(&subjects[index], plan, stop)?;
-            results[index].numbers.push(numbers);
-            results[index].failures.merge(&outcome.failures);
-            results[index].backlog_max = results[index].backlog_max.max(outcome.backlog_max);
-        }
-        order.reverse();
-    }
-    Ok(results)
-}
-
-fn measure(subject: &Subject, plan: &Plan, stop: &Stop) -> Result<(Numbers, Outcome), SuiteError> {
-    // A tenth of the time first, unmeasured: caches, connections' buffers, scaling.
-    if let Until::Elapsed(time) = plan.until {
-        load::run(&subject.target, &Plan { until: Until::Elapsed(time / 10), ..*plan }, stop)?;
-    }
-    let before = process::tree_cpu(subject.root).map_err(process_error("a server"))?;
-    let outcome = load::run(&subject.target, plan, stop)?;
-    let after = process::tree_cpu(subject.root).map_err(process_error("a server"))?;
-    Ok((Numbers::of(&outcome, after.saturating_sub(before)), outcome))
-}
-
-/// The best floor for a metric, and its median.
-fn best_floor(subjects: &[Subject], results: &[Runs], metric: usize) -> Option<(usize, f64)> {
-    let less_is_better = METRICS[metric].2;
-    let floors = subjects.iter().enumerate().filter(|(_, subject)| subject.floor);
-    floors.map(|(index, _)| (index, results[index].median(metric))).min_by(|a, b| {
-        let order = a.1.total_cmp(&b.1);
-        if less_is_better { order } else { order.reverse() }
-    })
-}
-
-fn report(subjects: &[Subject], results: &[Runs], case: &str, connections: usize) -> Vec<Row> {
-    let mut rows = Vec::new();
-    for (subject, runs) in subjects.iter().zip(results) {
-        let name = format!("{} {case} c{connections}", subject.label);
-        for (metric, &(metric_name, unit, _, shown)) in METRICS.iter().enumerate() {
-            let row = Row::new(BENCH, name.as_str(), metric_name, runs.median(metric), unit);
-            let values = runs.numbers.iter().map(|numbers| numbers.0[metric]);
-            let row = match best_floor(subjects, results, metric) {
-                Some((floor, baseline)) if !subject.floor => {
-                    let floors = results[floor].numbers.iter().map(|numbers| numbers.0[metric]);
-                    row.against(baseline).spread(values.zip(floors).map(|(value, floor)| value / floor))
-                }
-                _ => row.spread(values),
-            };
-            let bar = bar(&subject.label, case, connections, metric);
-            rows.push(bar.into_iter().fold(row, Row::must).shown(shown || bar.is_some()));
-        }
-        rows.push(failures(&name, &runs.failures));
-    }
-    rows
-}
-
-fn failures(case: &str, failures: &Failures) -> Row {
-    if failures.total() > 0 {
-        eprintln!("{case}: failed requests: {failures}");
-    }
-    Row::new(BENCH, case, "failures", failures.total() as f64, "requests").must(Bar::AtMost(0.0)).shown(false)
-}
-
 /// All at the same rate, which the floor has no trouble with: what a caller sees who doesn't wait for others.
 fn open_loop(
     servers: &Servers,
@@ -401,7 +254,7 @@ fn open_loop(
     let plan = plan(options, connections, Pace::Poisson { per_second, seed: SEED });
     let results = rounds(&subjects, &plan, options.rounds, stop)?;
     let case = format!("nop open {per_second}/s");
-    let mut rows = report(&subjects, &results, &case, connections);
+    let mut rows = report(BENCH, &subjects, &results, &case, connections, &|_, _| None);
     for (subject, runs) in subjects.iter().zip(&results) {
         let name = format!("{} {case} c{connections}", subject.label);
         rows.push(Row::new(BENCH, name, "backlog max", runs.backlog_max as f64, "requests").shown(false));

@@ -1,6 +1,8 @@
 //! The benchmarks. Each starts what it measures, gives back rows, and leaves nothing behind.
 
+pub mod chain;
 pub mod chaos;
+pub mod compare;
 pub mod http;
 pub mod idle;
 pub mod redeploy;
@@ -38,12 +40,29 @@ pub enum SuiteError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The bare bus failed.
+    #[error(transparent)]
+    PingPong(#[from] crate::pingpong::PingPongError),
+    /// A single call failed.
+    #[error(transparent)]
+    Call(#[from] crate::http1::CallError),
+    /// An answer is not what it must be.
+    #[error("{what}: {found}")]
+    Answer {
+        /// Whose.
+        what: String,
+        /// What it is instead.
+        found: String,
+    },
     /// perf failed.
     #[error("perf: {0}")]
     Perf(std::io::Error),
     /// Criterion's results can't be read.
     #[error(transparent)]
     Micro(#[from] crate::micro::MicroError),
+    /// Nothing could be simulated.
+    #[error(transparent)]
+    Sim(#[from] crate::sched::SimError),
     /// No case is left after the filters.
     #[error("no case matches {0:?}")]
     NoCase(String),

@@ -1,0 +1,126 @@
+//! The same hop with small and large values that are passed on: no byte of them is touched, so it takes as long.
+//!
+//! From outside that can't be seen: HTTP needs some ten milliseconds for 16 MiB, and fifteen hops a tenth of one. So the
+//! chain begins and ends with a function that looks at the clock (`bench/functions/stamp.rs`), once when it has
+//! copied its input to where its answer lies, and once when that arrives. A chain with steps between the two takes
+//! longer than one without, by the hops.
+
+use crate::http1::Client;
+use crate::load::{Target, histogram};
+use crate::node::{Node, NodeError, Programs};
+use crate::process;
+use crate::report::{Bar, Row, median};
+use crate::stop::Stop;
+use crate::suite::{SuiteError, TIMEOUT, process_error};
+
+use super::{BENCH, Code, Options, apply};
+
+/// Steps between the two that look at the clock.
+const BETWEEN: usize = 15;
+/// Bytes of the values, and what they are called. The second one is what the others are compared with.
+const SIZES: [(usize, &str); 3] = [(27, "27 B"), (1024, "1 KiB"), (16 << 20, "16 MiB")];
+const BASELINE: usize = 1;
+/// Calls of a round, for each chain and size: as many as take about as long as a round of the other parts.
+const CALLS: usize = 60;
+/// Calls that only warm up.
+const FIRST_CALLS: usize = 5;
+const PAYLOAD: &str = "17MiB";
+
+pub(super) fn run(options: &Options, programs: &Programs, stop: &Stop) -> Result<Vec<Row>, SuiteError> {
+    let node = Node::start_with(programs, "transport = \"sockmap\"\nworkers = 1\n", stop)?;
+    let settings = ["limits.payload=17MiB", "limits.memory=192MiB"];
+    let (between, ends) = (Code::Pass.names(BETWEEN), Code::Stamp.names(2));
+    Code::Pass.deploy(&node, programs, &between, &settings)?;
+    Code::Stamp.deploy(&node, programs, &ends, &settings)?;
+    apply(&node, "short", &ends, PAYLOAD)?;
+    let steps = [&ends[..1], &between, &ends[1..]].concat();
+    apply(&node, "long", &steps, PAYLOAD)?;
+
+    let requests = SIZES.map(|(size, _)| {
+        let body: Vec<u8> = (0..size).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect();
+        ["short", "long"].map(|chain| {
+            let path = format!("/function/{chain}");
+            Target::new(node.address, "POST", &path, &body, b"".as_slice().into()).request
+        })
+    });
+    let mut client = Client::connect(node.address, TIMEOUT)?;
+    for request in requests.iter().flatten() {
+        elapsed_us(&mut client, request, stop)?;
+    }
+    let cpus = process::allowed_cpus().map_err(process_error("this program"))?;
+    let mut hops_us = SIZES.map(|_| Vec::new());
+    for round in 0..options.rounds.max(1) {
+        eprintln!("payload, round {} of {}", round + 1, options.rounds);
+        let tree = process::tree(node.pid()).map_err(process_error("spryd"))?;
+        process::restrict(&tree, &cpus[..1]).map_err(process_error("spryd"))?;
+        process::restrict_this_thread(cpus[0]).map_err(process_error("this program"))?;
+        let mut order: Vec<usize> = (0..SIZES.len()).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for size in order {
+            let [short, long] = &requests[size];
+            let short = median_us(&mut client, short, stop)?;
+            let long = median_us(&mut client, long, stop)?;
+            hops_us[size].push((long - short) / BETWEEN as f64);
+        }
+    }
+    Ok(report(&hops_us))
+}
+
+/// The median of what a chain says about itself, in microseconds.
+fn median_us(client: &mut Client, request: &[u8], stop: &Stop) -> Result<f64, SuiteError> {
+    for _ in 0..FIRST_CALLS {
+        elapsed_us(client, request, stop)?;
+    }
+    let mut values = histogram();
+    for _ in 0..CALLS {
+        values.saturating_record((elapsed_us(client, request, stop)? * 1000.0) as u64);
+    }
+    Ok(values.value_at_quantile(0.5) as f64 / 1000.0)
+}
+
+/// One call; microseconds from the first step's stamp to the last step's beginning.
+fn elapsed_us(client: &mut Client, request: &[u8], stop: &Stop) -> Result<f64, SuiteError> {
+    if stop.is_set() {
+        return Err(NodeError::Interrupted.into());
+    }
+    let mut body = Vec::new();
+    let head = client.call(request, &mut body)?;
+    let text = String::from_utf8_lossy(&body);
+    match text.parse::<f64>() {
+        Ok(elapsed_ns) if head.status == 200 => Ok(elapsed_ns / 1000.0),
+        _ => Err(SuiteError::Answer {
+            what: "a chain that times itself".to_owned(),
+            found: format!("status {}: {}", head.status, text.chars().take(200).collect::<String>()),
+        }),
+    }
+}
+
+fn report(hops_us: &[Vec<f64>; SIZES.len()]) -> Vec<Row> {
+    let baseline = median(&hops_us[BASELINE]);
+    let mut rows = Vec::new();
+    for (size, (bytes, name)) in SIZES.into_iter().enumerate() {
+        let row = Row::new(BENCH, format!("{name} passed on, one core"), "hop", median(&hops_us[size]), "us");
+        rows.push(if size == BASELINE {
+            row.spread(hops_us[size].iter().copied())
+        } else {
+            let ratios = hops_us[size].iter().zip(&hops_us[BASELINE]).map(|(hop, small)| hop / small);
+            let row = row.against(baseline).spread(ratios);
+            if bytes > SIZES[BASELINE].0 { row.must(Bar::RatioAtMost(1.1)) } else { row }
+        });
+    }
+    rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_values_are_compared_with_small_ones() {
+        let rows = report(&[vec![4.0], vec![4.0, 5.0, 6.0], vec![5.0, 5.5, 7.0]]);
+        let ratios: Vec<_> = rows.iter().map(|row| (row.ratio, row.met)).collect();
+        assert_eq!(ratios, [(Some(0.8), None), (None, None), (Some(1.1), Some(true))]);
+    }
+}
