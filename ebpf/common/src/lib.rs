@@ -66,6 +66,9 @@ pub mod status {
     pub const FAILED: u8 = 1;
     /// The step was not started, because its run's time was over. Only the bus says so.
     pub const EXPIRED: u8 = 2;
+    /// Nothing: the port throws the message away. Only the kernel program says so, of an answer whose invocation the
+    /// hub has taken back in the moment when the program handed it on.
+    pub const VOID: u8 = 15;
 }
 
 /// The high four bits of [`Descriptor::flags`].

@@ -1,25 +1,29 @@
-//! An instance sends: the answer to the invocation that it holds, or something against the rules.
+//! An instance sends: the answer to the invocation that it holds, a value that it emits for it, or something
+//! against the rules.
 //!
 //! The instance is hostile. It may send at any time, from several threads, whatever it likes; it may
 //! guess an invocation before it has read it. An answer counts when the slot's state is that
 //! invocation, and takes it away by compare-and-swap: so one invocation has one answer at most, and one
-//! instance has one message on its way at most.
+//! instance has one answer on its way at most. Where the answer goes is written in the slot and in the route:
+//! nothing of it is the instance's to say.
 
 use aya_ebpf::programs::SkMsgContext;
 use aya_log_ebpf::warn;
 use spry_ebpf_common::{
-    Counter, SLOTS_PER_FUNCTION, STATE_DETACHED, STATE_HELD, STATE_IDLE, Slot, fault, flags, invocation_of,
+    CHAIN_BIT, Counter, Descriptor, EMITS_MAX, SLOTS_PER_FUNCTION, STATE_DETACHED, STATE_HELD, STATE_IDLE,
+    Slot, fault, flags, invocation_of, status,
 };
 
 use crate::{
     atomic,
+    claim::{Claim, Placed},
     maps::{FUNCTIONS, SLOTS, count},
-    message,
+    message, route, trail,
 };
 
-/// Sends an answer on to the port that waits for it; counts and records anything else.
+/// Sends a message on to where it belongs; counts and records what is against the rules.
 #[inline(always)]
-pub(crate) fn answer(ctx: &SkMsgContext, index: u32, connection: u32) {
+pub(crate) fn send(ctx: &SkMsgContext, index: u32, connection: u32) {
     let Some(slot) = SLOTS.get_ptr_mut(index) else { return stranger(ctx, index) };
     // SAFETY: pointers into the map's entry; the hub may change the state at any time.
     let (expected, state) = unsafe { ((*slot).connection, (&raw const (*slot).state).read_volatile()) };
@@ -30,55 +34,166 @@ pub(crate) fn answer(ctx: &SkMsgContext, index: u32, connection: u32) {
     if expected != connection {
         return stranger(ctx, index);
     }
-    match accept(ctx, slot, index) {
-        Ok(port) => {
-            message::redirect(ctx, port);
-            count(Counter::Answered);
-        }
+    match accept(ctx, slot, index, state) {
         // Detached in this very moment.
-        Err(fault::NONE) => {}
+        Ok(()) | Err(fault::NONE) => {}
         Err(kind) => violation(ctx, slot, index, kind),
     }
 }
 
-/// Checks the message, frees the slot, stamps the message. The result is the port that it is for.
 #[inline(always)]
-fn accept(ctx: &SkMsgContext, slot: *mut Slot, index: u32) -> Result<u32, u8> {
+fn accept(ctx: &SkMsgContext, slot: *mut Slot, index: u32, state: u64) -> Result<(), u8> {
     let message = message::descriptor(ctx).ok_or(fault::MALFORMED)?;
     // SAFETY: `descriptor` has checked that the message is that long, and that it is the kernel's own.
-    let (invocation, flags) = unsafe { ((*message).invocation, (*message).flags) };
-    let invocation = invocation_of(invocation).ok_or(fault::NOT_ITS_INVOCATION)?;
-    // SAFETY: pointers into the map's entry. The first three fields belong to `invocation` when `claimed` says so,
-    // and can't change before the slot is idle again, which only the swap below brings about.
-    let (port, route, step, single_use) = unsafe {
-        // SYNC(slot-claimed): pairs with the swap in `port::Claim::try_take`.
-        if (&raw const (*slot).claimed).read_volatile() != invocation {
-            return Err(fault::NOT_ITS_INVOCATION);
+    let message = unsafe { &mut *message };
+    let held = Held::of(slot, message.invocation)?;
+    let said = message.flags;
+    message.route = held.route;
+    message.step = held.step;
+    message.source = index;
+    if said & flags::EMIT != 0 {
+        return emit(ctx, slot, message, &held, state);
+    }
+    match said & status::MASK {
+        status::OK | status::FAILED => answer(ctx, slot, index, message, &held),
+        _ => Err(fault::MALFORMED),
+    }
+}
+
+/// What a slot's fields say about the invocation that its instance names. They belong to it when `claimed` says so,
+/// and can't change before the slot is idle again, which only the swap in [`answer`] brings about.
+struct Held {
+    port: u32,
+    trail: u32,
+    generation: u32,
+    route: u16,
+    step: u8,
+    single_use: bool,
+}
+
+impl Held {
+    #[inline(always)]
+    fn of(slot: *mut Slot, invocation: u64) -> Result<Self, u8> {
+        let invocation = invocation_of(invocation).ok_or(fault::NOT_ITS_INVOCATION)?;
+        // SAFETY: pointers into the map's entry.
+        unsafe {
+            // SYNC(slot-claimed): pairs with the swap in `Claim::try_take`.
+            if (&raw const (*slot).claimed).read_volatile() != invocation {
+                return Err(fault::NOT_ITS_INVOCATION);
+            }
+            Ok(Self {
+                port: (*slot).port,
+                trail: (*slot).trail,
+                generation: (*slot).generation,
+                route: (*slot).route,
+                step: (*slot).step,
+                single_use: (*slot).single_use != 0,
+            })
         }
-        ((*slot).port, (*slot).route, (*slot).step, (*slot).single_use != 0)
-    };
-    let next = if single_use || flags & flags::HOLD != 0 { STATE_HELD } else { STATE_IDLE };
+    }
+}
+
+/// A value goes to the port, and the instance goes on. `state` is what the slot had when the message came: the
+/// instance's messages run through here one after the other, so only a detach can have changed it since.
+#[inline(always)]
+fn emit(
+    ctx: &SkMsgContext,
+    slot: *mut Slot,
+    message: &mut Descriptor,
+    held: &Held,
+    state: u64,
+) -> Result<(), u8> {
+    if state != message.invocation {
+        return Err(fault::NOT_ITS_INVOCATION);
+    }
+    // SAFETY: pointers into the map's entry; nobody else adds to it while the slot is busy.
+    unsafe {
+        let emitted = (&raw const (*slot).emitted).read_volatile();
+        if emitted >= EMITS_MAX {
+            return Err(fault::FLOOD);
+        }
+        (&raw mut (*slot).emitted).write_volatile(emitted + 1);
+    }
+    message.flags = flags::EMIT;
+    message::redirect(ctx, held.port);
+    count(Counter::Emitted);
+    Ok(())
+}
+
+/// The slot leaves the invocation; the message goes to the next step, or to the port.
+#[inline(always)]
+fn answer(
+    ctx: &SkMsgContext,
+    slot: *mut Slot,
+    index: u32,
+    message: &mut Descriptor,
+    held: &Held,
+) -> Result<(), u8> {
+    let hold = held.single_use || message.flags & flags::HOLD != 0;
+    let left = if hold { STATE_HELD } else { STATE_IDLE };
     // SAFETY: only computes an address within the entry.
     let state = unsafe { &raw mut (*slot).state };
-    match atomic::compare_and_swap(state, invocation, next) {
-        old if old == invocation => {}
+    match atomic::compare_and_swap(state, message.invocation, left) {
+        old if old == message.invocation => {}
         STATE_DETACHED => return Err(fault::NONE),
         _ => return Err(fault::NOT_ITS_INVOCATION),
     }
-    if next == STATE_IDLE {
+    if !hold {
         if let Some(function) = FUNCTIONS.get_ptr_mut(index / SLOTS_PER_FUNCTION) {
             // SAFETY: only computes an address within the entry.
             let mask = unsafe { &raw mut (*function).idle };
             atomic::set_bits(mask, 1 << (index % SLOTS_PER_FUNCTION));
         }
     }
-    // SAFETY: as for the reads above.
-    unsafe {
-        (*message).route = route;
-        (*message).step = step;
-        (*message).source = index;
+    message.flags &= !flags::NEXT;
+    if held.route & CHAIN_BIT != 0 && !to_port(ctx, index, message, held, hold) {
+        return Ok(());
     }
-    Ok(port)
+    message::redirect(ctx, held.port);
+    count(Counter::Answered);
+    Ok(())
+}
+
+/// What becomes of an answer on a chain's route; `shm_bus::transport::hub::route` has the same rules in a table.
+/// True: it goes to the port, as it now is.
+#[inline(always)]
+fn to_port(ctx: &SkMsgContext, index: u32, message: &mut Descriptor, held: &Held, hold: bool) -> bool {
+    let in_time = trail::note_answered(held.trail, held.step, index, held.generation, message);
+    if message.flags & status::MASK == status::FAILED {
+        return true;
+    }
+    let step = held.step + 1;
+    let Some(next) = route::function_at(held.route, step as u32) else { return true };
+    message.step = step;
+    let kept = message.flags & flags::HOLD;
+    if !in_time {
+        message.flags = kept | status::EXPIRED;
+        return true;
+    }
+    if !hold {
+        message.flags = 0;
+        let claim = Claim {
+            invocation: message.invocation,
+            port: held.port,
+            trail: held.trail,
+            route: held.route,
+            step,
+        };
+        match claim.place(ctx, next) {
+            Placed::In(_) => {
+                count(Counter::Routed);
+                return false;
+            }
+            Placed::WithHub => {
+                // Passed on as it is, it would look to spryd like a violation of the sender.
+                message.flags = status::VOID;
+                return true;
+            }
+            Placed::Nowhere => {}
+        }
+    }
+    message.flags = kept | flags::NEXT;
+    true
 }
 
 /// The message goes to spryd's end of the connection; the slot says what it was.

@@ -4,7 +4,8 @@
 //! address (`spry_ebpf_common::address_of`) and both TCP ports. From there,
 //!
 //! - [`port`]: a gateway port hands an invocation to an idle instance,
-//! - [`instance`]: an instance answers the invocation that it holds,
+//! - [`instance`]: an instance answers the invocation that it holds: to the port, or on a chain's [`route`] to an idle
+//!   instance of the next function; before that it may emit some values,
 //! - everything else is a violation and goes to the socket's real peer, which spryd holds.
 //!
 //! The verdict is always `SK_PASS`: to the redirect's target where one was chosen, else to the real
@@ -18,11 +19,14 @@
 #![feature(asm_experimental_arch)]
 
 mod atomic;
+mod claim;
 mod instance;
 mod maps;
 mod message;
 mod pick;
 mod port;
+mod route;
+mod trail;
 
 use aya_ebpf::{bindings::sk_action::SK_PASS, macros::sk_msg, programs::SkMsgContext};
 use spry_ebpf_common::{MAX_PORTS, index_of};
@@ -41,7 +45,7 @@ pub fn spry_bus(ctx: SkMsgContext) -> u32 {
     if index < MAX_PORTS {
         port::send(&ctx, index, connection);
     } else {
-        instance::answer(&ctx, index - MAX_PORTS, connection);
+        instance::send(&ctx, index - MAX_PORTS, connection);
     }
     PASS
 }

@@ -41,7 +41,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
 #[cfg(feature = "hub")]
-use spry_ebpf_common::{DEFAULT_FUNCTIONS, DEFAULT_PORTS, MAX_FUNCTIONS, MAX_PORTS, PORT_BIT, flags};
+use spry_ebpf_common::{DEFAULT_FUNCTIONS, DEFAULT_PORTS, MAX_FUNCTIONS, MAX_PORTS, PORT_BIT, flags, status};
 use spry_ebpf_common::{DESCRIPTOR_LEN, Descriptor, Hop};
 
 use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
@@ -159,21 +159,23 @@ pub enum Event {
     /// has the invocation again: like a new request, to the function at that step. `flags::HOLD` is kept; a peer that
     /// serves once is held without it.
     Forward(Descriptor),
-    /// A value that a peer (`source`) emits for the invocation that it goes on serving. It comes before that
-    /// peer's answer. The peer may have been detached, and the invocation be settled, since.
+    /// A value that a peer (`source`) emits for the invocation that it goes on serving. A peer that keeps the rules
+    /// emits before it answers, and then this comes first; but the peer may be hostile, or have been detached
+    /// since, so the invocation may be settled by now.
     Emitted(Descriptor),
     /// A descriptor that `send` took but that could not be delivered: send it again or queue it.
     Bounced(Descriptor),
 }
 
 impl Event {
-    /// What a descriptor is that the bus has brought to a port: its stamped flags say so.
+    /// What a descriptor is that the kernel program has brought to a port: its stamped flags say so.
     #[cfg(feature = "hub")]
-    pub(crate) fn of(descriptor: Descriptor) -> Self {
+    pub(crate) fn of(descriptor: Descriptor) -> Option<Self> {
         match descriptor.flags {
-            flags if flags & flags::EMIT != 0 => Self::Emitted(descriptor),
-            flags if flags & flags::NEXT != 0 => Self::Forward(descriptor),
-            _ => Self::Answer(descriptor),
+            status::VOID => None,
+            flags if flags & flags::EMIT != 0 => Some(Self::Emitted(descriptor)),
+            flags if flags & flags::NEXT != 0 => Some(Self::Forward(descriptor)),
+            _ => Some(Self::Answer(descriptor)),
         }
     }
 }

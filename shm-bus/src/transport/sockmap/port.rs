@@ -135,12 +135,12 @@ impl Port for SockmapPort {
                 self.begun.extend_from_slice(head);
                 rest = tail;
                 if let Ok(whole) = self.begun.as_slice().try_into() {
-                    out.push(Event::of(from_bytes(whole)));
+                    out.extend(Event::of(from_bytes(whole)));
                     self.begun.clear();
                 }
             }
             let mut whole = rest.chunks_exact(DESCRIPTOR_LEN);
-            out.extend(whole.by_ref().map(|bytes| {
+            out.extend(whole.by_ref().filter_map(|bytes| {
                 Event::of(from_bytes(bytes.try_into().expect("a chunk is exactly a descriptor")))
             }));
             self.begun.extend_from_slice(whole.remainder());
