@@ -7,6 +7,7 @@
 //! - [`node`]: a spryd of the benchmark's own, gone without a trace when its handle is dropped.
 //! - [`process`]: what a process tree uses: CPU, descriptors, segments.
 //! - [`micro`]: what criterion's benches (`benches/`) have measured, as rows of the same kind.
+//! - [`sched`]: scheduling policies on a simulated machine.
 //! - [`suite`]: the benchmarks, one file each; [`report`] is what they come to.
 //!
 //! Nothing here is linked into the node. The measured servers are always other processes, so that no
@@ -22,6 +23,7 @@ pub mod pingpong;
 pub mod process;
 pub mod random;
 pub mod report;
+pub mod sched;
 pub mod stop;
 pub mod suite;
 pub mod sys;

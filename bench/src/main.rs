@@ -9,7 +9,7 @@ use spry_bench::load::{self, Pace, Plan, Target, Until};
 use spry_bench::node::Programs;
 use spry_bench::stop::Stop;
 use spry_bench::suite::{SuiteError, chain, chaos, http, idle, redeploy, soak};
-use spry_bench::{floor, micro, pingpong, report, sys};
+use spry_bench::{floor, micro, pingpong, report, sched, sys};
 
 /// Measures spry beside a floor that is measured in the same run.
 #[derive(Debug, Parser)]
@@ -41,6 +41,14 @@ enum Command {
         bench: micro::Bench,
         /// Where criterion has left its results.
         folder: PathBuf,
+        /// Also writes the rows to FILE.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Scheduling policies on a simulated machine: turnarounds beside eevdf's.
+    Sim {
+        #[command(flatten)]
+        options: sched::Options,
         /// Also writes the rows to FILE.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -117,6 +125,10 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
     if let Command::Micro { bench, folder, json } = command {
         return Ok(print(&micro::rows(bench, &folder)?, json.as_deref()));
     }
+    if let Command::Sim { options, json } = command {
+        let rows = sched::run(&options)?;
+        return Ok(write(&rows, json.as_deref()));
+    }
     if let Command::Peer { kind, fds } = command {
         let fds = fds.into_iter().map(sys::inherited).collect::<std::io::Result<_>>();
         let fds = fds.map_err(|error| poll_error("take over a descriptor", error))?;
@@ -139,7 +151,9 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
         Command::Chaos(suite) => Ok(finish(&chaos::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Idle(suite) => Ok(finish(&idle::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Load(options) => load(&options, &stop),
-        Command::Floor { .. } | Command::Micro { .. } | Command::Peer { .. } => unreachable!("handled above"),
+        Command::Floor { .. } | Command::Micro { .. } | Command::Sim { .. } | Command::Peer { .. } => {
+            unreachable!("handled above")
+        }
     }
 }
 
@@ -166,6 +180,10 @@ fn finish<O: Args>(rows: &[report::Row], suite: &Suite<O>) -> ExitCode {
 /// The table to standard output, and the rows to a file if that is wanted.
 fn print(rows: &[report::Row], json: Option<&Path>) -> ExitCode {
     print!("{}", report::table(rows));
+    write(rows, json)
+}
+
+fn write(rows: &[report::Row], json: Option<&Path>) -> ExitCode {
     match json.map(|path| (path, report::write_json(path, rows))) {
         Some((path, Err(error))) => {
             eprintln!("spry-bench: write {}: {error}", path.display());
