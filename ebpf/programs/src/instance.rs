@@ -34,6 +34,12 @@ pub(crate) fn send(ctx: &SkMsgContext, index: u32, connection: u32) {
     if expected != connection {
         return stranger(ctx, index);
     }
+    // SAFETY: as above.
+    let broken = unsafe { (*slot).fault };
+    if broken != fault::NONE {
+        // Nothing counts from who has broken a rule once: spryd is about to end it.
+        return violation(ctx, slot, index, broken);
+    }
     match accept(ctx, slot, index, state) {
         // Detached in this very moment.
         Ok(()) | Err(fault::NONE) => {}

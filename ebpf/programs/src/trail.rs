@@ -4,9 +4,9 @@
 //! invocation, so by one program at a time.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use spry_ebpf_common::{CHAIN_BIT, Descriptor, Hop, STEPS_PER_ROUTE, Trail};
+use spry_ebpf_common::{CHAIN_BIT, Descriptor, Hop, Trail};
 
-use crate::{claim::Claim, maps::TRAILS};
+use crate::{claim::Claim, maps::TRAILS, route::place};
 
 /// A step is put into a slot.
 #[inline(always)]
@@ -57,5 +57,5 @@ fn of(index: u32, invocation: u64) -> Option<*mut Trail> {
 #[inline(always)]
 fn hop(trail: *mut Trail, step: u8) -> *mut Hop {
     // SAFETY: only computes an address within the entry.
-    unsafe { (&raw mut (*trail).hop).cast::<Hop>().add(step as usize % STEPS_PER_ROUTE) }
+    unsafe { (&raw mut (*trail).hop).cast::<Hop>().add(place(step as u32)) }
 }

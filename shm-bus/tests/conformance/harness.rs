@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use shm_bus::Descriptor;
-use shm_bus::ids::{FunctionIndex, PeerId, PortIndex};
+use shm_bus::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
 use shm_bus::transport::{Config, Event, Fault, Kind, Port, Sent, Transport, select};
-use spry_ebpf_common::PORT_BIT;
+use shm_bus::{Descriptor, Hop};
+use spry_ebpf_common::{PORT_BIT, TRAILS_PER_PORT};
 
 /// Longer than anything takes, however slow the machine.
 pub(crate) const WATCHDOG: Duration = Duration::from_secs(60);
@@ -22,7 +22,7 @@ static SKIPPED: AtomicU32 = AtomicU32::new(0);
 
 /// Runs a case on a new transport, or says why it can't be.
 pub(crate) fn with(case: &str, kind: Kind, run: fn(Bus)) {
-    match select(Some(kind), Config { functions: 16, ports: 10 }) {
+    match select(Some(kind), Config { functions: 40, ports: 10 }) {
         Ok(selected) => {
             assert_eq!(selected.transport.kind(), kind);
             run(Bus::new(selected.transport));
@@ -64,7 +64,16 @@ impl Bus {
 
     /// Also hands over `more` fds, after the endpoint's.
     pub(crate) fn join_with(&self, role: &str, more: &[BorrowedFd<'_>]) -> Peer {
-        let attachment = self.transport.attach(FUNCTION).unwrap();
+        self.start(FUNCTION, role, more)
+    }
+
+    /// A peer process of any function.
+    pub(crate) fn join_at(&self, function: FunctionIndex, role: &str) -> Peer {
+        self.start(function, role, &[])
+    }
+
+    fn start(&self, function: FunctionIndex, role: &str, more: &[BorrowedFd<'_>]) -> Peer {
+        let attachment = self.transport.attach(function).unwrap();
         let child = spawn(role, self.transport.kind(), &attachment.endpoint, more);
         assert!(self.transport.admit(attachment.peer));
         Peer { id: attachment.peer, child, transport: Arc::clone(&self.transport) }
@@ -85,6 +94,38 @@ impl Bus {
             flags: 0,
             source: PORT_BIT | u32::from(self.index.0),
         }
+    }
+
+    /// The next invocation, on a chain's route, with its trail begun.
+    pub(crate) fn run(&mut self, route: RouteIndex, deadline_ns: u64) -> Descriptor {
+        let descriptor = self.descriptor();
+        let trail = self.trail_of(&descriptor);
+        self.transport.begin_trail(trail, InvocationId(descriptor.invocation), deadline_ns);
+        Descriptor { route: route.in_descriptor(), step: 0, source: trail.in_descriptor(), ..descriptor }
+    }
+
+    /// Which trail an invocation has: they are used in turn.
+    pub(crate) fn trail_of(&self, descriptor: &Descriptor) -> TrailIndex {
+        let index = (descriptor.invocation % u64::from(TRAILS_PER_PORT)) as u16;
+        TrailIndex { port: self.index, index }
+    }
+
+    /// The first steps of an invocation's trail.
+    pub(crate) fn hops(&self, descriptor: &Descriptor, steps: usize) -> Vec<Hop> {
+        let mut hops = Vec::new();
+        self.transport.trail(self.trail_of(descriptor), steps, &mut hops);
+        hops
+    }
+
+    /// Sends to a function; true when a peer has it (as far as is known yet).
+    pub(crate) fn send_to(&mut self, function: FunctionIndex, descriptor: &Descriptor) -> bool {
+        self.port.send(function, descriptor).unwrap() == Sent::Delivered
+    }
+
+    /// Sends what came back to a port on to the function that it is for.
+    pub(crate) fn send_on(&mut self, function: FunctionIndex, forward: &Descriptor) -> bool {
+        let source = self.trail_of(forward).in_descriptor();
+        self.send_to(function, &Descriptor { source, flags: 0, ..*forward })
     }
 
     /// Sends; true when a peer has it (as far as is known yet).
@@ -118,6 +159,13 @@ impl Bus {
         let events = self.events(WATCHDOG);
         let [Event::Answer(answer)] = events[..] else { panic!("expected one answer: {events:?}") };
         answer
+    }
+
+    /// The one event that must come.
+    pub(crate) fn event(&mut self) -> Event {
+        let events = self.events(WATCHDOG);
+        let [event] = events[..] else { panic!("expected one event: {events:?}") };
+        event
     }
 
     /// The fault that must be reported. Answers meanwhile are collected.

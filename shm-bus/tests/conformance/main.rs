@@ -7,9 +7,13 @@
 //! ([`peer`]). Nothing sleeps; whatever is waited for has a watchdog.
 #![cfg(not(loom))]
 
+mod chain_rules;
+mod chains;
 mod deaths;
 mod delivery;
+mod emissions;
 mod harness;
+mod many;
 mod payload;
 mod peer;
 mod rules;
@@ -47,6 +51,23 @@ macro_rules! conformance {
                 deaths::at_any_time,
                 deaths::nothing_stays_open,
                 payload::bytes_are_preserved,
+                chains::of_any_length,
+                chains::through_one_peer,
+                chains::a_failure_is_its_steps,
+                chains::nobody_idle_comes_back_and_goes_on,
+                chains::a_held_step_comes_back,
+                chains::no_step_starts_too_late,
+                chains::anothers_trail_is_left_alone,
+                chains::a_route_is_set_again,
+                chain_rules::an_answer_to_anothers_run,
+                chain_rules::a_way_that_the_peer_chooses,
+                chain_rules::a_status_that_there_is_not,
+                chain_rules::a_death_at_each_step,
+                emissions::come_in_order_before_the_answer,
+                emissions::are_bounded,
+                emissions::of_who_holds_nothing,
+                many::chains_do_not_cross,
+                many::runs_keep_their_sums,
             );
         })*
     };

@@ -6,7 +6,7 @@ use shm_bus::Descriptor;
 use shm_bus::alloc::Allocator;
 use shm_bus::endpoint;
 use shm_bus::segment::{Reader, Writer};
-use shm_bus::transport::{Endpoint, Kind};
+use shm_bus::transport::{BusError, Endpoint, Kind};
 use spry_ebpf_common::flags;
 
 /// Runs the role in the environment, if there is one, and doesn't return then.
@@ -28,8 +28,19 @@ fn run(role: &str, kind: Kind, fds: Vec<OwnedFd>, more: Vec<OwnedFd>) {
         return send_raw(kind, &fds, len.parse().unwrap());
     }
     let mut endpoint = endpoint::open(kind, fds).unwrap();
+    if let Some(count) = role.strip_prefix("emit:") {
+        return emit(&mut *endpoint, count.parse().unwrap());
+    }
+    if let Some(flags) = role.strip_prefix("flags:") {
+        let flags = flags.parse().unwrap();
+        return serve(&mut *endpoint, |got| Descriptor { flags, ..answer_to(got) });
+    }
     match role {
         "serve" => serve(&mut *endpoint, answer_to),
+        "sum" => serve(&mut *endpoint, |got| Descriptor {
+            offset: super::many::mix(got.offset, got.step),
+            ..answer_to(got)
+        }),
         "hold" => serve(&mut *endpoint, |got| Descriptor { flags: flags::HOLD, ..answer_to(got) }),
         "foreign" => {
             serve(&mut *endpoint, |got| Descriptor { invocation: got.invocation + 1, ..answer_to(got) })
@@ -42,6 +53,24 @@ fn run(role: &str, kind: Kind, fds: Vec<OwnedFd>, more: Vec<OwnedFd>) {
         }
         "unasked" => {
             endpoint.send(&Descriptor { invocation: 1, ..Descriptor::default() }).unwrap();
+            wait_for_the_end();
+        }
+        "emit unasked" => {
+            endpoint
+                .send(&Descriptor { invocation: 1, flags: flags::EMIT, ..Descriptor::default() })
+                .unwrap();
+            wait_for_the_end();
+        }
+        "emit after answering" => {
+            let got = endpoint.receive().unwrap().unwrap();
+            endpoint.send(&answer_to(&got)).unwrap();
+            endpoint.send(&Descriptor { flags: flags::EMIT, ..answer_to(&got) }).unwrap();
+            wait_for_the_end();
+        }
+        "emit for another" => {
+            let got = endpoint.receive().unwrap().unwrap();
+            let invocation = got.invocation + 1;
+            endpoint.send(&Descriptor { flags: flags::EMIT, invocation, ..answer_to(&got) }).unwrap();
             wait_for_the_end();
         }
         "close" => {
@@ -69,12 +98,30 @@ fn answer_to(got: &Descriptor) -> Descriptor {
 }
 
 fn serve(endpoint: &mut dyn Endpoint, answer: impl Fn(&Descriptor) -> Descriptor) {
+    serve_all(endpoint, |endpoint, got| endpoint.send(&answer(got)));
+}
+
+fn serve_all(
+    endpoint: &mut dyn Endpoint,
+    mut handle: impl FnMut(&mut dyn Endpoint, &Descriptor) -> Result<(), BusError>,
+) {
     while let Some(got) = endpoint.receive().unwrap() {
+        assert_eq!(got.flags, 0, "what arrives has none");
         // The hub may end us at any time.
-        if endpoint.send(&answer(&got)).is_err() {
+        if handle(endpoint, &got).is_err() {
             return;
         }
     }
+}
+
+/// Emits so many values, numbered by their lengths, and then answers.
+fn emit(endpoint: &mut dyn Endpoint, count: u32) {
+    serve_all(endpoint, |endpoint, got| {
+        for length in 0..count {
+            endpoint.send(&Descriptor { flags: flags::EMIT | flags::NEXT, length, ..answer_to(got) })?;
+        }
+        endpoint.send(&answer_to(got))
+    });
 }
 
 fn die() -> ! {

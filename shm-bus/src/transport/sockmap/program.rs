@@ -79,7 +79,8 @@ fn refused(operation: &str, error: &dyn std::error::Error) -> BusError {
         text.push_str(&format!(": {inner}"));
         denied |= inner
             .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied);
+            // (The verifier's refusals are EACCES.)
+            .is_some_and(|error| error.raw_os_error() == Some(libc::EPERM));
         cause = inner.source();
     }
     if denied {
