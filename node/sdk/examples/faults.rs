@@ -32,6 +32,21 @@ fn faults(request: Request<'_>) -> Result<Response<'_>, Error> {
             let names: Vec<&str> = request.headers().map(|(name, _)| name).collect();
             Ok(Response::json(format!("{names:?}")))
         }
+        "/parts" => {
+            let parts: Vec<(&str, &[u8])> = request.parts().collect();
+            assert_eq!(request.body().as_ptr(), request.body().as_ptr(), "joined once");
+            Ok(Response::text(format!("{parts:?} {:?}", String::from_utf8_lossy(request.body()))))
+        }
+        "/emit" => {
+            // A buffer that is being written to stays whole.
+            let mut answer = request.buffer(256)?;
+            write!(answer, "before ")?;
+            request.emit("page", "text/plain", "one")?;
+            request.emit("page", "", [2u8; 3])?;
+            write!(answer, "after: {}", request.emit("Page", "", "").expect_err("a bad name"))?;
+            Ok(Response::buffer(answer))
+        }
+        "/emit-alone" => Err(request.emit("page", "", "nobody").expect_err("not in a chain")),
         _ => Ok(Response::new(request.body()).status(404)),
     }
 }

@@ -13,8 +13,8 @@
  *
  * Nothing has to be linked: the runtime hands its own functions over as pointers in the response.
  *
- * One request at a time, on one thread. Everything in the request lies in shared memory that is read-only
- * to the function, and is valid until spry_handle returns. A function that returns non-zero without having
+ * One request at a time, on one thread. Everything in the request is read-only to the function, and is valid
+ * until spry_handle returns; bodies and parts lie in shared memory, where their writers put them. A function that returns non-zero without having
  * called `fail` has failed too; so has one that crashes, only that its process is lost as well.
  *
  * The functions of the response return 0, or an enum spry_error; what they refuse changes nothing.
@@ -31,7 +31,7 @@ extern "C" {
 #endif
 
 /* The version of everything below. A library of another version is refused when it is deployed. */
-#define SPRY_ABI_VERSION 1
+#define SPRY_ABI_VERSION 2
 
 #if defined(__GNUC__)
 #define SPRY_EXPORT __attribute__((visibility("default")))
@@ -51,6 +51,13 @@ struct spry_header {
     struct spry_slice value;
 };
 
+/* One value of several. */
+struct spry_part {
+    struct spry_slice name;        /* may be empty */
+    struct spry_slice value;
+};
+
+/* In a chain, method, path, query, call id and deadline are those of the client's call of the chain. */
 struct spry_request {
     uint32_t abi_version;          /* SPRY_ABI_VERSION of the runtime */
     uint32_t header_count;
@@ -58,9 +65,15 @@ struct spry_request {
     struct spry_slice method;      /* "GET" */
     struct spry_slice path;        /* what follows the function's name: empty, or "/..." */
     struct spry_slice query;       /* without "?" */
-    struct spry_slice body;        /* aligned to 64 bytes */
     struct spry_slice call_id;     /* the invocation's public name */
     uint64_t deadline_unix_ns;     /* when the time runs out: nanoseconds since 1970 */
+    /* The values of a list (what the branches before this step answered, or what a trigger has collected), in
+     * order; of any other input the body alone. No byte of them was copied. */
+    size_t part_count;
+    const struct spry_part *parts;
+    /* The body. A list is joined to one when this is first called; see spry_request_body. */
+    struct spry_slice (*body)(const struct spry_request *);
+    const void *context;           /* the runtime's own */
 };
 
 enum spry_error {
@@ -69,7 +82,11 @@ enum spry_error {
     SPRY_BAD_HEADER = 2,           /* no HTTP header, or too many, or too long */
     SPRY_TOO_LARGE = 3,            /* over the function's payload limit, or over what was reserved */
     SPRY_FULL = 4,                 /* earlier answers still take the room, and it stayed so */
-    SPRY_MISUSE = 5                /* commit without reserve, a null pointer, text that is not UTF-8 */
+    SPRY_MISUSE = 5,               /* commit without reserve, a null pointer, text that is not UTF-8 */
+    SPRY_BAD_NAME = 6,             /* no name or content type of an emitted value */
+    SPRY_TOO_MANY = 7,             /* more values than one call may emit: 128 */
+    SPRY_NO_CHAIN = 8,             /* the call is not part of a chain: nobody would get the value */
+    SPRY_CLOSED = 9                /* spryd is gone, and this process about to end */
 };
 
 struct spry_response {
@@ -89,6 +106,11 @@ struct spry_response {
     int (*pass_through)(struct spry_response *);
     /* The invocation failed: the caller gets a 500 with this text (its first line is the message). */
     void (*fail)(struct spry_response *, const char *text, size_t len);
+    /* Gives a copy of a value to the triggers of the chain that this call is part of; the call goes on. The name is 1
+     * to 64 characters of a-z, 0-9, _ and -; the content type may be empty. What was emitted stays so, even if
+     * the call fails. */
+    int (*emit)(struct spry_response *, struct spry_slice name, struct spry_slice content_type, const void *data,
+                size_t len);
 };
 
 /* Written by the author. Required. */
@@ -126,6 +148,13 @@ static inline struct spry_slice spry_request_header(const struct spry_request *r
     return none;
 }
 
+/* The body. One that a client sent, or a function wrote, is aligned to 64 bytes; an element of somebody's array and
+ * a list are not. A list of JSON values is a JSON array, other values come each with its length before it (4 bytes,
+ * the lowest first): the content-type header says which, application/json or application/vnd.spry.frames. */
+static inline struct spry_slice spry_request_body(const struct spry_request *request) {
+    return request->body(request);
+}
+
 static inline int spry_response_status(struct spry_response *response, uint16_t status) {
     return response->set_status(response, status);
 }
@@ -154,6 +183,12 @@ static inline int spry_response_pass_through(struct spry_response *response) {
 static inline int spry_fail(struct spry_response *response, const char *text) {
     response->fail(response, text, strlen(text));
     return 1;
+}
+
+/* Emits a value; the content type may be null. */
+static inline int spry_emit(struct spry_response *response, const char *name, const char *content_type,
+                            const void *data, size_t len) {
+    return response->emit(response, spry_str(name), spry_str(content_type ? content_type : ""), data, len);
 }
 
 /* A whole answer of text. */

@@ -6,7 +6,7 @@
 use std::ffi::{c_char, c_int, c_void};
 
 /// `SPRY_ABI_VERSION`: the version of everything in this module.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// `struct spry_slice`: bytes that somebody else owns.
 #[repr(C)]
@@ -48,6 +48,16 @@ pub struct Header {
     pub value: Slice,
 }
 
+/// `struct spry_part`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Part {
+    /// May be empty.
+    pub name: Slice,
+    /// The value.
+    pub value: Slice,
+}
+
 /// `struct spry_request`: valid until the handler returns.
 #[repr(C)]
 #[derive(Debug)]
@@ -64,12 +74,18 @@ pub struct Request {
     pub path: Slice,
     /// The query string without `?`.
     pub query: Slice,
-    /// The body, aligned to 64 bytes.
-    pub body: Slice,
     /// The invocation's public name.
     pub call_id: Slice,
     /// When its time runs out, nanoseconds since the Unix epoch.
     pub deadline_unix_ns: u64,
+    /// Entries of `parts`.
+    pub part_count: usize,
+    /// The values of a list, or the body alone.
+    pub parts: *const Part,
+    /// The body; made of the parts when it is first asked for, if they are a list.
+    pub body: unsafe extern "C" fn(*const Request) -> Slice,
+    /// The runtime's own.
+    pub context: *const c_void,
 }
 
 /// `enum spry_error`: what the functions of [`Response`] return.
@@ -88,6 +104,14 @@ pub enum Code {
     Full = 4,
     /// Commit without reserve, a null pointer, text that is not UTF-8.
     Misuse = 5,
+    /// No name or content type of an emitted value.
+    BadName = 6,
+    /// More values than one call may emit.
+    TooMany = 7,
+    /// The call is not part of a chain.
+    NoChain = 8,
+    /// spryd is gone.
+    Closed = 9,
 }
 
 /// `struct spry_response`: the runtime's functions for building an answer.
@@ -110,6 +134,8 @@ pub struct Response {
     pub pass_through: unsafe extern "C" fn(*mut Response) -> c_int,
     /// Fails the invocation with a text.
     pub fail: unsafe extern "C" fn(*mut Response, *const c_char, usize),
+    /// Emits a value: name, content type, bytes.
+    pub emit: unsafe extern "C" fn(*mut Response, Slice, Slice, *const c_void, usize) -> c_int,
 }
 
 /// The type of `spry_abi_version`.

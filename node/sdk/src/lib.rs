@@ -34,6 +34,10 @@
 //! # fn main() {}
 //! ```
 //!
+//! In a chain, a function gets what the one before has answered, where that has written it. A step after a fan-out
+//! gets several values ([`Request::parts`]); a step with something to tell the chain's triggers emits it
+//! ([`Request::emit`]).
+//!
 //! An error or a panic fails the invocation (500), and the instance serves the next one. One invocation at a
 //! time, on one thread; threads that a function starts must be started by an invocation, not by `init`, since
 //! instances are forked from the process in which `init` ran.

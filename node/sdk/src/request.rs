@@ -1,13 +1,17 @@
 //! What a function gets.
 
 use std::cell::Cell;
+use std::ffi::c_int;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::abi;
 use crate::buffer::Buffer;
 use crate::error::Error;
 
-/// One invocation. Everything in it lies in shared memory that spryd wrote: no byte was copied for it.
+/// One invocation. Bodies and parts lie in shared memory, where their writers put them: no byte was copied for it.
+///
+/// In a chain, method, path, query, call id and deadline are those of the client's call of the chain; the body is what
+/// the step before has answered.
 #[derive(Debug, Clone, Copy)]
 pub struct Request<'a> {
     raw: &'a abi::Request,
@@ -48,10 +52,79 @@ impl<'a> Request<'a> {
         self.text(self.raw.call_id)
     }
 
-    /// The body, aligned to 64 bytes.
+    /// The body. One that a client sent, or a function wrote, is aligned to 64 bytes; an element of somebody's array and
+    /// a list are not.
+    ///
+    /// A list is joined to one body when this is first called: JSON values to an array, others each with its length
+    /// before it, as a little-endian `u32`. The `content-type` says which, `application/json` or
+    /// `application/vnd.spry.frames`. [`Self::parts`] has the values without a copy.
     pub fn body(&self) -> &'a [u8] {
+        // SAFETY: the runtime's own function, for its own request; what it returns is valid and unwritten for `'a` (see
+        // `new`).
+        unsafe { (self.raw.body)(self.raw).bytes() }
+    }
+
+    /// The values of a list, in order, each with its name (which may be empty): what the branches before this step
+    /// answered, or what a trigger has collected. Of any other input, the body alone.
+    ///
+    /// ```
+    /// # use spry_fn::{Error, Request, Response};
+    /// fn longest(request: Request<'_>) -> Result<Response<'_>, Error> {
+    ///     let value = request.parts().map(|(_, value)| value).max_by_key(|value| value.len());
+    ///     Ok(Response::new(value.unwrap_or_default()))
+    /// }
+    /// # spry_fn::handler!(longest);
+    /// # fn main() {}
+    /// ```
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = (&'a str, &'a [u8])> + use<'a> {
+        let parts = match self.raw.part_count {
+            0 => &[],
+            // SAFETY: the runtime points at `part_count` parts, valid for `'a` (see `new`).
+            count => unsafe { std::slice::from_raw_parts(self.raw.parts, count) },
+        };
+        let this = *self;
         // SAFETY: valid and unwritten for `'a` (see `new`).
-        unsafe { self.raw.body.bytes() }
+        parts.iter().map(move |part| (this.text(part.name), unsafe { part.value.bytes() }))
+    }
+
+    /// Gives a copy of a value to the triggers of the chain that this call is part of, and goes on. What was emitted
+    /// stays so, even if the call fails. `content_type` may be empty.
+    ///
+    /// Fails when the name isn't 1 to 64 characters of `a-z`, `0-9`, `_` and `-`; when the call is not part of a chain or
+    /// has emitted 128 values before; and for want of room, like [`Self::buffer`].
+    ///
+    /// ```
+    /// # use spry_fn::{Error, Request, Response};
+    /// fn pages(request: Request<'_>) -> Result<Response<'_>, Error> {
+    ///     for page in request.body().split(|byte| *byte == b'\x0c') {
+    ///         request.emit("page", "text/plain", page)?;
+    ///     }
+    ///     Ok(Response::new(b"".as_slice()).status(204))
+    /// }
+    /// # spry_fn::handler!(pages);
+    /// # fn main() {}
+    /// ```
+    pub fn emit(&self, name: &str, content_type: &str, value: impl AsRef<[u8]>) -> Result<(), Error> {
+        let value = value.as_ref();
+        let (of_name, of_type) = (abi::Slice::of(name.as_bytes()), abi::Slice::of(content_type.as_bytes()));
+        // SAFETY: `response` is valid for `'a`; its functions are the runtime's and copy what they get.
+        let code = unsafe {
+            ((*self.response).emit)(self.response, of_name, of_type, value.as_ptr().cast(), value.len())
+        };
+        let why = match code {
+            code if code == abi::Code::Ok as c_int => return Ok(()),
+            code if code == abi::Code::BadName as c_int => {
+                "its name is 1 to 64 characters of a-z, 0-9, _ and -, its content type at most 256 of printable ASCII"
+            }
+            code if code == abi::Code::TooMany as c_int => "one call emits 128 values at most",
+            code if code == abi::Code::NoChain as c_int => {
+                "this call is not part of a chain, so nobody would get it"
+            }
+            code if code == abi::Code::TooLarge as c_int => "it is over the function's payload limit",
+            code if code == abi::Code::Full as c_int => "values and answers before it still take the room",
+            _ => "spryd is gone",
+        };
+        Err(Error::new(format!("the value {name:?} of {} bytes can't be emitted: {why}", value.len())))
     }
 
     /// The headers, names in lower case.

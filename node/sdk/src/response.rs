@@ -34,7 +34,8 @@ impl<'a> Response<'a> {
         Self { status: 200, headers: Vec::new(), body: Body::Buffer(body) }
     }
 
-    /// The request's own body, not copied. Without a header or another status, not even a head is written.
+    /// The request's own body. Without a header or another status no byte is copied or written; otherwise a head is
+    /// written, and the body copied behind it.
     pub fn pass_through() -> Self {
         Self { status: 200, headers: Vec::new(), body: Body::Input }
     }

@@ -3,7 +3,7 @@
 use std::mem::{offset_of, size_of};
 use std::process::Command;
 
-use spry_fn::abi::{ABI_VERSION, Code, Header, Request, Response, Slice};
+use spry_fn::abi::{ABI_VERSION, Code, Header, Part, Request, Response, Slice};
 
 macro_rules! layout {
     ($($c:literal => $rust:ty { $($field:ident),* })*) => {
@@ -20,10 +20,12 @@ fn the_c_header_has_the_same_layout() {
         "spry_slice" => Slice { data, len }
         "spry_header" => Header { name, value }
         "spry_request" => Request {
-            abi_version, header_count, headers, method, path, query, body, call_id, deadline_unix_ns
+            abi_version, header_count, headers, method, path, query, call_id, deadline_unix_ns, part_count, parts,
+            body, context
         }
+        "spry_part" => Part { name, value }
         "spry_response" => Response {
-            context, set_status, add_header, set_body, reserve, commit, pass_through, fail
+            context, set_status, add_header, set_body, reserve, commit, pass_through, fail, emit
         }
     };
     let codes = [
@@ -33,6 +35,10 @@ fn the_c_header_has_the_same_layout() {
         ("SPRY_TOO_LARGE", Code::TooLarge),
         ("SPRY_FULL", Code::Full),
         ("SPRY_MISUSE", Code::Misuse),
+        ("SPRY_BAD_NAME", Code::BadName),
+        ("SPRY_TOO_MANY", Code::TooMany),
+        ("SPRY_NO_CHAIN", Code::NoChain),
+        ("SPRY_CLOSED", Code::Closed),
     ];
     expected.extend(codes.map(|(name, code)| (name.to_owned(), code as usize)));
     expected.push(("SPRY_ABI_VERSION".to_owned(), ABI_VERSION as usize));

@@ -60,7 +60,7 @@ fn become_instance<H: Handler>(handler: &mut H, fork: &Fork, handed: Handed) -> 
     if control::send(control_socket.as_fd(), &FromInstance::Hello, &[]).is_err() {
         sys::exit_now(2);
     }
-    match instance.serve(handler) {
+    match instance.serve(control_socket, handler) {
         Ok(()) => sys::exit_now(0),
         Err(error) => {
             eprintln!("spry: the instance lost its bus: {error}");

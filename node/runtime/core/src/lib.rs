@@ -15,6 +15,7 @@
 //! - [`request`], [`response`]: one invocation as the handler sees it.
 //! - `zygote`, `fork`, `setup`: from the control socket to a running instance.
 //! - `serve`, `outbox`: the invocation loop and the memory that answers lie in.
+//! - `input`, `segments`: what a descriptor leads to, and the memory that it lies in.
 //!
 //! Nothing here trusts the function, and spryd trusts nothing here: once user code is loaded, this is that
 //! code's process. What these modules check, they check to give good messages and to fail one invocation
@@ -25,7 +26,9 @@ pub mod request;
 pub mod response;
 
 mod fork;
+mod input;
 mod outbox;
+mod segments;
 mod serve;
 mod setup;
 mod sys;

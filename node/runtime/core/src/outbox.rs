@@ -1,4 +1,4 @@
-//! The two segments of an instance: the inbox it reads, the outbox it writes answers to.
+//! The segment that an instance writes answers to.
 //!
 //! What is taken in the outbox is known in this process's private memory alone. spryd gives a block back on the
 //! release page when its bytes have left for the client, which may be long after the answer: a slow
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use shm_bus::Descriptor;
 use shm_bus::alloc::{Allocator, Block};
+use shm_bus::begun;
 use shm_bus::ids::InvocationId;
 use shm_bus::release::{OUTSTANDING_MAX, ReleaseReader};
-use shm_bus::segment::{Reader, SegmentError, Writer};
-use shm_bus::{begun, descriptor};
+use shm_bus::segment::{Reader, SegmentError, SegmentName, Writer};
 use spry_ebpf_common::status;
 use spry_wire::control::SegmentSpec;
 
@@ -28,29 +28,6 @@ const FULL_LOOK: Duration = Duration::from_micros(200);
 const FAILURE_MAX: usize = 64 * 1024;
 /// What is sent when there is no room for a failure's own text. It lies in the outbox from the start.
 const NO_ROOM: &str = "the function failed, and the outbox is full: no room to say why";
-
-/// The function's requests, read-only.
-#[derive(Debug)]
-pub(crate) struct Inbox {
-    reader: Reader,
-    spec: SegmentSpec,
-}
-
-impl Inbox {
-    pub(crate) fn map(fd: OwnedFd, spec: &SegmentSpec) -> Result<Self, SegmentError> {
-        Ok(Self { reader: Reader::map(fd, u64::from(spec.len))?, spec: *spec })
-    }
-
-    /// The bytes that a request's descriptor names; `None` when it names anything else than a part of the inbox.
-    /// spryd doesn't write to them before it has the answer, so they hold still while the handler reads.
-    pub(crate) fn frame(&self, named: &Descriptor) -> Option<&[u8]> {
-        let name = descriptor::name(named);
-        if (name.id, name.generation) != (self.spec.id, self.spec.generation) {
-            return None;
-        }
-        self.reader.slice(u64::from(named.offset), u64::from(named.length)).ok()
-    }
-}
 
 /// A block that is taken.
 pub(crate) type Place = Block;
@@ -93,6 +70,16 @@ impl Outbox {
     /// Descriptors that the mapping keeps open.
     pub(crate) fn fds(&self) -> [RawFd; 1] {
         [self.writer.fd().as_raw_fd()]
+    }
+
+    /// How descriptors name it.
+    pub(crate) fn name(&self) -> SegmentName {
+        SegmentName { id: self.spec.id, generation: self.spec.generation }
+    }
+
+    /// A second mapping, to read from: an instance that serves two steps of a chain may get what it has written itself.
+    pub(crate) fn reader(&self) -> Result<Reader, SegmentError> {
+        Reader::map(self.writer.fd(), self.writer.len())
     }
 
     /// Says in the outbox's header that `invocation` begins.

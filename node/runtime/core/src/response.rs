@@ -1,14 +1,19 @@
-//! An answer being built: status and headers in private memory, the body already in the outbox.
+//! An answer being built: status and headers in private memory, the body already in the outbox. And what an invocation
+//! says before its answer: the values that it emits.
 //!
 //! The body is written when it is given, since it may not outlive the call, and headers may follow it. So its
 //! block starts with room for the head as it is then and [`HEAD_ROOM`] more; only a head that outgrows even that
 //! makes the body move.
 
-use spry_wire::frame::{ALIGN, FrameError, Origin, ResponseEncoder};
+use std::fmt;
 
 use shm_bus::Descriptor;
+use shm_bus::transport::Endpoint;
+use spry_ebpf_common::{CHAIN_BIT, EMITS_MAX, flags};
+use spry_wire::frame::{ALIGN, Emission, FrameError, ResponseEncoder};
 
 use crate::outbox::{Outbox, Place};
+use crate::request::{Call, Request};
 
 /// Bytes kept for headers that come after the body.
 const HEAD_ROOM: usize = 128;
@@ -39,6 +44,18 @@ pub enum ResponseError {
         /// Bytes asked for.
         len: u64,
     },
+    /// The name or content type of an emitted value is none.
+    #[error("a value can't be emitted: {0}")]
+    Emission(#[source] FrameError),
+    /// More values than one invocation may emit.
+    #[error("a value can't be emitted: one call emits {EMITS_MAX} values at most")]
+    Emissions,
+    /// Nobody collects values outside chains.
+    #[error("a value can't be emitted: this call is not part of a chain, so nobody would get it")]
+    NoChain,
+    /// The bus is gone.
+    #[error("a value can't be emitted: {0}")]
+    Bus(String),
     /// More was committed than reserved, or nothing was reserved.
     #[error("{len} bytes were committed of {reserved} that were reserved")]
     Commit {
@@ -60,24 +77,29 @@ enum Body {
         reserved: usize,
     },
     /// The request's own.
-    PassedThrough,
+    Request,
 }
 
 /// The answer to one invocation. Dropped without [`Self::finish`], it gives its memory back.
-#[derive(Debug)]
 pub struct Response<'a> {
     outbox: &'a mut Outbox,
     head: &'a mut ResponseEncoder,
-    /// The whole frame that came in.
-    request: Descriptor,
+    bus: &'a mut dyn Endpoint,
+    call: Call,
     status: u16,
     body: Body,
+    emitted: u32,
 }
 
 impl<'a> Response<'a> {
-    pub(crate) fn new(outbox: &'a mut Outbox, head: &'a mut ResponseEncoder, request: Descriptor) -> Self {
+    pub(crate) fn new(
+        outbox: &'a mut Outbox,
+        head: &'a mut ResponseEncoder,
+        bus: &'a mut dyn Endpoint,
+        call: Call,
+    ) -> Self {
         head.clear();
-        Self { outbox, head, request, status: 200, body: Body::None }
+        Self { outbox, head, bus, call, status: 200, body: Body::None, emitted: 0 }
     }
 
     /// Sets the status, 200 unless set.
@@ -121,7 +143,7 @@ impl<'a> Response<'a> {
                 Ok(())
             }
             Body::Own { reserved, .. } => Err(ResponseError::Commit { len, reserved: *reserved }),
-            Body::None | Body::PassedThrough => Err(ResponseError::Commit { len, reserved: 0 }),
+            Body::None | Body::Request => Err(ResponseError::Commit { len, reserved: 0 }),
         }
     }
 
@@ -129,7 +151,7 @@ impl<'a> Response<'a> {
     /// and no byte is written or copied; a head can't point elsewhere, so otherwise the body is copied behind it.
     pub fn pass_through(&mut self) {
         self.discard();
-        self.body = Body::PassedThrough;
+        self.body = Body::Request;
     }
 
     /// Forgets status, headers and body.
@@ -139,14 +161,54 @@ impl<'a> Response<'a> {
         self.status = 200;
     }
 
+    /// Gives a value to the chain's triggers, while this invocation goes on. What was emitted stays so, even if the
+    /// invocation fails. `content_type` may be empty.
+    pub fn emit(&mut self, name: &str, content_type: &str, value: &[u8]) -> Result<(), ResponseError> {
+        self.emit_with(name, content_type, value.len(), |room| {
+            shm_bus::copy::copy(room, value);
+            Ok(())
+        })
+    }
+
+    /// The same for a value of `len` bytes that `fill` writes to where its readers will find it.
+    pub fn emit_with<E: From<ResponseError>>(
+        &mut self,
+        name: &str,
+        content_type: &str,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let of = self.call.descriptor;
+        if of.route & CHAIN_BIT == 0 {
+            return Err(ResponseError::NoChain.into());
+        }
+        if self.emitted == EMITS_MAX {
+            return Err(ResponseError::Emissions.into());
+        }
+        let emission = Emission::new(name, content_type).map_err(ResponseError::Emission)?;
+        let value_at = emission.value_at();
+        let place = self.outbox.allocate(value_at, len)?;
+        emission.encode(self.outbox.bytes_mut(place, 0, value_at));
+        if let Err(error) = fill(self.outbox.bytes_mut(place, value_at, len)) {
+            self.outbox.free(place);
+            return Err(error);
+        }
+        let block = self.outbox.describe(place, value_at + len);
+        self.emitted += 1;
+        let Descriptor { invocation, route, step, .. } = of;
+        let sent = self.bus.send(&Descriptor { invocation, route, step, flags: flags::EMIT, ..block });
+        Ok(sent.map_err(|error| ResponseError::Bus(error.to_string()))?)
+    }
+
     /// Writes the head and gives the descriptor's words about place and kind; the memory is the receiver's
-    /// from here on. `request_bytes` is the request's body, for a pass-through that needs a head.
-    pub(crate) fn finish(mut self, request_bytes: &[u8]) -> Result<Descriptor, ResponseError> {
-        if matches!(self.body, Body::PassedThrough) {
+    /// from here on.
+    pub(crate) fn finish(mut self, request: &Request<'_>) -> Result<Descriptor, ResponseError> {
+        if matches!(self.body, Body::Request) {
             if self.head.is_empty() && self.status == 200 {
-                return Ok(Descriptor { flags: 0, ..self.request });
+                let Descriptor { segment, generation, offset, length, .. } = self.call.descriptor;
+                return Ok(Descriptor { segment, generation, offset, length, ..Descriptor::default() });
             }
-            self.body(request_bytes)?;
+            self.body(request.body())?;
         }
         if matches!(self.body, Body::None) {
             self.reserve(0)?;
@@ -160,8 +222,7 @@ impl<'a> Response<'a> {
         let Body::Own { place, room, len, .. } = std::mem::replace(&mut self.body, Body::None) else {
             unreachable!("a body was just put into the outbox");
         };
-        let origin = Origin { offset: self.request.offset, length: self.request.length };
-        let head = self.head.finish(self.status, origin, room as u32);
+        let head = self.head.finish(self.status, self.call.origin, room as u32);
         self.outbox.bytes_mut(place, 0, head.len()).copy_from_slice(head);
         Ok(self.outbox.describe(place, room + len))
     }
@@ -184,6 +245,14 @@ impl<'a> Response<'a> {
         if let Body::Own { place, .. } = std::mem::replace(&mut self.body, Body::None) {
             self.outbox.free(place);
         }
+    }
+}
+
+impl fmt::Debug for Response<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { status, body, emitted, .. } = self;
+        let mut shown = f.debug_struct("Response");
+        shown.field("status", status).field("body", body).field("emitted", emitted).finish_non_exhaustive()
     }
 }
 

@@ -5,7 +5,7 @@
 //! writes to it. Whoever wrote (the language's own streams, C code, a child process), the pipe knows.
 
 use std::any::Any;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use shm_bus::Descriptor;
@@ -14,9 +14,10 @@ use spry_ebpf_common::{flags, status};
 use spry_wire::frame::ResponseEncoder;
 
 use crate::handler::{Failure, Handler};
-use crate::outbox::{Inbox, Outbox};
-use crate::request::Request;
+use crate::input::Input;
+use crate::outbox::Outbox;
 use crate::response::Response;
+use crate::segments::{Inbox, Segments};
 use crate::sys;
 
 const STDOUT: RawFd = 1;
@@ -27,16 +28,23 @@ pub(crate) struct Instance {
     pub(crate) inbox: Inbox,
     pub(crate) outbox: Outbox,
     pub(crate) endpoint: Box<dyn Endpoint>,
+    pub(crate) payload_max: u64,
 }
 
 impl Instance {
-    /// Serves until the bus is closed.
-    pub(crate) fn serve<H: Handler>(mut self, handler: &mut H) -> Result<(), BusError> {
+    /// Serves until the bus is closed. `control` is where it asks for other segments than its inbox.
+    pub(crate) fn serve<H: Handler>(self, control: OwnedFd, handler: &mut H) -> Result<(), BusError> {
+        let Self { inbox, mut outbox, mut endpoint, payload_max } = self;
+        let mut input = Input::new(Segments::new(inbox, control), payload_max);
         let mut head = ResponseEncoder::default();
-        while let Some(descriptor) = self.endpoint.receive()? {
-            self.outbox.begin(descriptor.invocation);
-            self.outbox.reclaim();
-            let mut answer = self.answer(&descriptor, handler, &mut head);
+        while let Some(descriptor) = endpoint.receive()? {
+            outbox.begin(descriptor.invocation);
+            outbox.reclaim();
+            let answered = answer(&descriptor, &mut input, &mut outbox, &mut *endpoint, &mut head, handler);
+            let mut answer = match answered {
+                Ok(answer) => Descriptor { flags: status::OK, ..answer },
+                Err(failure) => outbox.fail(&failure.text),
+            };
             answer.invocation = descriptor.invocation;
             answer.route = descriptor.route;
             answer.step = descriptor.step;
@@ -45,45 +53,35 @@ impl Instance {
             if sys::holds_bytes(STDOUT) || sys::holds_bytes(STDERR) {
                 answer.flags |= flags::HOLD;
             }
-            self.endpoint.send(&answer)?;
+            endpoint.send(&answer)?;
         }
         Ok(())
     }
+}
 
-    /// Runs the handler. The result says where the answer lies and what kind it is.
-    fn answer<H: Handler>(
-        &mut self,
-        descriptor: &Descriptor,
-        handler: &mut H,
-        head: &mut ResponseEncoder,
-    ) -> Descriptor {
-        let Some(frame) = self.inbox.frame(descriptor) else {
-            return self.outbox.fail("the request lies outside the function's inbox");
-        };
-        let request = match Request::decode(frame, descriptor) {
-            Ok(request) => request,
-            Err(error) => return self.outbox.fail(&format!("the request can't be read: {error}")),
-        };
-        let mut response = Response::new(&mut self.outbox, head, request.frame);
-        // A handler that panicked half-way is called again: it gets `&mut self` either way, and what it leaves
-        // inconsistent is its own function's.
-        let outcome = catch_unwind(AssertUnwindSafe(|| handler.call(&request, &mut response)));
-        let failure = match outcome {
-            Ok(Ok(())) => match response.finish(request.body) {
-                Ok(answer) => return Descriptor { flags: answer.flags | status::OK, ..answer },
-                Err(error) => Failure::from(error),
-            },
-            Ok(Err(failure)) => {
-                drop(response);
-                failure
-            }
-            Err(payload) => {
-                drop(response);
-                Failure::new(panic_text(payload.as_ref()))
-            }
-        };
-        self.outbox.fail(&failure.text)
-    }
+/// Runs the handler. The result says where the answer lies.
+fn answer<H: Handler>(
+    descriptor: &Descriptor,
+    input: &mut Input,
+    outbox: &mut Outbox,
+    bus: &mut dyn Endpoint,
+    head: &mut ResponseEncoder,
+    handler: &mut H,
+) -> Result<Descriptor, Failure> {
+    let request = input.read(descriptor, outbox).map_err(|error| Failure::new(error.to_string()))?;
+    let mut response = Response::new(outbox, head, bus, request.call());
+    // A handler that panicked half-way is called again: it gets `&mut self` either way, and what it leaves
+    // inconsistent is its own function's.
+    let outcome = catch_unwind(AssertUnwindSafe(|| handler.call(&request, &mut response)));
+    let answered = match outcome {
+        Ok(Ok(())) => response.finish(&request).map_err(Failure::from),
+        Ok(Err(failure)) => Err(failure),
+        Err(payload) => Err(Failure::new(panic_text(payload.as_ref()))),
+    };
+    let keep = request.is_kept();
+    drop(request);
+    input.release(keep);
+    answered
 }
 
 fn panic_text(payload: &(dyn Any + Send)) -> String {

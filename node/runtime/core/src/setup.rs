@@ -7,7 +7,8 @@ use shm_bus::endpoint;
 use shm_bus::transport::{Endpoint, Kind};
 use spry_wire::control::Fork;
 
-use crate::outbox::{Inbox, Outbox};
+use crate::outbox::Outbox;
+use crate::segments::Inbox;
 use crate::serve::Instance;
 use crate::sys;
 
@@ -97,7 +98,7 @@ pub(crate) fn run(fork: &Fork, handed: Handed) -> (OwnedFd, Result<Instance, Ste
         keep.extend(outbox.fds());
         keep.sort_unstable();
         sys::close_all_but(&keep).map_err(|e| at(Step::CloseOthers)(e.into()))?;
-        Ok(Instance { inbox, outbox, endpoint })
+        Ok(Instance { inbox, outbox, endpoint, payload_max: fork.payload_max })
     };
     let ready = steps();
     (control, ready)

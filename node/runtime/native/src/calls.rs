@@ -6,7 +6,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use spry_fn::abi::{self, Code, HandleFn, Header, Slice};
+use spry_fn::abi::{self, Code, HandleFn, Header, Part, Slice};
 use spry_runtime::{Failure, Request, Response, ResponseError};
 
 /// What `spry_response.context` points to during one call.
@@ -15,31 +15,39 @@ struct Context<'call, 'a> {
     failure: Option<String>,
 }
 
+/// Memory for the lists of a request, used again for each.
+#[derive(Debug, Default)]
+pub(crate) struct Lists {
+    headers: Vec<Header>,
+    parts: Vec<Part>,
+}
+
 /// Calls `spry_handle` for one request.
 pub(crate) fn call(
     handle: HandleFn,
-    headers: &mut Vec<Header>,
+    lists: &mut Lists,
     request: &Request<'_>,
     response: &mut Response<'_>,
 ) -> Result<(), Failure> {
+    let Lists { headers, parts } = lists;
     headers.clear();
-    headers.extend(
-        request
-            .head
-            .headers
-            .clone()
-            .map(|(name, value)| Header { name: Slice::of(name.as_bytes()), value: Slice::of(value) }),
-    );
+    let header = |(name, value): (&str, &[u8])| Header { name: text(name), value: Slice::of(value) };
+    headers.extend(request.headers().map(header));
+    parts.clear();
+    parts.extend(request.parts().map(|(name, value)| Part { name: text(name), value: Slice::of(value) }));
     let raw_request = abi::Request {
         abi_version: abi::ABI_VERSION,
         header_count: headers.len() as u32,
         headers: headers.as_ptr(),
-        method: Slice::of(request.head.method.as_bytes()),
-        path: Slice::of(request.head.path.as_bytes()),
-        query: Slice::of(request.head.query.as_bytes()),
-        body: Slice::of(request.body),
-        call_id: Slice::of(request.head.call_id.as_bytes()),
-        deadline_unix_ns: request.head.deadline_unix_ns,
+        method: text(request.method()),
+        path: text(request.path()),
+        query: text(request.query()),
+        call_id: text(request.call_id()),
+        deadline_unix_ns: request.deadline_unix_ns(),
+        part_count: parts.len(),
+        parts: parts.as_ptr(),
+        body,
+        context: (&raw const *request).cast(),
     };
     let mut context = Context { response, failure: None };
     let mut raw_response = abi::Response {
@@ -51,6 +59,7 @@ pub(crate) fn call(
         commit,
         pass_through,
         fail,
+        emit,
     };
     // SAFETY: `handle` has the type that the library's ABI version vouches for; both structures and all they
     // point to live until it returns.
@@ -82,8 +91,22 @@ unsafe fn with(
         Err(ResponseError::Full { .. }) => Code::Full,
         Err(ResponseError::Commit { reserved: 0, .. }) => Code::Misuse,
         Err(ResponseError::Commit { .. }) => Code::TooLarge,
+        Err(ResponseError::Emission(_)) => Code::BadName,
+        Err(ResponseError::Emissions) => Code::TooMany,
+        Err(ResponseError::NoChain) => Code::NoChain,
+        Err(ResponseError::Bus(_)) => Code::Closed,
     };
     code as c_int
+}
+
+fn text(text: &str) -> Slice {
+    Slice::of(text.as_bytes())
+}
+
+unsafe extern "C" fn body(raw: *const abi::Request) -> Slice {
+    // SAFETY: called by the function that `call` runs, with what `call` gave it.
+    let request = unsafe { &*(*raw).context.cast::<Request<'_>>() };
+    Slice::of(request.body())
 }
 
 unsafe extern "C" fn set_status(raw: *mut abi::Response, status: u16) -> c_int {
@@ -139,4 +162,24 @@ unsafe extern "C" fn fail(raw: *mut abi::Response, text: *const c_char, len: usi
     // SAFETY: as in `with`.
     let context = unsafe { &mut *(*raw).context.cast::<Context<'_, '_>>() };
     context.failure = Some(String::from_utf8_lossy(text).into_owned());
+}
+
+unsafe extern "C" fn emit(
+    raw: *mut abi::Response,
+    name: Slice,
+    content_type: Slice,
+    data: *const c_void,
+    len: usize,
+) -> c_int {
+    if data.is_null() && len != 0 {
+        return Code::Misuse as c_int;
+    }
+    // SAFETY: the function vouches for its slices and bytes (spry.h).
+    let (name, content_type, value) =
+        unsafe { (name.bytes(), content_type.bytes(), Slice { data: data.cast(), len }.bytes()) };
+    let (Ok(name), Ok(content_type)) = (std::str::from_utf8(name), std::str::from_utf8(content_type)) else {
+        return Code::BadName as c_int;
+    };
+    // SAFETY: called by the function that `call` runs.
+    unsafe { with(raw, |response| response.emit(name, content_type, value)) }
 }

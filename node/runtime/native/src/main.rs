@@ -13,11 +13,11 @@ use spry_wire::control::Init;
 
 use crate::library::Library;
 
-/// A loaded library, and memory that is used again for each invocation's list of headers.
+/// A loaded library, and memory for the requests' lists.
 #[derive(Debug)]
 struct Native {
     library: Library,
-    headers: Vec<spry_fn::abi::Header>,
+    lists: calls::Lists,
 }
 
 impl Handler for Native {
@@ -28,11 +28,11 @@ impl Handler for Native {
     fn load(init: &Init) -> Result<Self, LoadError> {
         let library = Library::load(&Path::new(&init.code).join(&init.handler))
             .map_err(|error| LoadError::new(error.to_string()))?;
-        Ok(Self { library, headers: Vec::new() })
+        Ok(Self { library, lists: calls::Lists::default() })
     }
 
     fn call(&mut self, request: &Request<'_>, response: &mut Response<'_>) -> Result<(), Failure> {
-        calls::call(self.library.handle, &mut self.headers, request, response)
+        calls::call(self.library.handle, &mut self.lists, request, response)
     }
 }
 

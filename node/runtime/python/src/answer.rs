@@ -13,12 +13,12 @@ const NO_CONTENT: u16 = 204;
 /// Writes answers; knows the types that a handler may return.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    pub(crate) json: Json,
+    pub(crate) json: &'static Json,
     response_type: Py<PyAny>,
 }
 
 impl Writer {
-    pub(crate) fn new(json: Json, response_type: Py<PyAny>) -> Self {
+    pub(crate) fn new(json: &'static Json, response_type: Py<PyAny>) -> Self {
         Self { json, response_type }
     }
 

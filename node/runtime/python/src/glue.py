@@ -177,7 +177,7 @@ class Context:
         return max(0, (self._deadline_ns - time.time_ns()) // 1_000_000)
 
 
-def event(method, path, query, header_pairs, body, call_id, deadline_ns):
+def event(method, path, query, header_pairs, body, call_id, deadline_ns, _parts):
     """The arguments of an AWS handler: the event of an HTTP API, payload version 2.0, and the context."""
     headers, cookies = {}, []
     for name, value in header_pairs:

@@ -4,8 +4,13 @@
 //! with regular expressions, make an encoder object. The C functions inside are called directly here; for whatever
 //! the scanner doesn't take, `json.loads` is called after all, to raise its own error.
 
+use std::sync::OnceLock;
+
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
+
+static PREPARED: OnceLock<Json> = OnceLock::new();
 
 #[derive(Debug)]
 pub(crate) struct Json {
@@ -16,15 +21,27 @@ pub(crate) struct Json {
 }
 
 impl Json {
-    pub(crate) fn new(py: Python<'_>, glue: &Bound<'_, PyModule>) -> PyResult<Self> {
+    /// Prepares it, once.
+    pub(crate) fn prepare(py: Python<'_>, glue: &Bound<'_, PyModule>) -> PyResult<&'static Self> {
         let (scan, encode, markers) = glue.call_method0("make_json")?.extract()?;
         let loads = py.import("json")?.getattr("loads")?.unbind();
-        Ok(Self { scan, encode, markers, loads })
+        Ok(PREPARED.get_or_init(|| Self { scan, encode, markers, loads }))
     }
 
-    /// Parses a text.
-    pub(crate) fn parse<'py>(&self, py: Python<'py>, text: &str) -> PyResult<Bound<'py, PyAny>> {
-        let text = PyString::new(py, text.trim_matches([' ', '\t', '\n', '\r']));
+    /// What was prepared.
+    pub(crate) fn get(_: Python<'_>) -> PyResult<&'static Self> {
+        PREPARED.get().ok_or_else(|| PyRuntimeError::new_err("the function is still being loaded"))
+    }
+
+    /// Parses bytes, which may be changing: they are read once, when they become a Python string. What is no UTF-8 is a
+    /// `UnicodeDecodeError`.
+    pub(crate) fn parse<'py>(&self, py: Python<'py>, mut bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+        while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] | [rest @ .., b' ' | b'\t' | b'\n' | b'\r'] =
+            bytes
+        {
+            bytes = rest;
+        }
+        let text = PyString::from_bytes(py, bytes)?;
         if let Ok(scanned) = self.scan.bind(py).call1((&text, 0)) {
             let (value, end): (Bound<'py, PyAny>, usize) = scanned.extract()?;
             if end == text.len()? {

@@ -7,13 +7,15 @@
 //! - `python`: the [`Handler`](spry_runtime::Handler): loading, forking, one call after the other.
 //! - `arguments`: from a request to what the handler is called with.
 //! - `answer`: from what it returned to a response.
+//! - `emit`: what a function says before its answer.
 //! - `json`: Python's own C scanner and encoder, prepared once.
-//! - `capi`: the two places where PyO3 has no safe words: memory views and the fork hooks.
+//! - `capi`: where there are no safe words: memory views, the fork hooks, the response that `spry.emit` finds.
 //! - `spry.py`: what function authors import. `glue.py`: what is shorter in Python, off the warm path.
 
 mod answer;
 mod arguments;
 mod capi;
+mod emit;
 mod json;
 mod python;
 
@@ -24,6 +26,8 @@ use pyo3::prelude::*;
 mod _spry {
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use crate::emit::emit;
     use crate::python::Python as Runtime;
 
     /// Becomes a zygote. Never returns.

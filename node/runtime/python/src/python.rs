@@ -9,6 +9,7 @@ use spry_runtime::{Failure, Handler, LoadError, Request, Response, Side};
 use spry_wire::control::Init;
 
 use crate::answer::Writer;
+use crate::capi::Serving;
 use crate::json::Json;
 use crate::{CallError, arguments, capi};
 
@@ -32,6 +33,7 @@ pub(crate) struct Python {
     writer: Writer,
     glue: Py<PyModule>,
     request_type: Py<PyAny>,
+    pickle_buffer: Py<PyAny>,
     /// stdout and stderr as they were when the function had been loaded.
     streams: [Stream; 2],
     sys: Py<PyModule>,
@@ -64,9 +66,10 @@ impl Python {
         Ok(Self {
             function,
             convention,
-            writer: Writer::new(Json::new(py, glue)?, authors.getattr("Response")?.unbind()),
+            writer: Writer::new(Json::prepare(py, glue)?, authors.getattr("Response")?.unbind()),
             glue: glue.clone().unbind(),
             request_type: authors.getattr("Request")?.unbind(),
+            pickle_buffer: py.import("_pickle")?.getattr("PickleBuffer")?.unbind(),
             streams: [stream("stdout")?, stream("stderr")?],
             sys: sys.unbind(),
         })
@@ -76,37 +79,39 @@ impl Python {
         &self,
         py: pyo3::Python<'_>,
         request: &Request<'_>,
-        response: &mut Response<'_>,
+        serving: &Serving<'_, '_>,
     ) -> Result<(), CallError> {
-        let function = self.function.bind(py);
+        let (function, pickle_buffer) = (self.function.bind(py), self.pickle_buffer.bind(py));
+        let answer = |value: &Bound<'_, PyAny>, body: Option<&Bound<'_, PyAny>>| {
+            self.writer.write(value, body, &mut serving.response())
+        };
         match self.convention {
-            Convention::Nothing => self.writer.write(&function.call0()?, None, response),
+            Convention::Nothing => answer(&function.call0()?, None),
             Convention::Params => {
-                let params = arguments::params(py, request, &self.writer.json, self.glue.bind(py))?;
-                self.writer.write(&function.call1((params,))?, None, response)
+                let params = arguments::params(py, request, self.writer.json, self.glue.bind(py))?;
+                answer(&function.call1((params,))?, None)
             }
             Convention::Event => {
-                let (raw, _body) = arguments::raw(py, request)?;
-                let (event, context): (Bound<'_, PyAny>, Bound<'_, PyAny>) =
-                    self.glue.bind(py).call_method1("event", raw)?.extract()?;
+                let (raw, views) = arguments::raw(py, request, true, pickle_buffer)?;
+                let made = self.glue.bind(py).call_method1("event", raw);
+                views.release(request);
+                let (event, context): (Bound<'_, PyAny>, Bound<'_, PyAny>) = made?.extract()?;
                 let mut value = function.call1((event, context))?;
                 if value.cast::<PyDict>().is_ok_and(|dict| dict.contains("statusCode").unwrap_or(false)) {
                     value = self.glue.bind(py).call_method1("aws_response", (value,))?;
                 }
-                self.writer.write(&value, None, response)
+                answer(&value, None)
             }
             Convention::Request => {
-                let (raw, body) = arguments::raw(py, request)?;
-                let outcome = self
-                    .request_type
-                    .bind(py)
-                    .call1(raw)
-                    .and_then(|argument| function.call1((argument,)))
-                    .map_err(CallError::from)
-                    .and_then(|value| self.writer.write(&value, Some(&body), response));
-                // A view that the function has kept must not show the next request. One that it has sliced
-                // can't be released; it shows only what this function's own callers sent.
-                let _still_in_use = body.call_method0("release");
+                let (raw, views) = arguments::raw(py, request, false, pickle_buffer)?;
+                let outcome = self.request_type.bind(py).call1(raw).map_err(CallError::from);
+                let outcome = outcome.and_then(|argument| {
+                    let value = function.call1((&argument,))?;
+                    // What the request calls its body, if it has made one: a list's is made when it is asked for.
+                    let body = argument.getattr("_body")?;
+                    answer(&value, Some(&body).filter(|body| !body.is_none()))
+                });
+                views.release(request);
                 outcome
             }
         }
@@ -154,12 +159,13 @@ impl Handler for Python {
 
     fn call(&mut self, request: &Request<'_>, response: &mut Response<'_>) -> Result<(), Failure> {
         pyo3::Python::attach(|py| {
-            let outcome = match self.invoke(py, request, response) {
-                Err(CallError::BadRequest(message)) => {
-                    self.writer.refuse(py, &message, request.head.call_id, response)
+            let outcome = Serving::run(py, response, |serving| match self.invoke(py, request, serving) {
+                // In a chain it isn't the client who has sent this, and the next step could do nothing with a refusal.
+                Err(CallError::BadRequest(message)) if !request.in_chain() => {
+                    self.writer.refuse(py, &message, request.call_id(), &mut serving.response())
                 }
                 outcome => outcome,
-            };
+            });
             outcome.map_err(|error| self.failure(py, error))
         })
     }

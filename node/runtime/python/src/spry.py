@@ -22,6 +22,10 @@ It may return
 and, with two parameters, a dict with "statusCode" in the AWS style. Anything else fails the call (500), as an
 exception does. An `async def` is run to its end.
 
+In a chain a handler gets what the step before has answered. After a fan-out that is a list: with one parameter, a
+Python list of the values; a spry.Request has them in `parts`, where their writers put them.
+`spry.emit(name, value, content_type=None)` gives a value to the chain's triggers, and the call goes on.
+
 What a handler prints is its log. Threads must not be started while the module is loaded: instances are forked
 from the process that loaded it.
 """
@@ -30,7 +34,9 @@ import json as _json
 import time as _time
 from urllib.parse import parse_qsl as _parse_qsl
 
-__all__ = ["Request", "Response"]
+from _spry import emit
+
+__all__ = ["Request", "Response", "emit"]
 
 
 def _collect(pairs):
@@ -47,21 +53,48 @@ def _collect(pairs):
 
 
 class Request:
-    """One request. `body` is a memoryview of shared memory, without a copy: it is valid until the handler
-    returns, so take `bytes(request.body)` of what is to be kept. Returning it answers with the very same
-    memory."""
+    """One request. `body` and `parts` are memoryviews of shared memory, without a copy: they are valid until the handler
+    returns, so take `request.bytes()` of what is to be kept. Returning the body answers with the very same memory.
 
-    __slots__ = ("method", "path", "query", "header_pairs", "body", "call_id", "deadline_ns", "_headers")
+    In a chain, method, path, query, call id and deadline are those of the client's call of the chain."""
 
-    def __init__(self, method, path, query, header_pairs, body, call_id, deadline_ns):
+    __slots__ = ("method", "path", "query", "header_pairs", "call_id", "deadline_ns", "_body", "_parts", "_headers")
+
+    def __init__(self, method, path, query, header_pairs, body, call_id, deadline_ns, parts=None):
         self.method = method
         self.path = path
         self.query = query
         self.header_pairs = header_pairs
-        self.body = body
         self.call_id = call_id
         self.deadline_ns = deadline_ns
+        self._body = body
+        self._parts = parts
         self._headers = None
+
+    @property
+    def body(self):
+        """The body, read-only. A list is joined to one when this is first asked for: JSON values to an array, others each
+        with its length before it (4 bytes, little-endian). The content-type header says which."""
+        if self._body is None:
+            values = [value for _, value in self._parts]
+            if self.headers.get("content-type") == "application/json":
+                joined = b"[" + b",".join(values) + b"]"
+            else:
+                joined = b"".join(piece for v in values for piece in (len(v).to_bytes(4, "little"), v))
+            self._body = memoryview(joined)
+        return self._body
+
+    @property
+    def parts(self):
+        """The values of a list, in order, as pairs of a name (which may be empty) and a memoryview; of any other
+        input, the body alone."""
+        if self._parts is None:
+            self._parts = [("", self._body)]
+        return self._parts
+
+    def bytes(self):
+        """The body, copied."""
+        return bytes(self.body)
 
     @property
     def headers(self):
@@ -84,7 +117,7 @@ class Request:
 
     def json(self):
         """The body's JSON value."""
-        return _json.loads(bytes(self.body))
+        return _json.loads(self.bytes())
 
     def form(self):
         """The fields of an application/x-www-form-urlencoded body."""

@@ -3,8 +3,12 @@
 //! The harness plays spryd. Nothing needs privileges; python3 is `/usr/bin/python3`, cc compiles the C functions.
 //! With `SPRY_TEST_RUNTIMES` naming a folder, the runtimes in it are tested instead of those that cargo builds.
 
+mod chains;
 mod cost;
+mod emitting;
 mod harness;
+mod hostile;
 mod native;
 mod process;
 mod python;
+mod python_chains;

@@ -187,13 +187,13 @@ fn broken_libraries_are_refused_with_advice() {
     let message = refused(Zygote::native(&bare));
     assert!(message.contains("no `spry_abi_version`") && message.contains("SPRY_FUNCTION"), "{message}");
 
-    let message = refused(Zygote::native(&c_library_without(dir, "bare", &["-DVERSION=1"])));
+    let message = refused(Zygote::native(&c_library_without(dir, "bare", &["-DVERSION=2"])));
     assert!(message.contains("no `spry_handle`"), "{message}");
 
-    let message = refused(Zygote::native(&c_library_without(dir, "bare", &["-DVERSION=99"])));
-    assert!(message.contains("version 99") && message.contains("has version 1"), "{message}");
+    let message = refused(Zygote::native(&c_library_without(dir, "bare", &["-DVERSION=1"])));
+    assert!(message.contains("version 1 of") && message.contains("has version 2"), "{message}");
 
-    let failing = c_library_without(dir, "bare", &["-DVERSION=1", "-DINIT=5"]);
+    let failing = c_library_without(dir, "bare", &["-DVERSION=2", "-DINIT=5"]);
     let message = refused(Zygote::native(&failing));
     assert!(message.contains("spry_init failed with 5"), "{message}");
 

@@ -98,19 +98,22 @@ fn an_interrupt_at_the_terminal_ends_nothing() {
 fn a_descriptor_or_frame_that_is_wrong_fails_the_call() {
     let zygote = native();
     let mut instance = zygote.fork();
-    let outside = "the request lies outside the function's inbox";
-    let wrong: [&dyn Fn(&mut Descriptor); 6] = [
-        &|descriptor| descriptor.segment = 99,
-        &|descriptor| descriptor.generation += 1,
-        &|descriptor| descriptor.offset = u32::MAX,
-        &|descriptor| descriptor.length = u32::MAX,
-        &|descriptor| (descriptor.offset, descriptor.length) = (32 << 20, 1),
-        &|descriptor| (descriptor.segment, descriptor.generation) = (4, 9),
+    let unseen = "the input lies in a segment that this function may not see: nobody has granted it";
+    let outside = "the input lies outside its segment: ";
+    type Change = dyn Fn(&mut Descriptor);
+    let wrong: [(&Change, &str); 6] = [
+        (&|descriptor| descriptor.segment = 99, unseen),
+        (&|descriptor| descriptor.generation += 1, unseen),
+        (&|descriptor| descriptor.offset = u32::MAX, outside),
+        (&|descriptor| descriptor.length = u32::MAX, outside),
+        (&|descriptor| (descriptor.offset, descriptor.length) = (32 << 20, 1), outside),
+        // Its own outbox, where nothing was written yet.
+        (&|descriptor| (descriptor.segment, descriptor.generation) = (4, 9), "the request can't be read: "),
     ];
-    for change in wrong {
+    for (change, why) in wrong {
         instance.send(&frame(), Some(change));
         let answer = instance.answer().expect("an answer");
-        assert_eq!(answer.failed(), outside);
+        assert!(answer.failed().starts_with(why), "{}", answer.failed());
         instance.release.post(answer.descriptor.offset);
     }
     let whole = frame();

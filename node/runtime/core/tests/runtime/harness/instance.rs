@@ -9,17 +9,21 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use shm_bus::Descriptor;
 use shm_bus::alloc::Allocator;
-use shm_bus::ids::{FunctionIndex, PeerId, PortIndex};
+use shm_bus::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
 use shm_bus::release::ReleaseWriter;
 use shm_bus::segment::{Reader, Writer, create, require_sealed};
 use shm_bus::transport::{Event, Port, Sent, Transport};
 use spry_ebpf_common::{PORT_BIT, flags, status};
 use spry_wire::control::{self, Fork, FromInstance, FromZygote, SegmentSpec, ToZygote};
-use spry_wire::frame::{Frame, RequestHead, ResponseHead};
+use spry_wire::frame::{Frame, Origin, Place, RequestHead, ResponseHead};
 
+use super::segments::Shelf;
 use super::zygote::{Zygote, pipe, seqpacket};
 use super::{drain, wait_readable};
 
+/// A chain of this function alone.
+const CHAIN: RouteIndex = RouteIndex(0);
+const TRAIL: TrailIndex = TrailIndex { port: PortIndex(0), index: 0 };
 const FUNCTION: FunctionIndex = FunctionIndex(0);
 const INBOX: SegmentSpec = SegmentSpec { id: 3, generation: 5, len: 32 << 20 };
 const OUTBOX: SegmentSpec = SegmentSpec { id: 4, generation: 9, len: 0 };
@@ -34,6 +38,10 @@ pub(crate) struct Instance {
     pub(crate) inbox: Writer,
     pub(crate) outbox: Reader,
     pub(crate) release: ReleaseWriter,
+    /// What it may map, and what it has asked for.
+    pub(crate) shelf: Shelf,
+    /// What it has emitted, and nobody has taken.
+    pub(crate) emitted: Vec<Descriptor>,
     blocks: Allocator,
     transport: Arc<dyn Transport>,
     port: Box<dyn Port>,
@@ -46,11 +54,12 @@ pub(crate) struct Instance {
 pub(crate) struct Answer {
     pub(crate) descriptor: Descriptor,
     pub(crate) status: u16,
+    pub(crate) origin: Option<Origin>,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
     /// The text of a failure.
     pub(crate) failure: Option<String>,
-    /// The answer is the request's own frame.
+    /// The answer is a frame that it didn't write: its input.
     pub(crate) passed: bool,
     pub(crate) held: bool,
 }
@@ -80,6 +89,7 @@ impl Instance {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let transport = transport();
         let port = transport.open_port(PortIndex(0)).expect("open port");
+        transport.set_route(CHAIN, &[FUNCTION]).expect("set route");
         let attachment = transport.attach(FUNCTION).expect("attach");
         let (control, their_control) = seqpacket();
         let (stdout, their_stdout) = pipe();
@@ -125,6 +135,8 @@ impl Instance {
             inbox,
             outbox,
             release,
+            shelf: Shelf::default(),
+            emitted: Vec::new(),
             blocks,
             transport,
             port,
@@ -160,73 +172,96 @@ impl Instance {
 
     /// Puts a frame into the inbox and sends its descriptor, or one that `change` makes of it.
     pub(crate) fn send(&mut self, frame: &[u8], change: Option<&dyn Fn(&mut Descriptor)>) {
-        static INVOCATION: AtomicU64 = AtomicU64::new(1);
-        let block = self.blocks.allocate(frame.len() as u32).expect("room in the inbox");
-        self.inbox.write_at(u64::from(block.offset), frame).expect("write frame");
-        let mut descriptor = Descriptor {
-            segment: INBOX.id,
-            generation: INBOX.generation,
-            offset: block.offset,
-            length: frame.len() as u32,
-            invocation: INVOCATION.fetch_add(1, Ordering::Relaxed),
-            source: PORT_BIT,
-            ..Descriptor::default()
-        };
-        self.blocks.free(block.offset);
+        let place = self.put(frame);
+        self.blocks.free(place.offset);
+        let mut descriptor = describe(place);
         if let Some(change) = change {
             change(&mut descriptor);
         }
         assert_eq!(self.port.send(FUNCTION, &descriptor).expect("send"), Sent::Delivered);
     }
 
-    /// The next answer; `None` when the instance left the bus without one.
+    /// Puts a frame into the inbox, where it stays.
+    pub(crate) fn put(&mut self, frame: &[u8]) -> Place {
+        let block = self.blocks.allocate(frame.len() as u32).expect("room in the inbox");
+        self.inbox.write_at(u64::from(block.offset), frame).expect("write frame");
+        let SegmentSpec { id: segment, generation, .. } = INBOX;
+        Place { segment, generation, offset: block.offset, length: frame.len() as u32 }
+    }
+
+    /// Sends what lies at a place as a step of a chain, and waits for the answer, whose block stays taken.
+    pub(crate) fn step(&mut self, place: Place) -> Answer {
+        let descriptor =
+            Descriptor { route: CHAIN.in_descriptor(), source: TRAIL.in_descriptor(), ..describe(place) };
+        self.transport.begin_trail(TRAIL, InvocationId(descriptor.invocation), u64::MAX);
+        assert_eq!(self.port.send(FUNCTION, &descriptor).expect("send"), Sent::Delivered);
+        self.answer().expect("an answer")
+    }
+
+    /// The next answer; `None` when the instance left the bus without one. Meanwhile it may ask for segments, and emit.
     pub(crate) fn answer(&mut self) -> Option<Answer> {
-        let mut events = Vec::new();
-        while events.is_empty() {
-            // Whichever comes first: an answer, or the process's end.
-            let fds = [self.port.fd(), self.pidfd.as_fd()];
+        loop {
+            // Whichever comes first: an answer, the process's end, a question.
+            let fds = [self.port.fd(), self.pidfd.as_fd(), self.control.as_fd()];
             let mut polled = fds.map(|fd| nix::poll::PollFd::new(fd, nix::poll::PollFlags::POLLIN));
             let count = nix::poll::poll(&mut polled, nix::poll::PollTimeout::from(30_000u16)).expect("poll");
             assert!(count > 0, "no answer and no end: {}", drain(&self.stderr));
+            let [_, ended, asks] = polled.map(|fd| fd.any().unwrap_or(false));
+            let mut events = Vec::new();
             self.port.receive(&mut events).expect("receive");
-            let ended = nix::poll::poll(
-                &mut [nix::poll::PollFd::new(self.pidfd.as_fd(), nix::poll::PollFlags::POLLIN)],
-                nix::poll::PollTimeout::ZERO,
-            );
-            if events.is_empty() && ended == Ok(1) {
+            let mut answer = None;
+            for event in events {
+                match event {
+                    Event::Emitted(descriptor) => self.emitted.push(descriptor),
+                    Event::Answer(descriptor) if answer.is_none() => answer = Some(descriptor),
+                    // Held, it is to be sent on by spryd; here nobody comes after it.
+                    other => panic!("{other:?}"),
+                }
+            }
+            if let Some(descriptor) = answer {
+                if descriptor.flags & flags::HOLD != 0 {
+                    assert!(self.transport.admit(self.peer), "held, so not idle before");
+                }
+                return Some(self.read(descriptor));
+            }
+            if ended {
                 return None;
             }
+            if asks {
+                self.shelf.serve(self.control.as_fd());
+            }
         }
-        let [Event::Answer(descriptor)] = events[..] else { panic!("{events:?}") };
-        if descriptor.flags & flags::HOLD != 0 {
-            assert!(self.transport.admit(self.peer), "held, so not idle before");
-        }
-        Some(self.read(descriptor))
     }
 
     fn read(&self, descriptor: Descriptor) -> Answer {
         let (offset, length) = (u64::from(descriptor.offset), u64::from(descriptor.length));
-        let passed = (descriptor.segment, descriptor.generation) == (INBOX.id, INBOX.generation);
-        let bytes = if passed {
+        let held = descriptor.flags & flags::HOLD != 0;
+        let mut answer = Answer {
+            descriptor,
+            status: 200,
+            origin: None,
+            headers: Vec::new(),
+            body: Vec::new(),
+            failure: None,
+            passed: true,
+            held,
+        };
+        let name = (descriptor.segment, descriptor.generation);
+        if name == (INBOX.id, INBOX.generation) {
             let mut bytes = vec![0; descriptor.length as usize];
             self.inbox.copy_into(offset, &mut bytes).expect("within the inbox");
-            bytes
-        } else {
-            assert_eq!((descriptor.segment, descriptor.generation), (OUTBOX.id, OUTBOX.generation));
-            self.outbox.copy(offset, length).expect("within the outbox")
-        };
-        let held = descriptor.flags & flags::HOLD != 0;
-        let mut answer =
-            Answer { descriptor, status: 200, headers: Vec::new(), body: bytes, failure: None, passed, held };
-        let bytes = std::mem::take(&mut answer.body);
-        if descriptor.flags & status::MASK == status::FAILED {
-            answer.failure = Some(String::from_utf8(bytes).expect("UTF-8"));
-        } else if passed {
             let (_, body_at) = Frame::decode(&bytes).expect("the frame that was sent");
             answer.body = bytes[body_at..].to_vec();
-        } else {
+        } else if name == (OUTBOX.id, OUTBOX.generation) {
+            answer.passed = false;
+            let bytes = self.outbox.copy(offset, length).expect("within the outbox");
+            if descriptor.flags & status::MASK == status::FAILED {
+                answer.failure = Some(String::from_utf8(bytes).expect("UTF-8"));
+                return answer;
+            }
             let (head, body_at) = ResponseHead::decode(&bytes).expect("a response frame");
             answer.status = head.status;
+            answer.origin = Some(head.origin);
             let own = |(name, value): &(&str, &[u8])| {
                 ((*name).to_owned(), String::from_utf8_lossy(value).into_owned())
             };
@@ -272,4 +307,12 @@ impl Drop for Instance {
 
 fn transport() -> Arc<dyn Transport> {
     shm_bus::transport::broker::transport(Default::default()).expect("broker transport")
+}
+
+/// A descriptor of a new invocation, on its way to the function and back.
+fn describe(place: Place) -> Descriptor {
+    static INVOCATION: AtomicU64 = AtomicU64::new(1);
+    let Place { segment, generation, offset, length } = place;
+    let invocation = INVOCATION.fetch_add(1, Ordering::Relaxed);
+    Descriptor { segment, generation, offset, length, invocation, source: PORT_BIT, ..Descriptor::default() }
 }

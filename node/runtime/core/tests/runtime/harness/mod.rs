@@ -5,10 +5,12 @@
 
 mod build;
 mod instance;
+mod segments;
 mod zygote;
 
 pub(crate) use build::{c_library, c_library_without, faults_library, rust_library};
 pub(crate) use instance::{Answer, Instance};
+pub(crate) use segments::{Foreign, Grant};
 pub(crate) use zygote::Zygote;
 
 use std::collections::BTreeMap;
