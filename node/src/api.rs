@@ -4,6 +4,8 @@
 //! The names of fields and the words of enums are a contract with scripts: add, don't rename. Times are
 //! milliseconds; instants are milliseconds since the Unix epoch.
 
+mod chain;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -11,8 +13,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::{Egress, Isolation, Limits, Name, Runtime, Scale};
-use crate::store::{Staged, StoreError};
+use crate::store::{PlannedChain, Staged, StoreError};
 use crate::units::Size;
+pub use chain::{
+    Applied, ApplyError, BranchView, CaseView, ChainView, MemberView, OnView, StageView, StepView,
+    TriggerView,
+};
 
 /// What an [`Engine`]'s methods return: a future that may move between threads.
 pub type Reply<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -28,6 +34,15 @@ pub trait Engine: Send + Sync + 'static {
     fn functions(&self) -> Reply<'_, Vec<FunctionView>>;
     /// One function.
     fn function<'a>(&'a self, name: &'a str) -> Reply<'a, Option<FunctionView>>;
+    /// Starts what the chain needs, commits it ([`crate::store::Store::commit_chain`]), serves it in the place of
+    /// the one of its name, and changes the chains that go through it. On an error nothing has changed.
+    fn apply_chain(&self, planned: PlannedChain) -> Reply<'_, Result<Applied, ApplyError>>;
+    /// Takes the chain out of service, ends its processes, then removes it from the store.
+    fn remove_chain<'a>(&'a self, name: &'a Name) -> Reply<'a, Result<(), RemoveError>>;
+    /// All chains, by name.
+    fn chains(&self) -> Reply<'_, Vec<ChainView>>;
+    /// One chain.
+    fn chain<'a>(&'a self, name: &'a str) -> Reply<'a, Option<ChainView>>;
     /// The node.
     fn status(&self) -> Reply<'_, StatusView>;
     /// The newest invocations first, of one function or of all, at most `limit`; without their logs.
@@ -98,13 +113,16 @@ pub enum DeployError {
     Store(#[from] StoreError),
 }
 
-/// Why a function could not be removed.
+/// Why a function or a chain could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
     /// There is none of that name.
     #[error("no function named \"{0}\" is deployed")]
     NoSuchFunction(String),
-    /// The store refused.
+    /// There is no chain of that name.
+    #[error("no chain named \"{0}\" is applied")]
+    NoSuchChain(String),
+    /// The store refused: it is in use ([`StoreError::InUse`]), most often.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

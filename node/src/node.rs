@@ -14,15 +14,16 @@ use tokio::sync::oneshot;
 
 use crate::activation::{Line, Record, Start, Stream};
 use crate::api::{
-    ActivationView, Calls, DeployError, Deployed, Engine, FunctionState, FunctionView, Instances, LogLine,
-    LogPage, LogStream, PassedOver, RemoveError, Reply, StartKind, StatusView, ZygoteState,
+    ActivationView, Applied, ApplyError, Calls, ChainView, DeployError, Deployed, Engine, FunctionState,
+    FunctionView, Instances, LogLine, LogPage, LogStream, PassedOver, RemoveError, Reply, StartKind,
+    StatusView, ZygoteState,
 };
 use crate::config::Config;
 use crate::dispatch::Bus;
 use crate::function::{Entered, Function};
 use crate::keeper::ToKeeper;
 use crate::manifest::Name;
-use crate::store::Staged;
+use crate::store::{PlannedChain, Staged};
 use crate::units::Size;
 
 /// The functions that are served now, by name.
@@ -263,6 +264,33 @@ impl Engine for Node {
 
     fn function<'a>(&'a self, name: &'a str) -> Reply<'a, Option<FunctionView>> {
         Box::pin(std::future::ready(self.named(name).map(|function| view(&function))))
+    }
+
+    fn apply_chain(&self, planned: PlannedChain) -> Reply<'_, Result<Applied, ApplyError>> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.keeper.send(ToKeeper::ApplyChain { planned: Box::new(planned), done });
+        Box::pin(async move {
+            sent.map_err(|_| ApplyError::ShuttingDown)?;
+            answer.await.unwrap_or(Err(ApplyError::ShuttingDown))
+        })
+    }
+
+    fn remove_chain<'a>(&'a self, name: &'a Name) -> Reply<'a, Result<(), RemoveError>> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.keeper.send(ToKeeper::RemoveChain { name: name.clone(), done });
+        Box::pin(async move {
+            let gone = || RemoveError::NoSuchChain(name.to_string());
+            sent.map_err(|_| gone())?;
+            answer.await.unwrap_or_else(|_| Err(gone()))
+        })
+    }
+
+    fn chains(&self) -> Reply<'_, Vec<ChainView>> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+
+    fn chain<'a>(&'a self, _: &'a str) -> Reply<'a, Option<ChainView>> {
+        Box::pin(std::future::ready(None))
     }
 
     fn status(&self) -> Reply<'_, StatusView> {

@@ -1,9 +1,10 @@
 //! Chains: functions that call on, with one deadline over all of them.
 //!
 //! [`spec`] reads a `chain.toml`; [`flatten`] looks its names up, in functions and other chains; what comes out is
-//! a [`plan`].
+//! a [`plan`]. [`graph`] draws it.
 
 mod flatten;
+pub mod graph;
 pub mod plan;
 pub mod spec;
 

@@ -4,6 +4,7 @@
 //! node refused or failed, 64 bad usage. `--output json` prints what the control API says, word for word
 //! (`docs/control-api.md`); the text form is for people and may change.
 
+mod chain;
 mod client;
 mod deploy;
 mod invoke;
@@ -33,16 +34,25 @@ struct Cli {
     control_socket: PathBuf,
     /// How results are printed
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: Format,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
+enum Format {
     /// For people
     Text,
     /// For programs; stable
+    Json,
+    /// For graphviz; `spry chain describe` only
+    Dot,
+}
+
+/// How the results of most commands are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Output {
+    Text,
     Json,
 }
 
@@ -64,6 +74,9 @@ enum Command {
         /// The function
         name: String,
     },
+    /// Apply, look at and remove chains of functions
+    #[command(subcommand)]
+    Chain(chain::Chain),
     /// Print what a function wrote to stdout and stderr
     Logs(Logs),
     /// Look at single calls
@@ -73,9 +86,9 @@ enum Command {
     Status,
     /// Check what this kernel and these rights give
     Doctor,
-    /// Check a configuration file
+    /// Check a configuration file, or a chain's
     CheckConfig {
-        /// The file, usually /etc/spry/spryd.toml
+        /// The file: /etc/spry/spryd.toml, most often, or a chain.toml
         file: PathBuf,
     },
 }
@@ -175,7 +188,16 @@ pub fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<u8, Failure> {
     let client = Client::new(cli.control_socket);
-    let output = cli.output;
+    let output = match cli.output {
+        Format::Text => Output::Text,
+        Format::Json => Output::Json,
+        Format::Dot => {
+            let Command::Chain(chain::Chain::Describe { name }) = &cli.command else {
+                return Err(Failure::Usage("--output dot goes with `spry chain describe` only".into()));
+            };
+            return chain::dot(&client, name).await.map(|()| 0);
+        }
+    };
     match cli.command {
         Command::Deploy(wanted) => deploy::deploy(&client, wanted, output).await?,
         Command::Invoke(wanted) => invoke::invoke(&client, wanted).await?,
@@ -193,6 +215,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
                 print(&format!("removed {name}\n"))?;
             }
         }
+        Command::Chain(wanted) => chain::chain(&client, wanted, output).await?,
         Command::Logs(wanted) => logs(&client, &wanted, output).await?,
         Command::Activation(wanted) => activation(&client, wanted, output).await?,
         Command::Status => {
@@ -284,6 +307,9 @@ fn configured() -> Config {
 }
 
 fn check_config(file: &Path, output: Output) -> Result<(), Failure> {
+    if chain::is_chain_file(file) {
+        return chain::check(file, output);
+    }
     let config = Config::check_file(file).map_err(|error| Failure::Node(error.to_string()))?;
     match output {
         Output::Text => print(&format!(

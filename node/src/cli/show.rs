@@ -147,7 +147,7 @@ pub(super) fn lines(lines: &[LogLine]) -> String {
     lines.iter().map(one).collect()
 }
 
-fn state(state: FunctionState) -> &'static str {
+pub(super) fn state(state: FunctionState) -> &'static str {
     match state {
         FunctionState::Ready => "ready",
         FunctionState::Starting => "starting",
@@ -156,7 +156,7 @@ fn state(state: FunctionState) -> &'static str {
     }
 }
 
-fn zygote(state: ZygoteState) -> &'static str {
+pub(super) fn zygote(state: ZygoteState) -> &'static str {
     match state {
         ZygoteState::None => "not started",
         ZygoteState::Starting => "starting",
@@ -169,7 +169,7 @@ fn instances(count: Instances) -> String {
     format!("{} idle, {} busy, {} starting", count.idle, count.busy, count.starting)
 }
 
-fn calls(calls: &Calls) -> String {
+pub(super) fn calls(calls: &Calls) -> String {
     format!(
         "{} ok, {} failed ({} cold, {} forked, {} warm)",
         calls.ok, calls.failed, calls.cold, calls.forked, calls.warm

@@ -16,7 +16,7 @@ use crate::store::{StoreError, Upload};
 /// An upload of which nothing arrives for so long is given up.
 const STALL: Duration = Duration::from_secs(60);
 /// What is still read of an upload that is too long, so that its sender hears why before it meets a closed door.
-const DRAIN_MAX: usize = 64 << 20;
+pub(super) const DRAIN_MAX: usize = 64 << 20;
 /// Bytes that are gathered before the disk is bothered.
 const BATCH: usize = 256 * 1024;
 
@@ -80,7 +80,7 @@ where
     write(upload, pieces).await
 }
 
-async fn next<B>(body: &mut Pin<&mut B>) -> Result<Option<Bytes>, Refused>
+pub(super) async fn next<B>(body: &mut Pin<&mut B>) -> Result<Option<Bytes>, Refused>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: std::fmt::Display,

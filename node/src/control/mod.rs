@@ -4,6 +4,7 @@
 //! [`Store`]'s. On the control socket whoever the file system lets in may do everything; over HTTP a bearer
 //! token is needed. `docs/control-api.md` has the routes; a test holds it to [`ROUTES`].
 
+mod chain;
 mod deploy;
 mod query;
 mod refusal;
@@ -27,7 +28,7 @@ pub use refusal::Refused;
 use token::ApiToken;
 
 /// Every route, as documented.
-pub const ROUTES: [(&str, &str); 12] = [
+pub const ROUTES: [(&str, &str); 16] = [
     ("GET", "/system/status"),
     ("GET", "/system/doctor"),
     ("GET", "/system/functions"),
@@ -36,6 +37,10 @@ pub const ROUTES: [(&str, &str); 12] = [
     ("POST", "/system/function/NAME"),
     ("DELETE", "/system/function/NAME"),
     ("GET", "/system/function/NAME/logs"),
+    ("GET", "/system/chains"),
+    ("GET", "/system/chain/NAME"),
+    ("PUT", "/system/chain/NAME"),
+    ("DELETE", "/system/chain/NAME"),
     ("GET", "/system/activations"),
     ("GET", "/system/activation/ID"),
     ("GET", "/system/activation/ID/logs"),
@@ -141,15 +146,22 @@ where
             let page = engine.logs(name, query.number("since")?, limit, wait).await;
             json(&page.ok_or_else(|| Refused::NoSuchFunction((*name).into()))?)
         }
+        ["chains"] if reads => json(&engine.chains().await),
+        ["chain", name] if reads => match engine.chain(name).await {
+            Some(view) => json(&view),
+            None => Err(Refused::NoSuchChain((*name).into())),
+        },
+        ["chain", name] if writes => chain::apply(body, control, name).await,
+        ["chain", name] if parts.method == Method::DELETE => chain::remove(name, control).await,
         ["activations"] if reads => json(&engine.activations(query.text("function"), limit(&query)?).await),
         ["activation", id] if reads => json(&activation(id, control).await?),
         ["activation", id, "logs"] if reads => json(&activation(id, control).await?.logs),
-        ["version" | "status" | "doctor" | "activations"]
+        ["version" | "status" | "doctor" | "activations" | "chains"]
         | ["function", _, "logs"]
         | ["activation", _]
         | ["activation", _, "logs"] => Err(Refused::Method("GET")),
         ["functions"] => Err(Refused::Method("GET, POST, PUT")),
-        ["function", _] => Err(Refused::Method("GET, POST, PUT, DELETE")),
+        ["function" | "chain", _] => Err(Refused::Method("GET, POST, PUT, DELETE")),
         _ => Err(Refused::NoSuchPath),
     }
 }

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use crate::api::{DeployError, ErrorBody, ErrorDetail, RemoveError};
+use crate::api::{ApplyError, DeployError, ErrorBody, ErrorDetail, RemoveError};
 use crate::store::StoreError;
 
 /// Why a control request was not done.
@@ -22,6 +22,17 @@ pub enum Refused {
     /// No such function.
     #[error("no function named \"{0}\" is deployed; `spry list` shows those that are")]
     NoSuchFunction(String),
+    /// No such chain.
+    #[error("no chain named \"{0}\" is applied; `spry chain list` shows those that are")]
+    NoSuchChain(String),
+    /// The path and the chain's text name different chains.
+    #[error("the path names the chain \"{path}\", its text \"{text}\"")]
+    OtherChain {
+        /// In the path.
+        path: String,
+        /// In the text.
+        text: String,
+    },
     /// No such call, or it is too long ago.
     #[error("no call \"{0}\" is remembered; `spry activation list` shows those that are")]
     NoSuchActivation(String),
@@ -45,6 +56,9 @@ pub enum Refused {
     /// It could not be deployed.
     #[error(transparent)]
     Deploy(DeployError),
+    /// It could not be applied.
+    #[error(transparent)]
+    Apply(ApplyError),
     /// It could not be removed.
     #[error(transparent)]
     Remove(RemoveError),
@@ -78,14 +92,22 @@ impl Refused {
             Self::NoSuchFunction(_) | Self::Remove(RemoveError::NoSuchFunction(_)) => {
                 (StatusCode::NOT_FOUND, "no_such_function")
             }
+            Self::NoSuchChain(_) | Self::Remove(RemoveError::NoSuchChain(_)) => {
+                (StatusCode::NOT_FOUND, "no_such_chain")
+            }
+            Self::OtherChain { .. } => (StatusCode::BAD_REQUEST, "bad_chain"),
             Self::NoSuchActivation(_) => (StatusCode::NOT_FOUND, "no_such_call"),
             Self::Parameter { .. } => (StatusCode::BAD_REQUEST, "bad_parameter"),
             Self::Body(_) => (StatusCode::BAD_REQUEST, "body_broken"),
             Self::Stalled(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::Store(error)
             | Self::Deploy(DeployError::Store(error))
+            | Self::Apply(ApplyError::Store(error))
             | Self::Remove(RemoveError::Store(error)) => blame_of_store(error),
             Self::Deploy(error) => blame_of_deploy(error),
+            Self::Apply(ApplyError::Function { source, .. }) => blame_of_deploy(source),
+            Self::Apply(ApplyError::NoRoom(_)) => (StatusCode::SERVICE_UNAVAILABLE, "node_full"),
+            Self::Apply(ApplyError::ShuttingDown) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             Self::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "node_failed"),
         }
     }
@@ -110,7 +132,11 @@ fn blame_of_store(error: &StoreError) -> (StatusCode, &'static str) {
         StoreError::Archive(_) => (StatusCode::BAD_REQUEST, "bad_archive"),
         StoreError::Manifest(_) => (StatusCode::BAD_REQUEST, "bad_manifest"),
         StoreError::NoSuchFunction(_) => (StatusCode::NOT_FOUND, "no_such_function"),
-        StoreError::Overtaken { .. } => (StatusCode::CONFLICT, "overtaken"),
+        StoreError::Chain(_) | StoreError::Dependent { .. } => (StatusCode::BAD_REQUEST, "bad_chain"),
+        StoreError::NoSuchChain(_) => (StatusCode::NOT_FOUND, "no_such_chain"),
+        StoreError::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
+        StoreError::NameIsChain(_) | StoreError::NameIsFunction(_) => (StatusCode::CONFLICT, "name_taken"),
+        StoreError::Overtaken { .. } | StoreError::ChainOvertaken(_) => (StatusCode::CONFLICT, "overtaken"),
         StoreError::NoSlot => (StatusCode::SERVICE_UNAVAILABLE, "node_full"),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "store_failed"),
     }

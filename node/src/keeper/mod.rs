@@ -20,14 +20,14 @@ use shm_bus::transport::{Fault, FaultKind};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
-use crate::api::{DeployError, Deployed, RemoveError, ZygoteState};
+use crate::api::{Applied, ApplyError, DeployError, Deployed, RemoveError, ZygoteState};
 use crate::dispatch::{Bus, Dispatcher, ToWorker};
 use crate::function::Function;
 use crate::inbox::{Inbox, NodeBytes};
 use crate::instance::{Doom, Instance};
 use crate::manifest::Name;
 use crate::node::Node;
-use crate::store::{Staged, Store, StoredFunction};
+use crate::store::{PlannedChain, Staged, Store, StoredFunction};
 use crate::zygote::Executor;
 
 pub use tend::ToTender;
@@ -57,6 +57,20 @@ pub enum ToKeeper {
     },
     /// Serve this function no more.
     Remove {
+        /// Its name.
+        name: Name,
+        /// Told when its processes have ended.
+        done: oneshot::Sender<Result<(), RemoveError>>,
+    },
+    /// Serve this chain from now on.
+    ApplyChain {
+        /// What it comes to, and what comes to the chains around it.
+        planned: Box<PlannedChain>,
+        /// Told how it went.
+        done: oneshot::Sender<Result<Applied, ApplyError>>,
+    },
+    /// Serve this chain no more.
+    RemoveChain {
         /// Its name.
         name: Name,
         /// Told when its processes have ended.
@@ -182,6 +196,12 @@ impl Keeper {
                     tokio::task::spawn_local(async move {
                         let _ = done.send(keeper.remove(&name).await);
                     });
+                }
+                ToKeeper::ApplyChain { done, .. } => {
+                    let _ = done.send(Err(ApplyError::NoRoom("chains are being built".into())));
+                }
+                ToKeeper::RemoveChain { name, done } => {
+                    let _ = done.send(Err(RemoveError::NoSuchChain(name.to_string())));
                 }
             }
         }

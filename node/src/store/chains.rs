@@ -27,6 +27,9 @@ pub struct StoredChain {
     pub applied_unix_ms: u64,
 }
 
+/// A chain as it is stored, with what it comes to, or why it can't be planned.
+pub type StoredPlan = (StoredChain, Result<Plan, ChainError>);
+
 /// A chain that fits what there is, and isn't stored yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedChain {
@@ -60,7 +63,7 @@ impl Store {
 
     /// Every chain with what it comes to. One that can't be planned (its text was accepted by another version) says
     /// why; the others are not touched by that.
-    pub fn plans(&self) -> Result<Vec<(StoredChain, Result<Plan, ChainError>)>, StoreError> {
+    pub fn plans(&self) -> Result<Vec<StoredPlan>, StoreError> {
         let (rows, known) = {
             let database = self.shared.database.lock();
             (database.chains()?, self.shared.known(&database)?)

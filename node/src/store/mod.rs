@@ -45,7 +45,7 @@ use crate::chain::spec::ChainError;
 use crate::config::UploadLimits;
 use crate::config::raw::UID_COUNT;
 use crate::manifest::{Manifest, ManifestError, Name};
-pub use chains::{PlannedChain, Retired, StoredChain};
+pub use chains::{PlannedChain, Retired, StoredChain, StoredPlan};
 use database::Database;
 use fault::{Seam, Step};
 pub use stage::{Staged, Upload};

@@ -76,6 +76,9 @@ fn what_is_not_there_says_so() {
         "/system/function",
         "/system/function/a/b",
         "/system/function/a/logs/x",
+        "/system/chain",
+        "/system/chain/a",
+        "/system/chain/a/logs",
     ] {
         let (status, answer) = local(&server, "GET", path, b"");
         assert!(status == 404 && answer.contains("\"error\""), "{path}: {answer}");
@@ -83,6 +86,9 @@ fn what_is_not_there_says_so() {
     let (status, answer) = local(&server, "DELETE", "/system/functions", b"");
     assert!(status == 405 && answer.contains("allow: GET, POST, PUT"), "{answer}");
     assert_eq!(local(&server, "DELETE", "/system/function/..%2f..", b"").0, 404);
+    assert_eq!(local(&server, "DELETE", "/system/chain/..%2f..", b"").0, 404);
+    let (status, answer) = local(&server, "PUT", "/system/chains", b"");
+    assert!(status == 405 && answer.contains("allow: GET\r"), "{answer}");
     assert_eq!(local(&server, "GET", "/system/activations?limit=many", b"").0, 400);
     assert_eq!(local(&server, "GET", "/system/function/hello/logs?wait=3", b"").0, 400);
 }
@@ -104,6 +110,36 @@ fn uploads_that_are_no_functions_are_refused_with_their_code() {
     }
     let staging = server.folder.path().join("state/staging");
     assert_eq!(std::fs::read_dir(staging).expect("listed").count(), 0, "nothing is left");
+}
+
+#[test]
+fn texts_that_are_no_chains_are_refused_with_their_code() {
+    let server = Server::start();
+    let file = server.file("a.py", "def main(params):\n    return {}\n");
+    assert_eq!(crate::server::code(&server.spry(&["deploy", file.to_str().expect("plain")])), 0);
+    let chain = |name: &str, function: &str| {
+        format!("name = '{name}'\n[[step]]\nfunction = '{function}'\n").into_bytes()
+    };
+    for (path, body, status, code) in [
+        ("/system/chain/x", b"".to_vec(), 400, "bad_chain"),
+        ("/system/chain/x", vec![0xff; 16], 400, "bad_chain"),
+        ("/system/chain/x", vec![b'#'; (256 << 10) + 1], 400, "bad_chain"),
+        ("/system/chain/x", chain("x", "absent"), 400, "bad_chain"),
+        ("/system/chain/y", chain("x", "a"), 400, "bad_chain"),
+        ("/system/chain/Bad.Name", chain("x", "a"), 400, "bad_chain"),
+        ("/system/chain/a", chain("a", "a"), 409, "name_taken"),
+        ("/system/chain/x", chain("x", "a"), 200, "ready"),
+        ("/system/function/x", Vec::new(), 400, "bad_archive"),
+    ] {
+        let (got, answer) = local(&server, "PUT", path, &body);
+        assert_eq!(got, status, "{path}: {answer}");
+        assert!(answer.contains(code), "{path}: {answer}");
+    }
+    let (status, answer) = local(&server, "DELETE", "/system/function/a", b"");
+    assert!(status == 409 && answer.contains("\"code\":\"in_use\""), "{answer}");
+    let (status, answer) = local(&server, "DELETE", "/system/chain/y", b"");
+    assert!(status == 404 && answer.contains("\"code\":\"no_such_chain\""), "{answer}");
+    assert_eq!(server.store.chains().expect("answers").len(), 1);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! starts none. The tests with spryd itself start where these end.
 
 mod api;
+mod chains;
 mod commands;
 mod server;
 mod shelf;

@@ -1,4 +1,4 @@
-//! The smallest engine that is true to the contract: what is deployed is stored and shown, nothing runs.
+//! The smallest engine that is true to the contract: what is deployed and applied is stored and shown, nothing runs.
 //!
 //! Python code whose text has a tab in its first column "can't be loaded", so that a refused deploy can be seen.
 
@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spry_node::api::{
-    ActivationView, Calls, DeployError, Deployed, Engine, FunctionState, FunctionView, Instances, LogLine,
-    LogPage, LogStream, RemoveError, Reply, StartKind, StatusView, ZygoteState,
+    ActivationView, Applied, ApplyError, Calls, ChainView, DeployError, Deployed, Engine, FunctionState,
+    FunctionView, Instances, LogLine, LogPage, LogStream, MemberView, RemoveError, Reply, StartKind,
+    StatusView, ZygoteState,
 };
 use spry_node::manifest::Name;
-use spry_node::store::{Staged, Store, StoredFunction};
+use spry_node::store::{PlannedChain, Staged, Store, StoredFunction};
 use spry_node::units::Size;
 use tokio::sync::watch;
 
@@ -36,6 +37,32 @@ impl Shelf {
 
     fn views(&self) -> Vec<FunctionView> {
         self.store.functions().expect("the store answers").iter().map(view).collect()
+    }
+
+    fn chain_views(&self) -> Vec<ChainView> {
+        let plans = self.store.plans().expect("the store answers").into_iter();
+        let views = plans.map(|(stored, plan)| match plan {
+            Err(error) => ChainView::broken(&stored, error.to_string()),
+            Ok(plan) => {
+                let mut view = ChainView::new(&stored, &plan);
+                view.functions = plan.functions.iter().map(|name| self.member(name)).collect();
+                view
+            }
+        });
+        views.collect()
+    }
+
+    fn member(&self, name: &Name) -> MemberView {
+        let stored =
+            self.store.function(name.as_str()).expect("the store answers").expect("it can't be removed");
+        MemberView {
+            name: name.to_string(),
+            version: stored.version,
+            instances: Instances { idle: 1, busy: 2, starting: 3 },
+            zygote: ZygoteState::Ready,
+            queued: 4,
+            problem: None,
+        }
     }
 }
 
@@ -116,6 +143,25 @@ impl Engine for Shelf {
             true => self.store.remove(name).map_err(RemoveError::from),
             false => Err(RemoveError::NoSuchFunction(name.to_string())),
         })
+    }
+    fn apply_chain(&self, planned: PlannedChain) -> Reply<'_, Result<Applied, ApplyError>> {
+        Box::pin(async move {
+            let name = planned.plan.name.as_str();
+            let replaced = self.chain_views().iter().any(|view| view.name == name);
+            self.store.commit_chain(&planned)?;
+            let chain = self.chain_views().into_iter().find(|view| view.name == name).expect("just applied");
+            let dependents = planned.dependents.iter().map(|plan| plan.name.to_string()).collect();
+            Ok(Applied { chain, replaced, dependents })
+        })
+    }
+    fn remove_chain<'a>(&'a self, name: &'a Name) -> Reply<'a, Result<(), RemoveError>> {
+        now(self.store.remove_chain(name).map_err(RemoveError::from))
+    }
+    fn chains(&self) -> Reply<'_, Vec<ChainView>> {
+        now(self.chain_views())
+    }
+    fn chain<'a>(&'a self, name: &'a str) -> Reply<'a, Option<ChainView>> {
+        now(self.chain_views().into_iter().find(|view| view.name == name))
     }
     fn functions(&self) -> Reply<'_, Vec<FunctionView>> {
         now(self.views())

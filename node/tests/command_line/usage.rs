@@ -24,7 +24,14 @@ fn bad_usage_exits_64_and_help_0() {
         &["invoke", "f", "-H", "no header"],
         &["invoke", "f", "-X", "not a method"],
         &["invoke", "f", "--path", "rest"],
-        &["chain", "list"],
+        &["chain"],
+        &["chain", "apply"],
+        &["chain", "apply", "/nonexistent/chain.toml"],
+        &["chain", "describe", ".."],
+        &["chain", "remove", "a/b"],
+        &["--output", "dot", "list"],
+        &["chain", "list", "--output", "dot"],
+        &["check-config", "/nonexistent/chain.toml"],
         &["top"],
         &["invoke", "f", "--async"],
     ] {
@@ -49,6 +56,7 @@ fn help_names_what_is_here_and_nothing_else() {
         "list",
         "describe",
         "remove",
+        "chain",
         "logs",
         "activation",
         "status",
@@ -57,7 +65,7 @@ fn help_names_what_is_here_and_nothing_else() {
     ] {
         assert!(help.contains(&format!("  {command}")), "{command} is missing from\n{help}");
     }
-    assert!(!help.contains("chain") && !help.contains("async"), "{help}");
+    assert!(!help.contains("async"), "{help}");
 }
 
 #[test]
@@ -66,9 +74,14 @@ fn a_daemon_that_is_not_there_exits_2_and_says_what_to_do() {
     let dead = folder.path().join("dead.sock");
     drop(std::os::unix::net::UnixListener::bind(&dead).expect("bound"));
     for socket in [Path::new(NOWHERE), &dead] {
-        for arguments in
-            [&["list"][..], &["status"], &["invoke", "f"], &["remove", "f"], &["logs", "f", "-f"]]
-        {
+        for arguments in [
+            &["list"][..],
+            &["status"],
+            &["invoke", "f"],
+            &["remove", "f"],
+            &["logs", "f", "-f"],
+            &["chain", "list"],
+        ] {
             let output = spry(socket, arguments);
             assert_eq!(code(&output), 2, "{arguments:?}");
             let said = err(&output);
@@ -119,4 +132,26 @@ fn check_config_names_what_is_wrong() {
     assert_eq!(code(&bad), 2);
     assert!(err(&bad).contains("workers is 99, but must be between 1 and 32"), "{}", err(&bad));
     assert!(err(&check("colour = 1\n")).contains("unknown field `colour`"));
+}
+
+#[test]
+fn check_config_knows_a_chain_when_it_sees_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let check = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        spry(Path::new(NOWHERE), &["check-config", path.to_str().expect("plain")])
+    };
+    let good = "name = 'photo'\n[[step]]\nfunction = 'decode'\n[[step]]\nfunction = 'encode'\n";
+    for name in ["chain.toml", "photo.toml"] {
+        let output = check(name, good);
+        assert_eq!(code(&output), 0, "{}", err(&output));
+        assert!(out(&output).contains("is valid: chain photo of 2 steps"), "{}", out(&output));
+        let bad = check(name, &good.replace("'encode'", "'encode'\nretry = 11"));
+        assert_eq!((code(&bad), out(&bad).as_str()), (2, ""));
+        let says = format!("{name}: step 2: retry is 11, but must be between 0 and 10");
+        assert!(err(&bad).contains(&says), "{}", err(&bad));
+    }
+    assert!(err(&check("chain.toml", "name = [")).contains("chain.toml: TOML parse error at line 1"));
+    assert!(err(&check("chain.toml", &"#".repeat(1 << 20))).contains("262144 are the most"));
 }

@@ -1,0 +1,65 @@
+//! `PUT` and `DELETE /system/chain/NAME`.
+
+use std::pin::pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body_util::Full;
+
+use super::deploy::{DRAIN_MAX, next};
+use super::{Control, Refused, answer, blocking, json};
+use crate::chain::spec::{ChainError, FILE_MAX};
+use crate::manifest::Name;
+use crate::store::StoreError;
+
+pub(super) async fn apply<B>(body: B, control: &Control, name: &str) -> Result<Response<Full<Bytes>>, Refused>
+where
+    B: http_body::Body<Data = Bytes> + Send,
+    B::Error: std::fmt::Display,
+{
+    let source = receive(body).await?;
+    let store = Arc::clone(&control.store);
+    let planned = blocking(move || store.plan_chain(&source)).await??;
+    if planned.plan.name.as_str() != name {
+        return Err(Refused::OtherChain { path: name.into(), text: planned.plan.name.to_string() });
+    }
+    let engine = Arc::clone(&control.engine);
+    // In a task of its own: a client that leaves must not leave the chain half applied.
+    let applied = tokio::spawn(async move { engine.apply_chain(planned).await }).await;
+    json(&applied.map_err(|_| Refused::Broken)?.map_err(Refused::Apply)?)
+}
+
+pub(super) async fn remove(name: &str, control: &Control) -> Result<Response<Full<Bytes>>, Refused> {
+    let name: Name = name.parse().map_err(|_| Refused::NoSuchChain(name.into()))?;
+    let engine = Arc::clone(&control.engine);
+    // As above.
+    let removed = tokio::spawn(async move { engine.remove_chain(&name).await }).await;
+    removed.map_err(|_| Refused::Broken)?.map_err(Refused::Remove)?;
+    Ok(answer(StatusCode::NO_CONTENT, Bytes::new()))
+}
+
+/// The text. Of one that is too long, the rest is read as well, so that its sender hears why before it meets a
+/// closed door.
+async fn receive<B>(body: B) -> Result<String, Refused>
+where
+    B: http_body::Body<Data = Bytes> + Send,
+    B::Error: std::fmt::Display,
+{
+    let mut body = pin!(body);
+    let mut text = Vec::new();
+    let mut bytes: u64 = 0;
+    while let Some(piece) = next(&mut body).await? {
+        bytes += piece.len() as u64;
+        if bytes <= FILE_MAX {
+            text.extend_from_slice(&piece);
+        } else if bytes > DRAIN_MAX as u64 {
+            break;
+        }
+    }
+    let bad = |error| Refused::Store(StoreError::Chain(error));
+    if bytes > FILE_MAX {
+        return Err(bad(ChainError::TooLong { bytes }));
+    }
+    String::from_utf8(text).map_err(|_| bad(ChainError::Toml("the text is not UTF-8".into())))
+}
