@@ -65,6 +65,9 @@ impl Keeper {
     }
 
     pub(super) async fn remove(self: &Rc<Self>, name: &Name) -> Result<(), RemoveError> {
+        // Before anything ends: what a chain uses stays, and from now on none begins to use it.
+        let (store, leaving) = (Arc::clone(&self.store), name.clone());
+        let _retired = off_the_loop(move || store.retire(&leaving)).await?;
         let Some(function) = self.node.unpublish(name.as_str()) else {
             return Err(RemoveError::NoSuchFunction(name.to_string()));
         };
