@@ -5,6 +5,8 @@
 
 #[path = "sockmap_kernel/bench.rs"]
 mod bench;
+#[path = "sockmap_kernel/chains.rs"]
+mod chains;
 #[path = "sockmap_kernel/object.rs"]
 mod object;
 #[path = "sockmap_kernel/races.rs"]

@@ -1,7 +1,7 @@
 //! Several ports and peers at once, while peers are retired, ended and replaced: every invocation that was
 //! delivered is settled exactly once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, poll};
 use shm_bus::Descriptor;
-use shm_bus::ids::{FunctionIndex, PeerId, PortIndex};
+use shm_bus::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
 use shm_bus::transport::sockmap::{Sockmap, SockmapEndpoint};
 use shm_bus::transport::{Endpoint, Event, Port, Sent, Transport};
-use spry_ebpf_common::{Counter, PORT_BIT};
+use spry_ebpf_common::{Counter, PORT_BIT, TRAILS_PER_PORT};
 
 use crate::rig::{PATIENCE, bus};
 
@@ -72,12 +72,25 @@ fn start<'scope>(
 #[test]
 fn every_delivered_invocation_is_settled_once() {
     for _ in 0..3 {
-        churn();
+        churn(FUNCTIONS.map(|function| vec![function]));
     }
 }
 
-fn churn() {
+/// The same with chains: whoever is ended may be a step that the kernel is just handing a run to.
+#[test]
+fn every_run_of_a_chain_is_settled_once() {
+    let [a, b] = FUNCTIONS;
+    for _ in 0..3 {
+        churn([vec![a, b, a, b, b], vec![b, a, a]]);
+    }
+}
+
+/// `ways`: which functions the invocations go through, in turn.
+fn churn(ways: [Vec<FunctionIndex>; 2]) {
     let Some(bus) = bus() else { return };
+    for (route, way) in (0..).zip(&ways) {
+        bus.set_route(RouteIndex(route), way).expect("set a route");
+    }
     let ledger = Ledger::default();
     let done = AtomicBool::new(false);
     let (delivered, ended_busy) = thread::scope(|scope| {
@@ -87,12 +100,14 @@ fn churn() {
         };
         let ports: Vec<_> = (0..PORTS)
             .map(|index| {
-                let (bus, ledger) = (&bus, &ledger);
-                scope.spawn(move || dispatch(bus, PortIndex(index), ledger))
+                let (bus, ledger, ways) = (&bus, &ledger, &ways);
+                scope.spawn(move || dispatch(bus, PortIndex(index), ledger, ways))
             })
             .collect();
-        let delivered: Vec<u64> = ports.into_iter().flat_map(|port| port.join().expect("a port")).collect();
+        let delivered: Vec<_> = ports.into_iter().map(|port| port.join()).collect();
+        // Whatever became of them: the keeper waits for it.
         done.store(true, Ordering::Release);
+        let delivered: Vec<u64> = delivered.into_iter().flat_map(|port| port.expect("a port")).collect();
         (delivered, keeper.join().expect("the keeper"))
     });
     let settled = ledger.settled.into_inner().unwrap();
@@ -104,38 +119,103 @@ fn churn() {
 }
 
 /// Sends, and reads answers, until all of its invocations are settled. Returns what was delivered.
-fn dispatch(bus: &Sockmap, index: PortIndex, ledger: &Ledger) -> Vec<u64> {
-    let mut port = bus.open_port(index).expect("port");
-    let mut events = Vec::new();
-    let mut collect = |port: &mut dyn Port| {
-        if port.receive(&mut events).expect("receive") == 0 {
-            // An answer, or a moment later another look at who is idle.
-            let mut wait = [PollFd::new(port.fd(), PollFlags::POLLIN)];
-            poll(&mut wait, 1_u8).expect("poll");
-        }
-        for event in events.drain(..) {
-            match event {
-                Event::Answer(answer) => ledger.settle(answer.invocation),
-                other => panic!("{other:?}"),
-            }
-        }
+fn dispatch(bus: &Sockmap, index: PortIndex, ledger: &Ledger, ways: &[Vec<FunctionIndex>; 2]) -> Vec<u64> {
+    let mut sender = Sender {
+        bus,
+        port: bus.open_port(index).expect("port"),
+        index,
+        ledger,
+        ways,
+        forwarded: VecDeque::new(),
+        events: Vec::new(),
     };
     let mine: Vec<u64> = (1..=PER_PORT).map(|number| u64::from(index.0 + 1) << 56 | number).collect();
     for invocation in &mine {
-        let source = PORT_BIT | u32::from(index.0);
-        let descriptor = Descriptor { invocation: *invocation, source, ..Descriptor::default() };
-        while port.send(FUNCTIONS[(invocation % 2) as usize], &descriptor).expect("send") != Sent::Delivered {
-            collect(port.as_mut());
+        // Its trail is free again when the run before on it is settled, however long a peer has sat on that one.
+        let before = *invocation - u64::from(TRAILS_PER_PORT);
+        while invocation - mine[0] >= u64::from(TRAILS_PER_PORT) && !ledger.has(before) {
+            sender.send_on();
+            sender.collect();
         }
-        collect(port.as_mut());
+        let begun = sender.begin(*invocation);
+        while !(sender.send_on() && sender.send(&begun)) {
+            sender.collect();
+        }
+        sender.collect();
     }
     let deadline = Instant::now() + PATIENCE;
     for invocation in &mine {
         while !ledger.has(*invocation) && Instant::now() < deadline {
-            collect(port.as_mut());
+            sender.send_on();
+            sender.collect();
         }
     }
     mine
+}
+
+struct Sender<'a> {
+    bus: &'a Sockmap,
+    port: Box<dyn Port>,
+    index: PortIndex,
+    ledger: &'a Ledger,
+    ways: &'a [Vec<FunctionIndex>; 2],
+    /// Given back by the kernel, to be sent on. They come first, so there are never many.
+    forwarded: VecDeque<Descriptor>,
+    events: Vec<Event>,
+}
+
+impl Sender<'_> {
+    fn trail(&self, invocation: u64) -> TrailIndex {
+        TrailIndex { port: self.index, index: (invocation % u64::from(TRAILS_PER_PORT)) as u16 }
+    }
+
+    fn begin(&self, invocation: u64) -> Descriptor {
+        let number = invocation % 2;
+        let descriptor = Descriptor { invocation, ..Descriptor::default() };
+        if self.ways[number as usize].len() == 1 {
+            return Descriptor { source: PORT_BIT | u32::from(self.index.0), ..descriptor };
+        }
+        let trail = self.trail(invocation);
+        self.bus.begin_trail(trail, InvocationId(invocation), u64::MAX);
+        let route = RouteIndex(number as u16).in_descriptor();
+        Descriptor { route, source: trail.in_descriptor(), ..descriptor }
+    }
+
+    fn send(&mut self, descriptor: &Descriptor) -> bool {
+        let way = &self.ways[(descriptor.invocation % 2) as usize];
+        let function = way[usize::from(descriptor.step)];
+        self.port.send(function, descriptor).expect("send") == Sent::Delivered
+    }
+
+    /// True: nothing is left to be sent on.
+    fn send_on(&mut self) -> bool {
+        while let Some(forward) = self.forwarded.pop_front() {
+            let source = self.trail(forward.invocation).in_descriptor();
+            if !self.send(&Descriptor { source, flags: 0, ..forward }) {
+                self.forwarded.push_front(forward);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn collect(&mut self) {
+        if self.port.receive(&mut self.events).expect("receive") == 0 {
+            // An answer, or a moment later another look at who is idle.
+            let mut wait = [PollFd::new(self.port.fd(), PollFlags::POLLIN)];
+            poll(&mut wait, 1_u8).expect("poll");
+        }
+        for event in self.events.drain(..) {
+            match event {
+                Event::Answer(answer) => {
+                    assert_eq!(answer.flags, 0, "{answer:?}");
+                    self.ledger.settle(answer.invocation);
+                }
+                Event::Forward(forward) => self.forwarded.push_back(forward),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 }
 
 /// Retires, ends and replaces peers all the time; some leave by themselves, holding an invocation. Returns how many
@@ -185,7 +265,7 @@ fn keep<'scope>(
             peers.retain(|(other, _)| *other != peer);
         }
         bus.set_home(peer, Some(turn));
-        let _ = bus.holder(function, shm_bus::ids::InvocationId(1));
+        let _ = bus.holder(function, InvocationId(1));
         refill(&mut peers, turn);
         // Until they have done some work, or one of them has left.
         let enough = ledger.len() + 25;

@@ -41,13 +41,22 @@ pub(crate) struct Peer {
 impl Peer {
     /// Attached to `FUNCTION` and admitted.
     pub(crate) fn idle(bus: &Sockmap) -> Self {
-        let peer = Self::new(bus);
+        Self::idle_of(bus, FUNCTION)
+    }
+
+    /// Attached to a function and admitted.
+    pub(crate) fn idle_of(bus: &Sockmap, function: FunctionIndex) -> Self {
+        let peer = Self::of(bus, function);
         assert!(bus.admit(peer.id));
         peer
     }
 
     pub(crate) fn new(bus: &Sockmap) -> Self {
-        let mut attached = bus.attach(FUNCTION).expect("attach");
+        Self::of(bus, FUNCTION)
+    }
+
+    fn of(bus: &Sockmap, function: FunctionIndex) -> Self {
+        let mut attached = bus.attach(function).expect("attach");
         let socket = attached.endpoint.pop().expect("an endpoint");
         assert!(attached.endpoint.is_empty());
         Self { id: attached.peer, socket }

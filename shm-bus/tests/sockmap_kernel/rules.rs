@@ -26,11 +26,11 @@ fn the_probe_passes_again_and_again() {
 }
 
 /// A way to send bytes; the memory may be changed by the sender when it returns, and is.
-type Path = (&'static str, fn(&OwnedFd, &mut Page));
+pub(crate) type Path = (&'static str, fn(&OwnedFd, &mut Page));
 
 /// A page of the sender's memory with a message at its start.
 #[repr(align(4096))]
-struct Page([u8; 4096]);
+pub(crate) struct Page(pub(crate) [u8; 4096]);
 
 fn by_write(socket: &OwnedFd, page: &mut Page) {
     assert_eq!(write(socket, &page.0[..32]), Ok(32));
@@ -95,22 +95,24 @@ fn tempfile_in_memory() -> std::fs::File {
     memfd_create("spry-sockmap-test", MFdFlags::MFD_CLOEXEC).expect("memfd").into()
 }
 
+/// All of them.
+pub(crate) const PATHS: [Path; 6] = [
+    ("write", by_write),
+    ("sendmsg in pieces", by_pieces),
+    ("MSG_ZEROCOPY", by_zero_copy),
+    ("splice", by_splice),
+    ("vmsplice", by_vmsplice),
+    ("sendfile", by_sendfile),
+];
+
 #[test]
 fn a_forged_source_is_overwritten_however_it_is_sent() {
     let Some(bus) = bus() else { return };
     let mut port = bus.open_port(PORT).expect("port");
     let peer = Peer::idle(&bus);
-    let paths: [Path; 6] = [
-        ("write", by_write),
-        ("sendmsg in pieces", by_pieces),
-        ("MSG_ZEROCOPY", by_zero_copy),
-        ("splice", by_splice),
-        ("vmsplice", by_vmsplice),
-        ("sendfile", by_sendfile),
-    ];
     let mut page = Box::new(Page([0; 4096]));
     for round in 0..ROUNDS {
-        for (name, path) in paths {
+        for (name, path) in PATHS {
             let invocation = new_invocation();
             let sent = Descriptor { step: 9, ..descriptor(invocation) };
             assert_eq!(port.send(FUNCTION, &sent).expect("send"), Sent::Delivered, "{name} {round}");
@@ -131,7 +133,7 @@ fn a_forged_source_is_overwritten_however_it_is_sent() {
         }
     }
     assert_eq!(bus.count(Counter::Violations), 0);
-    assert_eq!(bus.count(Counter::Answered), (ROUNDS * paths.len()) as u64);
+    assert_eq!(bus.count(Counter::Answered), (ROUNDS * PATHS.len()) as u64);
 }
 
 /// Delivers an invocation to a new peer, lets it do something against the rules, and checks that this is
@@ -244,7 +246,7 @@ fn a_peer_that_speaks_before_it_is_admitted_is_reported() {
 }
 
 /// Pages that all TCP sockets of the machine hold, as the kernel counts them.
-fn tcp_pages() -> u64 {
+pub(crate) fn tcp_pages() -> u64 {
     let text = std::fs::read_to_string("/proc/net/sockstat").expect("sockstat");
     let line = text.lines().find(|line| line.starts_with("TCP:")).expect("a line of TCP");
     let mut words = line.split_whitespace().skip_while(|word| *word != "mem");
