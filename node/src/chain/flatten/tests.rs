@@ -1,5 +1,6 @@
 use super::*;
 use crate::chain::plan::On;
+use proptest::prelude::*;
 
 fn known(functions: &[&str], chains: &[&str]) -> Known {
     let chains = chains.iter().map(|text| ChainSpec::parse(text).expect(text));
@@ -266,4 +267,105 @@ fn paths_of_names_stay_short() {
     plan(&inner("fits", "chain='one'"), &known).expect("127 bytes");
     let error = refused(&inner("x", "chain='two'"), &known);
     assert!(error.contains("has a name of 191 bytes; 128 are the most: give shorter names"), "{error}");
+}
+
+/// What a plan promises of its stages, wherever they lie; collects the names of steps and labels.
+fn check(list: &[Stage], plan: &Plan, names: &mut Vec<String>, labels: &mut Vec<String>, used: &mut [bool]) {
+    let mut room_before = false;
+    for stage in list {
+        let is_run = matches!(stage, Stage::Run(_));
+        assert!(!(room_before && is_run), "two runs that could be one: {list:?}");
+        room_before = false;
+        match stage {
+            Stage::Run(run) => {
+                assert!((1..=RUN_MAX).contains(&run.len()));
+                room_before = run.len() < RUN_MAX;
+                for step in run {
+                    names.push(step.name.clone());
+                    used[step.function] = true;
+                    step.on_error.into_iter().for_each(|handler| used[handler] = true);
+                }
+            }
+            Stage::Parallel(branches) => {
+                for branch in branches {
+                    labels.push(branch.label.clone());
+                    check(&branch.stages, plan, names, labels, used);
+                }
+            }
+            Stage::Map { each, label, .. } => {
+                labels.push(label.clone());
+                check(each, plan, names, labels, used);
+            }
+            Stage::When { cases, otherwise } => {
+                cases.iter().for_each(|case| check(&case.then, plan, names, labels, used));
+                check(otherwise, plan, names, labels, used);
+            }
+        }
+    }
+}
+
+/// One `[[step]]` that calls functions and the chains before number `below`.
+fn any_step(below: usize) -> impl Strategy<Value = String> {
+    let mut called: Vec<String> = ["a", "b", "a-2"].map(String::from).into();
+    called.extend((0..below).map(|number| format!("c{number}")));
+    let target = || proptest::sample::select(called.clone());
+    let function = || proptest::sample::select(vec!["a", "b", "a-2"]);
+    let chosen = proptest::option::of(proptest::sample::select(vec!["a", "a-3", "x", "c0"]));
+    let does = prop_oneof![
+        (function(), function()).prop_map(|(one, other)| format!("function='{one}'\non_error='{other}'")),
+        function().prop_map(|one| format!("function='{one}'")),
+        target().prop_map(|one| match one.starts_with('c') {
+            true => format!("chain='{one}'"),
+            false => format!("function='{one}'"),
+        }),
+        (target(), target()).prop_map(|(one, other)| format!("parallel=['{one}','{other}']")),
+        target().prop_map(|one| format!("map='{one}'")),
+        (target(), target()).prop_map(|(one, other)| {
+            format!("when=[{{field='',equals=1,then='{one}'}}]\notherwise='{other}'")
+        }),
+    ];
+    (does, chosen).prop_map(|(does, chosen)| match chosen {
+        Some(name) => format!("[[step]]\n{does}\nname='{name}'\n"),
+        None => format!("[[step]]\n{does}\n"),
+    })
+}
+
+fn any_chain(number: usize) -> impl Strategy<Value = String> {
+    let steps = proptest::collection::vec(any_step(number), 1..6);
+    let trigger = "[[trigger]]\nfunction='a'\non={every='v'}\n";
+    (steps, 0usize..3).prop_map(move |(steps, triggers)| {
+        format!("name='c{number}'\n{}{}", steps.concat(), trigger.repeat(triggers))
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_plan_keeps_its_promises(texts in (any_chain(0), any_chain(1), any_chain(2), any_chain(3))) {
+        let mut known = known(&["a", "b", "a-2"], &[]);
+        for text in [texts.0, texts.1, texts.2, texts.3] {
+            // Two steps may have been given one name.
+            let Ok(spec) = ChainSpec::parse(&text) else { return Ok(()) };
+            known.chains.insert(spec.name.clone(), spec.clone());
+            let plan = match flatten(&spec, &known) {
+                Ok(plan) => plan,
+                Err(error) => {
+                    let limit = matches!(error, ChainError::TooManySteps | ChainError::TooManyTriggers);
+                    prop_assert!(limit, "{}", error);
+                    return Ok(());
+                }
+            };
+            let (mut names, mut labels, mut used) = (vec![], vec![], vec![false; plan.functions.len()]);
+            check(&plan.stages, &plan, &mut names, &mut labels, &mut used);
+            for trigger in &plan.triggers {
+                labels.push(trigger.label.clone());
+                check(&trigger.run, &plan, &mut names, &mut labels, &mut used);
+            }
+            prop_assert!(names.len() <= STEPS_MAX);
+            for list in [&names, &labels] {
+                prop_assert_eq!(list.iter().collect::<BTreeSet<_>>().len(), list.len(), "{:?}", list);
+            }
+            prop_assert!(used.iter().all(|used| *used), "a function that nobody calls");
+            prop_assert_eq!(plan.functions.iter().collect::<BTreeSet<_>>().len(), plan.functions.len());
+        }
+    }
 }
