@@ -14,8 +14,8 @@ pub const RECORDS: usize = 256;
 /// Bytes of output remembered per function, over all its invocations.
 const LOG_BYTES: usize = 256 * 1024;
 
-/// What kind of process served an invocation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What kind of process served an invocation, the coldest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Start {
     /// The zygote had to be started for it.
     Cold,

@@ -132,7 +132,7 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     tokio::task::spawn_local(serve_or_say("the keeper's bus port", dispatcher.serve_port()));
     tokio::task::spawn_local(serve_or_say("the bus's fault reports", Rc::clone(&keeper).serve_faults()));
     tokio::task::spawn_local(Rc::clone(&keeper).run(mailbox));
-    keeper.restore();
+    keeper.restore().await;
     let doors = Doors { mailboxes: mailboxes.clone(), connections, next: AtomicUsize::new(0) };
     announce(&node, listen, &config);
     wait_for_end(&doors, &listener, &control).await?;

@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 
 use crate::activation::{History, Start};
 use crate::api::ZygoteState;
+use crate::chain::Domain;
 use crate::inbox::Inbox;
 use crate::instance::Instance;
 use crate::store::StoredFunction;
@@ -99,12 +100,15 @@ pub struct Function {
     pub counts: Arc<Counts>,
     /// Where its instances run.
     pub placement: Mutex<Placement>,
+    /// The chain that it serves in, if it doesn't serve by itself: whose memory its instances may see.
+    pub domain: Option<Arc<Domain>>,
     /// Rung when the keeper should look: somebody waits for an instance, or the last user left.
     pub bell: Notify,
     inbox: ArcSwap<Inbox>,
     users: AtomicU32,
     superseded: AtomicBool,
     starting: AtomicU32,
+    prewarm: AtomicBool,
     zygote: Mutex<(ZygoteState, Option<String>)>,
     queue: Mutex<VecDeque<Queued>>,
     queue_len: AtomicUsize,
@@ -123,6 +127,7 @@ impl Function {
         inbox: Arc<Inbox>,
         history: Arc<Mutex<History>>,
         counts: Arc<Counts>,
+        domain: Option<Arc<Domain>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             index,
@@ -131,11 +136,13 @@ impl Function {
             history,
             counts,
             placement: Mutex::default(),
+            domain,
             bell: Notify::new(),
             inbox: ArcSwap::new(inbox),
             users: AtomicU32::new(0),
             superseded: AtomicBool::new(false),
             starting: AtomicU32::new(0),
+            prewarm: AtomicBool::new(false),
             zygote: Mutex::new((ZygoteState::None, None)),
             queue: Mutex::default(),
             queue_len: AtomicUsize::new(0),
@@ -272,6 +279,26 @@ impl Function {
         queue.remove(at);
         self.queue_len.store(queue.len(), Ordering::Release);
         true
+    }
+
+    /// Whether a particular one is waiting.
+    pub fn is_queued(&self, invocation: InvocationId) -> bool {
+        self.queue_len() > 0
+            && self.queue.lock().iter().any(|queued| queued.descriptor.invocation == invocation.0)
+    }
+
+    /// Wants an instance soon, if there is none: its chain has been called.
+    pub fn prewarm(&self) {
+        if self.instances.iter().all(|instance| instance.load().is_none())
+            && !self.prewarm.swap(true, Ordering::AcqRel)
+        {
+            self.bell.notify_one();
+        }
+    }
+
+    /// Whether an instance is wanted ahead of its first request; asks once.
+    pub fn take_prewarm(&self) -> bool {
+        self.prewarm.swap(false, Ordering::AcqRel)
     }
 
     /// The instances that there are.

@@ -99,6 +99,16 @@ impl Inbox {
         SegmentSpec { id: self.name.id, generation: self.name.generation, len: self.writer.len() as u32 }
     }
 
+    /// How descriptors name it.
+    pub fn name(&self) -> SegmentName {
+        self.name
+    }
+
+    /// What lies in it, without a copy. Whoever keeps the region keeps its blocks, too.
+    pub fn region(&self, offset: u64, len: u64) -> Result<Region, SegmentError> {
+        self.writer.region(offset, len)
+    }
+
     /// The segment itself, to be handed to instances.
     pub fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.writer.fd()
@@ -157,6 +167,12 @@ impl Block {
         descriptor.generation = self.inbox.name.generation;
         descriptor.offset = self.offset;
         descriptor.length = self.len;
+    }
+
+    /// Where it lies.
+    pub fn place(&self) -> Place {
+        let SegmentName { id: segment, generation } = self.inbox.name;
+        Place { segment, generation, offset: self.offset, length: self.len }
     }
 
     /// Whether this is exactly the place of what was written to this block.

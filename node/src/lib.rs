@@ -5,6 +5,7 @@ pub mod api;
 pub mod cgroup;
 pub mod chain;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;

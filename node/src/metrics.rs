@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
+use crate::api::Instances;
 use crate::node::{Node, view};
 
 /// The page.
@@ -66,7 +67,46 @@ pub fn render(node: &Node) -> String {
         let seconds = function.counts.exec_ns_sum.load(Ordering::Relaxed) as f64 / 1e9;
         let _ = writeln!(page, "spry_exec_seconds_total{{function=\"{}\"}} {seconds:.6}", function.name());
     }
+    chains(&mut page, node);
     page
+}
+
+/// What the chains do. Their members' processes are theirs, whatever the functions do by themselves.
+fn chains(page: &mut String, node: &Node) {
+    let chains = node.served_chains();
+    describe(page, "spry_chain_instances", "gauge", "Processes of a chain's functions by state.");
+    for chain in &chains {
+        for member in crate::node::chain_view(chain, &*node.bus().transport).functions {
+            let Instances { idle, busy, starting } = member.instances;
+            for (state, count) in [("idle", idle), ("busy", busy), ("starting", starting)] {
+                let (chain, function) = (chain.name(), &member.name);
+                let labels = format!("chain=\"{chain}\",function=\"{function}\",state=\"{state}\"");
+                let _ = writeln!(page, "spry_chain_instances{{{labels}}} {count}");
+            }
+        }
+    }
+    describe(
+        page,
+        "spry_chain_calls_total",
+        "counter",
+        "Ended calls of chains by result, those of triggers included.",
+    );
+    for chain in &chains {
+        for (result, count) in [("ok", &chain.counts.ok), ("failed", &chain.counts.failed)] {
+            let (name, count) = (chain.name(), count.load(Ordering::Relaxed));
+            let _ = writeln!(page, "spry_chain_calls_total{{chain=\"{name}\",result=\"{result}\"}} {count}");
+        }
+    }
+    describe(
+        page,
+        "spry_chain_dropped_values_total",
+        "counter",
+        "Emitted values that no trigger had a place for.",
+    );
+    for chain in &chains {
+        let count = chain.dropped_values.load(Ordering::Relaxed);
+        let _ = writeln!(page, "spry_chain_dropped_values_total{{chain=\"{}\"}} {count}", chain.name());
+    }
 }
 
 fn describe(page: &mut String, name: &str, kind: &str, help: &str) {

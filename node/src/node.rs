@@ -8,19 +8,21 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use shm_bus::transport::{BusError, Kind};
+use parking_lot::Mutex;
+use shm_bus::transport::{BusError, Kind, Transport};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use crate::activation::{Line, Record, Start, Stream};
 use crate::api::{
     ActivationView, Applied, ApplyError, Calls, ChainView, DeployError, Deployed, Engine, FunctionState,
-    FunctionView, Instances, LogLine, LogPage, LogStream, PassedOver, RemoveError, Reply, StartKind,
-    StatusView, ZygoteState,
+    FunctionView, Instances, LogLine, LogPage, LogStream, MemberView, PassedOver, RemoveError, Reply,
+    StartKind, StatusView, ZygoteState,
 };
+use crate::chain::Chain;
 use crate::config::Config;
 use crate::dispatch::Bus;
-use crate::function::{Entered, Function};
+use crate::function::{Counts, Entered, Function};
 use crate::keeper::ToKeeper;
 use crate::manifest::Name;
 use crate::store::{PlannedChain, Staged};
@@ -28,6 +30,9 @@ use crate::units::Size;
 
 /// The functions that are served now, by name.
 type Names = BTreeMap<String, Arc<Function>>;
+
+/// The chains that are served now, by name.
+type Chains = BTreeMap<String, Arc<Chain>>;
 
 /// What never changes while the node runs.
 pub struct Fixed {
@@ -46,6 +51,9 @@ pub struct Node {
     fixed: Fixed,
     started: Instant,
     names: ArcSwap<Names>,
+    chains: ArcSwap<Chains>,
+    /// Chains that are stored and can't be served.
+    broken: Mutex<BTreeMap<String, ChainView>>,
     bus: Arc<Bus>,
     keeper: UnboundedSender<ToKeeper>,
 }
@@ -53,7 +61,16 @@ pub struct Node {
 impl Node {
     /// A node that serves nothing yet.
     pub fn new(fixed: Fixed, bus: Arc<Bus>, keeper: UnboundedSender<ToKeeper>) -> Arc<Self> {
-        Arc::new(Self { fixed, started: Instant::now(), names: ArcSwap::default(), bus, keeper })
+        let (names, chains) = (ArcSwap::default(), ArcSwap::default());
+        Arc::new(Self {
+            fixed,
+            started: Instant::now(),
+            names,
+            chains,
+            broken: Mutex::default(),
+            bus,
+            keeper,
+        })
     }
 
     /// Its configuration.
@@ -110,6 +127,44 @@ impl Node {
         before
     }
 
+    /// The chain of that name.
+    pub fn chain_named(&self, name: &str) -> Option<Arc<Chain>> {
+        self.chains.load().get(name).cloned()
+    }
+
+    /// Whether there is a chain of that name, whether it serves or not.
+    pub fn has_chain(&self, name: &str) -> bool {
+        self.chain_named(name).is_some() || self.broken.lock().contains_key(name)
+    }
+
+    /// Shows a stored chain that can't be served.
+    pub(crate) fn set_broken(&self, view: ChainView) {
+        self.broken.lock().insert(view.name.clone(), view);
+    }
+
+    /// All chains that are served.
+    pub fn served_chains(&self) -> Vec<Arc<Chain>> {
+        self.chains.load().values().cloned().collect()
+    }
+
+    /// As [`Self::publish`], for chains.
+    pub(crate) fn publish_chain(&self, chain: Arc<Chain>) -> Option<Arc<Chain>> {
+        let mut chains = Chains::clone(&self.chains.load());
+        self.broken.lock().remove(chain.name());
+        let before = chains.insert(chain.name().to_owned(), chain);
+        self.chains.store(Arc::new(chains));
+        before
+    }
+
+    /// As [`Self::unpublish`], for chains.
+    pub(crate) fn unpublish_chain(&self, name: &str) -> Option<Arc<Chain>> {
+        let mut chains = Chains::clone(&self.chains.load());
+        self.broken.lock().remove(name);
+        let before = chains.remove(name);
+        self.chains.store(Arc::new(chains));
+        before
+    }
+
     fn find(&self, call_id: &str) -> Option<ActivationView> {
         self.all().into_iter().find_map(|function| {
             let history = function.history.lock();
@@ -163,9 +218,27 @@ pub fn view(function: &Function) -> FunctionView {
         instances: instances(function),
         zygote,
         queued: function.queue_len() as u64,
-        calls: calls(function),
+        calls: calls(&function.counts),
         deployed_unix_ms: stored.deployed_unix_ms,
     }
+}
+
+/// How one chain stands.
+pub fn chain_view(chain: &Chain, transport: &dyn Transport) -> ChainView {
+    let member = |member: &Entered| {
+        let total = member.instances().count() as u32;
+        let idle = transport.idle(member.index).min(total);
+        MemberView {
+            name: member.name().to_owned(),
+            version: member.stored.version,
+            instances: Instances { idle, busy: total - idle, starting: member.starting() },
+            zygote: member.zygote_state(),
+            queued: member.queue_len() as u64,
+            problem: member.problem(),
+        }
+    };
+    let functions = chain.members.iter().map(member).collect();
+    ChainView { functions, calls: calls(&chain.counts), ..ChainView::new(&chain.stored, &chain.plan) }
 }
 
 fn instances(function: &Function) -> Instances {
@@ -175,8 +248,13 @@ fn instances(function: &Function) -> Instances {
     Instances { idle: total - busy, busy, starting: function.starting() }
 }
 
-fn calls(function: &Function) -> Calls {
-    let counts = &function.counts;
+/// The memory that a function's processes may take.
+fn promised_to(function: &Function, instances: Instances) -> u64 {
+    let zygotes = u64::from(function.zygote_state() == ZygoteState::Ready);
+    (u64::from(instances.total()) + zygotes) * function.stored.manifest.limits.memory.as_bytes()
+}
+
+fn calls(counts: &Counts) -> Calls {
     Calls {
         ok: counts.ok.load(Ordering::Relaxed),
         failed: counts.failed.load(Ordering::Relaxed),
@@ -286,11 +364,17 @@ impl Engine for Node {
     }
 
     fn chains(&self) -> Reply<'_, Vec<ChainView>> {
-        Box::pin(std::future::ready(Vec::new()))
+        let served = self.served_chains();
+        let mut views: Vec<_> = served.iter().map(|chain| chain_view(chain, &*self.bus.transport)).collect();
+        views.extend(self.broken.lock().values().cloned());
+        views.sort_by(|one, other| one.name.cmp(&other.name));
+        Box::pin(std::future::ready(views))
     }
 
-    fn chain<'a>(&'a self, _: &'a str) -> Reply<'a, Option<ChainView>> {
-        Box::pin(std::future::ready(None))
+    fn chain<'a>(&'a self, name: &'a str) -> Reply<'a, Option<ChainView>> {
+        let served = self.chain_named(name).map(|chain| chain_view(&chain, &*self.bus.transport));
+        let view = served.or_else(|| self.broken.lock().get(name).cloned());
+        Box::pin(std::future::ready(view))
     }
 
     fn status(&self) -> Reply<'_, StatusView> {
@@ -303,9 +387,18 @@ impl Engine for Node {
             sum.idle += one.idle;
             sum.busy += one.busy;
             sum.starting += one.starting;
-            add(&mut total, calls(function));
-            let processes = u64::from(one.total()) + u64::from(function.zygote_state() == ZygoteState::Ready);
-            promised += processes * function.stored.manifest.limits.memory.as_bytes();
+            add(&mut total, calls(&function.counts));
+            promised += promised_to(function, one);
+        }
+        for chain in self.served_chains() {
+            let view = chain_view(&chain, &*self.bus.transport);
+            add(&mut total, view.calls);
+            for (member, shown) in chain.members.iter().zip(view.functions) {
+                sum.idle += shown.instances.idle;
+                sum.busy += shown.instances.busy;
+                sum.starting += shown.instances.starting;
+                promised += promised_to(member, shown.instances);
+            }
         }
         let view = StatusView {
             version: env!("CARGO_PKG_VERSION").to_owned(),

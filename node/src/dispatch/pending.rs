@@ -8,24 +8,39 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use shm_bus::Descriptor;
-use shm_bus::ids::{InvocationId, PortIndex};
+use shm_bus::ids::{InvocationId, PortIndex, TrailIndex};
 
 use super::Dispatcher;
+use super::run::{Run, Visit};
 use crate::function::{Entered, Function, SentAt};
 use crate::gateway::Refusal;
 use crate::gateway::call_id::CallId;
 use crate::inbox::Block;
 use crate::instance::Instance;
 
-/// A request, written and ready to go.
+/// What is to be done, written and ready to go.
 #[derive(Debug)]
 pub struct Request {
     /// Its public name.
     pub call_id: CallId,
-    /// Where it lies.
-    pub block: Block,
     /// When its time runs out.
     pub deadline: Instant,
+    /// By whom.
+    pub job: Job,
+}
+
+/// One function's work, or a run over a chain's route.
+#[derive(Debug)]
+pub enum Job {
+    /// A function gets a request.
+    Function {
+        /// Which.
+        function: Entered,
+        /// The request.
+        block: Block,
+    },
+    /// A value goes through a chain's functions.
+    Run(Run),
 }
 
 /// An instance's answer, not yet looked at.
@@ -53,8 +68,10 @@ pub enum Outcome {
 pub struct Ended {
     /// How.
     pub outcome: Outcome,
-    /// The request's block; the answer may lie in it.
-    pub block: Block,
+    /// A function's request; the answer may lie in it.
+    pub block: Option<Block>,
+    /// A run's steps that have answered, in order.
+    pub visits: Vec<Visit>,
     /// When it was submitted.
     pub submitted_at: Instant,
     /// When it left for an instance.
@@ -62,15 +79,19 @@ pub struct Ended {
 }
 
 pub(super) struct Pending {
-    function: Entered,
     request: Request,
     submitted_at: Instant,
     descriptor: Descriptor,
+    /// Where a run's steps are noted, until nobody has it any more.
+    trail: Option<TrailIndex>,
+    visits: Vec<Visit>,
+    /// Whose queue it is or was in.
+    queued_for: Option<Arc<Function>>,
     queued: Option<Arc<SentAt>>,
     attempts: u8,
     outcome: Option<Outcome>,
     waker: Option<Waker>,
-    /// The client has left; the entry waits only for the instance to be done with the block.
+    /// Nobody waits for it any more; the entry waits for whoever has the invocation to be done with it.
     abandoned: bool,
 }
 
@@ -78,17 +99,14 @@ pub(super) struct Pending {
 const ATTEMPTS: u8 = 3;
 
 impl Pending {
-    pub(super) fn new(
-        function: Entered,
-        request: Request,
-        submitted_at: Instant,
-        descriptor: Descriptor,
-    ) -> Self {
+    pub(super) fn new(request: Request, descriptor: Descriptor, trail: Option<TrailIndex>) -> Self {
         Self {
-            function,
             request,
-            submitted_at,
+            submitted_at: Instant::now(),
             descriptor,
+            trail,
+            visits: Vec::new(),
+            queued_for: None,
             queued: None,
             attempts: 0,
             outcome: None,
@@ -100,11 +118,48 @@ impl Pending {
     fn sent_at(&self) -> Instant {
         self.queued.as_ref().map_or(self.submitted_at, |sent| sent.get())
     }
+
+    pub(super) fn trail(&self) -> Option<TrailIndex> {
+        self.trail
+    }
+
+    pub(super) fn call_id(&self) -> CallId {
+        self.request.call_id
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned
+    }
+
+    /// The run that it is, if it is one.
+    pub(super) fn run(&self) -> Option<&Run> {
+        match &self.request.job {
+            Job::Run(run) => Some(run),
+            Job::Function { .. } => None,
+        }
+    }
+
+    /// The function that got it from here, or is to get it.
+    pub(super) fn target(&self) -> &Arc<Function> {
+        match (&self.request.job, &self.queued_for) {
+            (_, Some(function)) => function,
+            (Job::Function { function, .. }, None) => function,
+            (Job::Run(run), None) => &run.route.steps[usize::from(run.first)].function,
+        }
+    }
+
+    /// A run has come to its end, or nobody has it any more: these are the steps that it went.
+    pub(super) fn settle(&mut self, visits: Vec<Visit>) {
+        self.trail = None;
+        if let Job::Run(run) = &self.request.job {
+            run.holdings.borrow_mut().collect(&visits);
+        }
+        self.visits = visits;
+    }
 }
 
 /// What [`Slab::finish`] found: whom to wake, and what to learn.
 pub(super) struct Finished {
-    pub(super) call_id: CallId,
     pub(super) exec: Option<Duration>,
     waker: Option<Waker>,
 }
@@ -134,16 +189,16 @@ impl Slab {
     }
 
     /// Puts an invocation in and names it.
-    pub(super) fn insert(&mut self, mut pending: Pending) -> Option<InvocationId> {
+    pub(super) fn insert(&mut self, mut pending: Pending) -> Result<InvocationId, Box<Pending>> {
         if self.entries.len() >= 1 << 24 {
-            return None;
+            return Err(Box::new(pending));
         }
         let generation = (self.draw() % GENERATIONS) as u32 + 1;
         let key = self.entries.vacant_key() as u64;
         let id = u64::from(self.port.0) << 56 | key << 32 | u64::from(generation);
         pending.descriptor.invocation = id;
         self.entries.insert((generation, pending));
-        Some(InvocationId(id))
+        Ok(InvocationId(id))
     }
 
     /// SplitMix64 (Steele et al., 2014) over a secret seed.
@@ -169,12 +224,7 @@ impl Slab {
         (due, next)
     }
 
-    /// The function of an invocation that is still there.
-    pub(super) fn function(&mut self, id: InvocationId) -> Option<Arc<Function>> {
-        Some(Arc::clone(&self.get(id)?.function))
-    }
-
-    fn get(&mut self, id: InvocationId) -> Option<&mut Pending> {
+    pub(super) fn get(&mut self, id: InvocationId) -> Option<&mut Pending> {
         if super::port_of(id) != self.port {
             return None;
         }
@@ -182,28 +232,30 @@ impl Slab {
         (*generation == id.0 as u32).then_some(pending)
     }
 
-    /// It goes into a queue now; the mark is set when it leaves it.
-    pub(super) fn queued(&mut self, id: InvocationId) -> Arc<SentAt> {
+    /// It goes into this function's queue now; the mark is set when it leaves it.
+    pub(super) fn queued(&mut self, id: InvocationId, function: &Arc<Function>) -> Arc<SentAt> {
         let sent = SentAt::new(Instant::now());
         if let Some(pending) = self.get(id) {
+            pending.queued_for = Some(Arc::clone(function));
             pending.queued = Some(Arc::clone(&sent));
         }
         sent
     }
 
-    /// What to send again, if it may be: its instance ended before it began.
-    pub(super) fn again(&mut self, id: InvocationId) -> Option<(Arc<Function>, Descriptor)> {
+    /// Whether it may be sent again: its instance ended before it began.
+    pub(super) fn again(&mut self, id: InvocationId) -> Option<&mut Pending> {
         let pending = self.get(id)?;
         pending.attempts += 1;
-        let again = !pending.abandoned && pending.attempts < ATTEMPTS;
-        again.then(|| (Arc::clone(&pending.function), pending.descriptor))
+        (!pending.abandoned && pending.attempts < ATTEMPTS).then_some(pending)
     }
 
-    /// Notes how it ended. `None`: nobody waits for it (any more), and it is gone.
+    /// Notes how it ended. `None`: nobody waits for it (any more). One that nobody has any more goes with its waiter.
     pub(super) fn finish(&mut self, id: InvocationId, outcome: Outcome) -> Option<Finished> {
         let pending = self.get(id)?;
         if pending.abandoned {
-            self.remove(id);
+            if pending.trail.is_none() {
+                self.remove(id);
+            }
             return None;
         }
         let exec = match &outcome {
@@ -211,7 +263,7 @@ impl Slab {
             Outcome::Refused(_) => None,
         };
         pending.outcome = Some(outcome);
-        Some(Finished { call_id: pending.request.call_id, exec, waker: pending.waker.take() })
+        Some(Finished { exec, waker: pending.waker.take() })
     }
 
     /// Takes it out, whatever its state.
@@ -223,9 +275,19 @@ impl Slab {
     fn take(&mut self, id: InvocationId) -> Option<Ended> {
         let pending = self.get(id)?;
         let outcome = pending.outcome.take()?;
-        let (_, pending) = self.entries.remove(key_of(id));
         let (submitted_at, sent_at) = (pending.submitted_at, pending.sent_at());
-        Some(Ended { outcome, block: pending.request.block, submitted_at, sent_at })
+        let visits = std::mem::take(&mut pending.visits);
+        let ended = |block| Ended { outcome, block, visits, submitted_at, sent_at };
+        if pending.trail.is_some() {
+            // Its time ran out in somebody's hands: the entry stays until they have let go of it.
+            pending.abandoned = true;
+            return Some(ended(None));
+        }
+        let (_, pending) = self.entries.remove(key_of(id));
+        match pending.request.job {
+            Job::Function { block, .. } => Some(ended(Some(block))),
+            Job::Run(_) => Some(ended(None)),
+        }
     }
 }
 
@@ -234,7 +296,7 @@ fn key_of(id: InvocationId) -> usize {
 }
 
 /// A request's wait for its answer. Dropped early, the invocation is withdrawn from the queue, or left to
-/// end by itself or by its deadline.
+/// end by itself or by its deadline; no further step of a run starts.
 pub struct Invocation {
     dispatcher: Rc<Dispatcher>,
     id: InvocationId,
@@ -271,21 +333,36 @@ impl Future for Invocation {
 
 impl Drop for Invocation {
     fn drop(&mut self) {
-        if self.over {
-            return;
+        if !self.over {
+            self.dispatcher.abandon(self.id);
         }
-        let mut inner = self.dispatcher.inner.borrow_mut();
-        let Some(pending) = inner.pending.get(self.id) else { return };
-        if pending.outcome.is_some() || self.dispatcher.withdraw(&pending.function, self.id) {
-            let over = inner.pending.remove(self.id);
-            drop(inner);
-            if let Some(Outcome::Answered(answered)) = over.and_then(|over| over.outcome) {
-                answered.instance.discard(&answered.descriptor);
-            }
-            return;
+    }
+}
+
+impl Pending {
+    /// Nobody waits for it any more. True: nor does anybody have it.
+    pub(super) fn abandon(&mut self) -> bool {
+        self.abandoned = true;
+        self.waker = None;
+        self.outcome.is_some() && self.trail.is_none()
+    }
+
+    /// Looks at its deadline again then.
+    pub(super) fn postpone(&mut self, until: Instant) {
+        self.request.deadline = until;
+    }
+
+    /// An answer that came and that nobody will read.
+    pub(super) fn unread(self) -> Option<Answered> {
+        match (self.outcome, self.request.job) {
+            // (A run's answers are kept and given back by its call.)
+            (Some(Outcome::Answered(answered)), Job::Function { .. }) => Some(answered),
+            _ => None,
         }
-        // The function may run on, but not for ever: the deadline holds though nobody waits.
-        pending.abandoned = true;
-        pending.waker = None;
+    }
+
+    /// The invocation's descriptor, as it was sent at first.
+    pub(super) fn descriptor(&self) -> Descriptor {
+        self.descriptor
     }
 }

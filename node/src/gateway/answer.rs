@@ -9,13 +9,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body_util::Full;
 use shm_bus::Descriptor;
 use shm_bus::segment::{Region, SegmentError};
 use spry_ebpf_common::status;
 use spry_wire::frame::{self, Frame, FrameError, Headers, Joining, PartsView, Place, Shape};
 
 use super::Refusal;
+use crate::chain::{Chain, Holdings};
 use crate::inbox::Block;
 use crate::instance::Instance;
 
@@ -37,11 +39,34 @@ pub(super) struct Answer {
 
 /// Why there is no answer: the refusal, and the whole text of a failure (for the log).
 #[derive(Debug)]
-pub(super) struct Failed {
+pub struct Failed {
     /// What the client is told.
     pub refusal: Refusal,
     /// What the function's author is told.
     pub text: Option<String>,
+}
+
+impl Failed {
+    /// The same, of a chain's step.
+    pub(crate) fn at_step(self, step: &str) -> Self {
+        let refusal = match self.refusal {
+            Refusal::Step { .. } => self.refusal,
+            refusal => Refusal::Step { step: step.to_owned(), refusal: Box::new(refusal) },
+        };
+        Self { refusal, ..self }
+    }
+}
+
+impl Answer {
+    /// What the client gets.
+    pub(super) fn into_response(self) -> Response<Full<Bytes>> {
+        let bodiless = self.status == StatusCode::NO_CONTENT || self.status == StatusCode::NOT_MODIFIED;
+        let body = if bodiless { Full::default() } else { Full::new(self.body) };
+        let mut response = Response::new(body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
 }
 
 impl From<Refusal> for Failed {
@@ -123,6 +148,37 @@ pub(super) fn of_call(
         let bytes = instance.outbox.region(u64::from(place.offset), u64::from(place.length));
         let block = OutboxBlock { instance: Arc::clone(&instance), offset: place.offset };
         Ok(Held::new(bytes.map_err(outside)?, Writer::Instance, Kept::Outbox(block)))
+    }
+}
+
+/// The result of a chain, which lies anywhere in its domain.
+pub(super) fn of_chain(result: Place, holdings: Holdings, chain: &Chain) -> Result<Answer, Failed> {
+    let holdings = Arc::new(holdings);
+    let named = Descriptor {
+        segment: result.segment,
+        generation: result.generation,
+        offset: result.offset,
+        length: result.length,
+        ..Descriptor::default()
+    };
+    read(&named, chain.plan.payload_bytes, |place| {
+        let found = chain.domain.region(place);
+        let (bytes, by_spryd) = found.map_err(|error| Refusal::BadAnswer(error.to_string()))?;
+        let writer = if by_spryd { Writer::Spryd } else { Writer::Instance };
+        Ok(Held::new(bytes, writer, Arc::clone(&holdings)))
+    })
+}
+
+/// The text of a step that has failed.
+pub(crate) fn failure_in(instance: &Arc<Instance>, descriptor: &Descriptor) -> Failed {
+    let outbox = instance.outbox_name;
+    if (descriptor.segment, descriptor.generation) != (outbox.id, outbox.generation) {
+        return Refusal::BadAnswer("it failed with its own input as the reason".into()).into();
+    }
+    let length = descriptor.length.min(FAILURE_MAX as u32);
+    match instance.outbox.copy(u64::from(descriptor.offset), u64::from(length)) {
+        Ok(text) => failure(String::from_utf8_lossy(&text).into_owned()),
+        Err(error) => outside(error).into(),
     }
 }
 

@@ -86,6 +86,31 @@ pub enum Refusal {
     /// Its time ran out.
     #[error("the function did not answer within its limit of {0:?}")]
     TimedOut(Duration),
+    /// A chain's time ran out.
+    #[error("the chain did not end within its limit of {0:?}")]
+    ChainTimedOut(Duration),
+    /// A step of a chain failed.
+    #[error("step \"{step}\": {refusal}")]
+    Step {
+        /// Which.
+        step: String,
+        /// Why.
+        refusal: Box<Refusal>,
+    },
+    /// A value in a chain isn't what its next stage needs.
+    #[error("a value in this chain can't be used: {0}")]
+    BadValue(String),
+    /// A list in a chain is over the chain's `payload`.
+    #[error("a list in this chain has {len} bytes, over its payload limit of {limit_bytes} bytes")]
+    ValueTooLarge {
+        /// Its length.
+        len: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// Nobody waits for the result any more.
+    #[error("the call was cancelled")]
+    Cancelled,
     /// Its memory ran out.
     #[error("the function used more than its memory limit of {limit_bytes} bytes and was ended")]
     OutOfMemory {
@@ -124,9 +149,28 @@ impl Refusal {
             Self::Killed { .. } => (StatusCode::BAD_GATEWAY, "process_killed"),
             Self::ProtocolBroken(_) => (StatusCode::BAD_GATEWAY, "protocol_broken"),
             Self::StartFailed(_) => (StatusCode::SERVICE_UNAVAILABLE, "start_failed"),
+            Self::Step { refusal, .. } => refusal.status(),
+            Self::BadValue(_) => (StatusCode::INTERNAL_SERVER_ERROR, "bad_value"),
+            Self::ValueTooLarge { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "value_too_large"),
+            Self::Cancelled => (StatusCode::SERVICE_UNAVAILABLE, "cancelled"),
+            Self::ChainTimedOut(_) => (StatusCode::GATEWAY_TIMEOUT, "timed_out"),
             Self::TimedOut(_) => (StatusCode::GATEWAY_TIMEOUT, "timed_out"),
             Self::OutOfMemory { .. } => (StatusCode::INSUFFICIENT_STORAGE, "out_of_memory"),
         }
+    }
+
+    /// Whether a process is to blame that had begun: another attempt may fare better.
+    pub fn is_the_processes(&self) -> bool {
+        use Refusal::{BadAnswer, Exited, FunctionFailed, Killed, OutOfMemory, ProtocolBroken};
+        matches!(
+            self,
+            FunctionFailed { .. }
+                | BadAnswer(_)
+                | Exited { .. }
+                | Killed { .. }
+                | ProtocolBroken(_)
+                | OutOfMemory { .. }
+        )
     }
 
     /// Seconds after which the client may try again, for overload.
@@ -140,9 +184,12 @@ impl Refusal {
     /// The contract's JSON body.
     pub fn body(&self, call_id: CallId) -> Vec<u8> {
         let (_, code) = self.status();
-        let error = serde_json::json!({
+        let mut error = serde_json::json!({
             "error": { "code": code, "message": self.to_string(), "call_id": call_id.as_str() }
         });
+        if let Self::Step { step, .. } = self {
+            error["error"]["step"] = step.as_str().into();
+        }
         error.to_string().into_bytes()
     }
 }

@@ -7,6 +7,7 @@
 mod answer;
 mod body;
 pub mod call_id;
+mod chain;
 mod error;
 mod headers;
 mod service;
@@ -26,6 +27,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+pub use answer::Failed;
+pub(crate) use answer::failure_in;
 pub use error::Refusal;
 
 use crate::control::{Caller, Control};

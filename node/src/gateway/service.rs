@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
@@ -12,19 +12,20 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use spry_wire::frame::{HEAD_MAX, RequestHead};
 
 use super::Refusal;
-use super::answer::{self, Failed};
+use super::answer::{self, Answer, Failed};
 use super::body::Body;
 use super::call_id::{CallId, CallIds};
 use super::headers::reaches_function;
 use super::timing::Timing;
-use crate::activation::{Record, Stream};
+use crate::activation::{History, Record, Stream};
 use crate::control::{self, Caller, Control};
-use crate::dispatch::{self, Dispatcher, Outcome};
-use crate::function::{Entered, Function};
-use crate::inbox::{Block, Full as FullInbox};
+use crate::dispatch::{self, Dispatcher, Job};
+use crate::function::{Counts, Entered};
+use crate::inbox::{Block, Full as FullInbox, Inbox};
 use crate::node::Node;
 
 /// A buffer for request heads that has grown beyond this is let go, so that one large request isn't kept in memory.
@@ -43,12 +44,17 @@ pub(super) struct Worker {
     scratch: RefCell<Vec<u8>>,
 }
 
-/// An invocation that has been accepted for a known function.
+/// An invocation that has been accepted for a known function or chain.
 struct Accepted {
-    function: Arc<Function>,
+    history: Arc<Mutex<History>>,
+    counts: Arc<Counts>,
+    version: u64,
     call_id: CallId,
     at: SystemTime,
 }
+
+/// What comes of an invocation that went through, and what of one that didn't; where the time went either way.
+pub(super) type Outcome<T> = Result<(T, Timing), (Failed, Timing)>;
 
 impl Worker {
     /// A worker that names invocations with `random` and sends on `dispatcher`'s port.
@@ -90,7 +96,7 @@ impl Worker {
         .unwrap_or_else(|refusal| refuse(&refusal, call_id, Timing::NONE));
         name(&mut response, call_id);
         if !response.headers().contains_key(&SERVER_TIMING) {
-            response.headers_mut().insert(SERVER_TIMING.clone(), Timing::NONE.header());
+            response.headers_mut().insert(SERVER_TIMING.clone(), Timing::NONE.header(""));
         }
         response
     }
@@ -98,28 +104,21 @@ impl Worker {
     async fn invoke(self: Rc<Self>, request: Request<Incoming>, name_len: usize) -> Response<Full<Bytes>> {
         let call_id = self.call_ids.next();
         let at = SystemTime::now();
-        let path = &request.uri().path()["/function/".len()..];
-        let Some(entered) = self.node.enter(&path[..name_len]) else {
-            let refusal = Refusal::NoSuchFunction(path[..name_len].to_owned());
-            let mut response = refuse(&refusal, call_id, Timing::NONE);
-            name(&mut response, call_id);
-            return response;
-        };
-        let accepted = Accepted { function: Arc::clone(&entered), call_id, at };
-        let (mut response, timing, error) = match self.run(entered, request, name_len, call_id).await {
-            Ok((response, timing)) => (response, timing, None),
-            Err((failed, timing)) => {
-                accepted.log_failure(&failed);
-                let code = failed.refusal.status().1;
-                (refuse(&failed.refusal, call_id, timing), timing, Some(code))
-            }
-        };
-        name(&mut response, call_id);
-        if let Some(start) = timing.start {
-            response.headers_mut().insert(X_SPRY_START.clone(), HeaderValue::from_static(start.as_str()));
+        let called = &request.uri().path()["/function/".len()..][..name_len];
+        if let Some(entered) = self.node.enter(called) {
+            let (history, counts) = (Arc::clone(&entered.history), Arc::clone(&entered.counts));
+            let accepted = Accepted { history, counts, version: entered.stored.version, call_id, at };
+            let outcome = self.run(entered, request, name_len, call_id).await;
+            return accepted.respond(outcome, "");
         }
-        response.headers_mut().insert(SERVER_TIMING.clone(), timing.header());
-        accepted.record(response.status(), timing, error);
+        if let Some(chain) = self.node.chain_named(called) {
+            let (history, counts) = (Arc::clone(&chain.history), Arc::clone(&chain.counts));
+            let accepted = Accepted { history, counts, version: chain.version, call_id, at };
+            let (outcome, steps) = self.run_chain(chain, request, name_len, call_id).await;
+            return accepted.respond(outcome, &steps);
+        }
+        let mut response = refuse(&Refusal::NoSuchFunction(called.to_owned()), call_id, Timing::NONE);
+        name(&mut response, call_id);
         response
     }
 
@@ -130,52 +129,48 @@ impl Worker {
         request: Request<Incoming>,
         name_len: usize,
         call_id: CallId,
-    ) -> Result<(Response<Full<Bytes>>, Timing), (Failed, Timing)> {
+    ) -> Outcome<Answer> {
         let function = Arc::clone(&entered);
         let timeout = function.stored.manifest.limits.timeout.as_duration();
+        let limit_bytes = function.stored.manifest.limits.payload.as_bytes();
         let block = self
-            .take_in(&entered, request, name_len, call_id)
+            .take_in(&function.inbox(), limit_bytes, request, name_len, call_id)
             .await
             .map_err(|refusal| (refusal.into(), Timing::NONE))?;
         let begun = Instant::now();
-        let deadline = begun + timeout;
-        let deadline_unix_ns = (SystemTime::now() + timeout).duration_since(UNIX_EPOCH).unwrap_or_default();
-        block.patch(8, (deadline_unix_ns.as_nanos() as u64).to_le_bytes());
-        let wanted = dispatch::Request { call_id, block, deadline };
+        let deadline = set_deadline(&block, begun, timeout);
+        let job = Job::Function { function: entered, block };
         let invocation = self
             .dispatcher
-            .submit(entered, wanted)
+            .submit(dispatch::Request { call_id, deadline, job })
             .map_err(|refusal| (refusal.into(), Timing::waited(begun.elapsed())))?;
         let mut ended = invocation.await;
-        let outcome = std::mem::replace(&mut ended.outcome, Outcome::Refused(Refusal::ShuttingDown));
+        let outcome =
+            std::mem::replace(&mut ended.outcome, dispatch::Outcome::Refused(Refusal::ShuttingDown));
         let answered = match outcome {
-            Outcome::Answered(answered) => answered,
-            Outcome::Refused(refusal) => return Err((refusal.into(), Timing::waited(begun.elapsed()))),
+            dispatch::Outcome::Answered(answered) => answered,
+            dispatch::Outcome::Refused(refusal) => {
+                return Err((refusal.into(), Timing::waited(begun.elapsed())));
+            }
         };
         let before = answered.instance.answered(crate::activation::unix_ms());
         let timing = Timing::answered(&ended, answered.at, &answered.instance, before);
-        let limit_bytes = function.stored.manifest.limits.payload.as_bytes();
-        let find = answer::of_call(&answered.instance, ended.block);
+        let block = ended.block.expect("a function's request comes back with its end");
+        let find = answer::of_call(&answered.instance, block);
         let answer = answer::read(&answered.descriptor, limit_bytes, find);
         let answer = answer.map_err(|failed| (failed, timing))?;
-        let mut response = Response::new(Full::new(answer.body));
-        *response.status_mut() = answer.status;
-        *response.headers_mut() = answer.headers;
-        if answer.status == StatusCode::NO_CONTENT || answer.status == StatusCode::NOT_MODIFIED {
-            *response.body_mut() = Full::default();
-        }
-        Ok((response, timing))
+        Ok((answer, timing))
     }
 
-    /// Writes a request into the function's inbox while it arrives.
-    async fn take_in(
+    /// Writes a request into an inbox while it arrives.
+    pub(super) async fn take_in(
         &self,
-        function: &Function,
+        inbox: &Arc<Inbox>,
+        limit_bytes: u64,
         request: Request<Incoming>,
         name_len: usize,
         call_id: CallId,
     ) -> Result<Block, Refusal> {
-        let limit_bytes = function.stored.manifest.limits.payload.as_bytes();
         let too_large = Refusal::PayloadTooLarge { limit_bytes };
         let announced = request.body().size_hint();
         if announced.lower() > limit_bytes {
@@ -187,7 +182,7 @@ impl Worker {
             let mut scratch = self.scratch.borrow_mut();
             encode_head(&parts, name_len, call_id, &mut scratch).map_err(Refusal::HeadTooLarge)?;
             debug_assert!(scratch.len() <= HEAD_MAX);
-            let block = function.inbox().allocate(scratch.len() + reserve);
+            let block = inbox.allocate(scratch.len() + reserve);
             let mut block = block.ok_or(Refusal::NodeFull { what: "waiting bodies of this function" })?;
             fill(&mut block, &scratch, &too_large)?;
             if scratch.capacity() > SCRATCH_KEPT {
@@ -244,23 +239,44 @@ fn encode_head(
     head.encode(out)
 }
 
+/// Says in a request's head when its time is over; returns when that is.
+pub(super) fn set_deadline(block: &Block, begun: Instant, timeout: Duration) -> Instant {
+    let deadline_unix_ns = (SystemTime::now() + timeout).duration_since(UNIX_EPOCH).unwrap_or_default();
+    block.patch(8, (deadline_unix_ns.as_nanos() as u64).to_le_bytes());
+    begun + timeout
+}
+
 impl Accepted {
-    fn log_failure(&self, failed: &Failed) {
-        if let Some(text) = &failed.text {
-            self.function.history.lock().log(Some(self.call_id), Stream::Stderr, text.as_bytes());
+    /// The response, which has been recorded. `steps` are further entries of `Server-Timing`.
+    fn respond(self, outcome: Outcome<Answer>, steps: &str) -> Response<Full<Bytes>> {
+        let (mut response, timing, error) = match outcome {
+            Ok((answer, timing)) => (answer.into_response(), timing, None),
+            Err((failed, timing)) => {
+                if let Some(text) = &failed.text {
+                    self.history.lock().log(Some(self.call_id), Stream::Stderr, text.as_bytes());
+                }
+                let code = failed.refusal.status().1;
+                (refuse(&failed.refusal, self.call_id, timing), timing, Some(code))
+            }
+        };
+        name(&mut response, self.call_id);
+        if let Some(start) = timing.start {
+            response.headers_mut().insert(X_SPRY_START.clone(), HeaderValue::from_static(start.as_str()));
         }
+        response.headers_mut().insert(SERVER_TIMING.clone(), timing.header(steps));
+        self.record(response.status(), timing, error);
+        response
     }
 
     fn record(&self, status: StatusCode, timing: Timing, error: Option<&'static str>) {
-        let counts = &self.function.counts;
-        let ended = if error.is_some() { &counts.failed } else { &counts.ok };
+        let ended = if error.is_some() { &self.counts.failed } else { &self.counts.ok };
         ended.fetch_add(1, Ordering::Relaxed);
         if let Some(start) = timing.start {
-            counts.served(start, timing.exec_ns);
+            self.counts.served(start, timing.exec_ns);
         }
-        self.function.history.lock().record(Record {
+        self.history.lock().record(Record {
             call_id: self.call_id,
-            version: self.function.stored.version,
+            version: self.version,
             started_unix_ms: self.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
             start: timing.start,
             queue_ns: timing.queue_ns,
@@ -282,7 +298,7 @@ fn refuse(refusal: &Refusal, call_id: CallId, timing: Timing) -> Response<Full<B
     *response.status_mut() = refusal.status().0;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(SERVER_TIMING.clone(), timing.header());
+    headers.insert(SERVER_TIMING.clone(), timing.header(""));
     if let Some(seconds) = refusal.retry_after_s() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }

@@ -49,9 +49,9 @@ impl Timing {
         Self { queue_ns: nanoseconds(waited), ..Self::NONE }
     }
 
-    /// The header's value.
-    pub(super) fn header(&self) -> HeaderValue {
-        let mut text = Vec::with_capacity(80);
+    /// The header's value. `steps`: what else there is, each entry with a comma before it.
+    pub(super) fn header(&self, steps: &str) -> HeaderValue {
+        let mut text = Vec::with_capacity(80 + steps.len());
         for (name, ns) in
             [("queue;dur=", self.queue_ns), (", start;dur=", self.start_ns), (", exec;dur=", self.exec_ns)]
         {
@@ -63,6 +63,7 @@ impl Timing {
             text.extend_from_slice(start.as_str().as_bytes());
             text.push(b'"');
         }
+        text.extend_from_slice(steps.as_bytes());
         HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).expect("digits and ASCII words")
     }
 }
@@ -115,6 +116,9 @@ mod tests {
     fn the_header_names_each_part() {
         let timing =
             Timing { start: Some(Start::Forked), queue_ns: 20_000, start_ns: 1_200_000, exec_ns: 3_400_000 };
-        assert_eq!(timing.header(), "queue;dur=0.020, start;dur=1.200, exec;dur=3.400, kind;desc=\"forked\"");
+        assert_eq!(
+            timing.header(", s0;dur=1"),
+            "queue;dur=0.020, start;dur=1.200, exec;dur=3.400, kind;desc=\"forked\", s0;dur=1"
+        );
     }
 }

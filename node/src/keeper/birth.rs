@@ -145,6 +145,9 @@ impl Birth {
             stderr: duplicate(process.stderr.as_fd())?,
             output_max: self.keeper.node.config().log_volume.as_usize(),
         });
+        if let Some(domain) = &self.function.domain {
+            domain.admit(&instance, outbox_fd);
+        }
         Ok((process, instance))
     }
 }

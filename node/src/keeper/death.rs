@@ -12,7 +12,7 @@ use std::sync::Arc;
 use shm_bus::ids::InvocationId;
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Keeper, ToTender};
+use super::{Keeper, ToTender, segments};
 use crate::activation::Stream;
 use crate::dispatch::ToWorker;
 use crate::function::Function;
@@ -25,7 +25,7 @@ pub(super) fn watch(
     keeper: Rc<Keeper>,
     function: Arc<Function>,
     instance: Arc<Instance>,
-    mut process: InstanceProcess,
+    process: InstanceProcess,
     tender: UnboundedSender<ToTender>,
 ) {
     let pipes = [process.stdout.as_fd().try_clone_to_owned(), process.stderr.as_fd().try_clone_to_owned()];
@@ -35,7 +35,10 @@ pub(super) fn watch(
         .map(|pipe| tokio::task::spawn_local(read_output(Arc::clone(&instance), pipe)))
         .collect();
     tokio::task::spawn_local(async move {
-        let exit = process.exited().await;
+        let exit = tokio::select! {
+            exit = process.exited() => exit,
+            never = segments::serve(&function, &instance, &process) => match never {},
+        };
         instance.mark_ended();
         keeper.bus.transport.retire(instance.peer);
         keeper.flush_ports().await;
@@ -58,6 +61,9 @@ pub(super) fn watch(
             if let Some(worker) = keeper.worker(port) {
                 let _ = worker.send(ToWorker::Lost { invocation, begun, refusal });
             }
+        }
+        if let Some(domain) = &function.domain {
+            domain.dismiss(&instance);
         }
         drop(process);
         let _ = tender.send(ToTender::Died(instance.peer));

@@ -57,6 +57,8 @@ impl Keeper {
         let _ = warmed.await;
         let view = crate::node::view(&function);
         let old = self.node.publish(function);
+        // Before the old version goes: until then the chains serve with its files.
+        self.refresh_chains(&name).await;
         if let Some(old) = old {
             old.supersede();
         }
@@ -89,19 +91,24 @@ impl Keeper {
         stored: StoredFunction,
         before: Option<&Arc<Function>>,
     ) -> Result<Arc<Function>, DeployError> {
-        let free = self.bus.functions.iter().position(|entry| entry.load().is_none());
-        let index = FunctionIndex(free.ok_or_else(|| {
-            DeployError::NoRoom(format!("{} functions are on the bus", self.bus.functions.len()))
-        })? as u16);
+        let index = self.free_index()?;
         let inbox = self.inbox(&stored).map_err(|error| DeployError::NoRoom(error.to_string()))?;
         let history = before.map_or_else(
             || Arc::new(parking_lot::Mutex::new(History::default())),
             |old| Arc::clone(&old.history),
         );
         let counts = before.map_or_else(|| Arc::new(Counts::default()), |old| Arc::clone(&old.counts));
-        let function = Function::new(index, stored, inbox, history, counts);
+        let function = Function::new(index, stored, inbox, history, counts, None);
         self.bus.functions[usize::from(index.0)].store(Some(Arc::clone(&function)));
         Ok(function)
+    }
+
+    /// A place on the bus that nobody has.
+    pub(super) fn free_index(&self) -> Result<FunctionIndex, DeployError> {
+        let free = self.bus.functions.iter().position(|entry| entry.load().is_none());
+        free.map(|index| FunctionIndex(index as u16)).ok_or_else(|| {
+            DeployError::NoRoom(format!("{} functions are on the bus", self.bus.functions.len()))
+        })
     }
 
     /// What a function's processes are to be.

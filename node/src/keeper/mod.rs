@@ -5,8 +5,10 @@
 //! thread, spryd's main thread; the processes' parent is the nursery of [`crate::zygote`], a thread of its own.
 
 mod birth;
+mod chains;
 mod death;
 mod deploy;
+mod segments;
 mod tend;
 
 use std::cell::{Cell, RefCell};
@@ -17,10 +19,12 @@ use std::sync::Arc;
 use shm_bus::ids::{FunctionIndex, PortIndex};
 use shm_bus::segment::SegmentName;
 use shm_bus::transport::{Fault, FaultKind};
+use spry_ebpf_common::DEFAULT_ROUTES;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use crate::api::{Applied, ApplyError, DeployError, Deployed, RemoveError, ZygoteState};
+use crate::chain::FreeRoutes;
 use crate::dispatch::{Bus, Dispatcher, ToWorker};
 use crate::function::Function;
 use crate::inbox::{Inbox, NodeBytes};
@@ -95,6 +99,9 @@ pub struct Keeper {
     segment_generation: Cell<u32>,
     next_instance: Cell<u64>,
     closing: Cell<bool>,
+    free_routes: Arc<FreeRoutes>,
+    /// Held while chains are made and swapped: what was planned last is published last.
+    chain_changes: tokio::sync::Mutex<()>,
 }
 
 /// A gateway worker, as the keeper knows it.
@@ -139,11 +146,18 @@ impl Keeper {
             segment_generation: Cell::new(1),
             next_instance: Cell::new(1),
             closing: Cell::new(false),
+            free_routes: FreeRoutes::new(DEFAULT_ROUTES as u16),
+            chain_changes: tokio::sync::Mutex::default(),
         })
     }
 
     /// Serves what the store remembers. Zygotes are started when they are needed.
-    pub fn restore(self: &Rc<Self>) {
+    pub async fn restore(self: &Rc<Self>) {
+        self.restore_functions();
+        self.restore_chains().await;
+    }
+
+    fn restore_functions(self: &Rc<Self>) {
         let opened = self.store.opened();
         if *opened != crate::store::Opened::default() {
             tracing::warn!(?opened, "what an earlier crash left in the state folder was mended");
@@ -197,11 +211,17 @@ impl Keeper {
                         let _ = done.send(keeper.remove(&name).await);
                     });
                 }
-                ToKeeper::ApplyChain { done, .. } => {
-                    let _ = done.send(Err(ApplyError::NoRoom("chains are being built".into())));
+                ToKeeper::ApplyChain { planned, done } => {
+                    let keeper = Rc::clone(&self);
+                    tokio::task::spawn_local(async move {
+                        let _ = done.send(keeper.apply_chain(*planned).await);
+                    });
                 }
                 ToKeeper::RemoveChain { name, done } => {
-                    let _ = done.send(Err(RemoveError::NoSuchChain(name.to_string())));
+                    let keeper = Rc::clone(&self);
+                    tokio::task::spawn_local(async move {
+                        let _ = done.send(keeper.remove_chain(&name).await);
+                    });
                 }
             }
         }

@@ -174,6 +174,9 @@ impl Tender {
 
     async fn balance(&mut self) {
         self.expire();
+        if self.function.take_prewarm() {
+            self.warm = self.warm.max(1);
+        }
         let scale = &self.function.stored.manifest.scale;
         let (min, max) = (scale.min as usize, scale.max as usize);
         let waiting = self.function.queue_len().saturating_sub(self.starting);
@@ -282,6 +285,9 @@ impl Tender {
                 zygote.kill();
             }
             self.drop_zygote();
+            if self.function.domain.is_some() {
+                return; // the inbox is its chain's
+            }
             // Large requests of the past have left pages in the inbox; nobody maps it now.
             match self.keeper.inbox(&self.function.stored) {
                 Ok(inbox) => drop(self.function.replace_inbox(inbox)),
@@ -343,7 +349,10 @@ impl Tender {
         let (index, stored) = (self.function.index, &self.function.stored);
         self.keeper.tended.borrow_mut().remove(&index);
         self.keeper.bus.functions[usize::from(index.0)].store(None);
-        if self.function.is_superseded() && self.keeper.node.named(self.function.name()).is_some() {
+        let is_member = self.function.domain.is_some(); // then its files are the function's
+        let replaced =
+            self.function.is_superseded() && self.keeper.node.named(self.function.name()).is_some();
+        if replaced && !is_member {
             let (store, name, version) =
                 (Arc::clone(&self.keeper.store), stored.manifest.name.clone(), stored.version);
             if let Err(error) = super::off_the_loop(move || store.forget(&name, version)).await {

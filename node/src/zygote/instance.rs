@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::channel::Channel;
+use spry_wire::control::{FromInstance, ToInstance};
+
+use super::channel::{Channel, ChannelError};
 use super::executor::Executor;
 use super::exit::Exit;
 use super::nursery::Child;
@@ -43,7 +45,7 @@ impl InstanceProcess {
     }
 
     /// Waits for its end: it has been reaped, and what it left behind has been killed.
-    pub async fn exited(&mut self) -> Exit {
+    pub async fn exited(&self) -> Exit {
         self.child.exited_or_lost().await
     }
 
@@ -52,9 +54,15 @@ impl InstanceProcess {
         *self.child.exit.borrow()
     }
 
-    /// Its control socket; readable at its end. (Later: requests for segments.)
-    pub fn control(&self) -> BorrowedFd<'_> {
-        self.control.as_fd()
+    /// What it says next. It is hostile: what comes is well-formed, nothing more.
+    pub async fn request(&self) -> Result<FromInstance, ChannelError> {
+        // (Descriptors that it sends are closed.)
+        Ok(self.control.receive().await?.0)
+    }
+
+    /// Answers it. Waits while its socket is full.
+    pub async fn reply(&self, message: &ToInstance, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        self.control.send(message, fds).await
     }
 
     /// Lets it run on this CPU only, or wherever spryd may.

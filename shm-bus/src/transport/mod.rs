@@ -241,6 +241,9 @@ pub trait Transport: Send + Sync + 'static {
     /// Probably an idle peer of `function` exists (a hint, free of system calls).
     fn has_idle(&self, function: FunctionIndex) -> bool;
 
+    /// How many peers of `function` are idle, more or less (for whoever looks on).
+    fn idle(&self, function: FunctionIndex) -> u32;
+
     /// Which peer of `function` holds `invocation` now (to end it when its time runs out).
     fn holder(&self, function: FunctionIndex, invocation: InvocationId) -> Option<PeerId>;
 

@@ -310,6 +310,10 @@ impl<C: Carrier> Transport for Arc<Hub<C>> {
         self.table.has_idle(function)
     }
 
+    fn idle(&self, function: FunctionIndex) -> u32 {
+        self.table.idle(function)
+    }
+
     fn holder(&self, function: FunctionIndex, invocation: InvocationId) -> Option<PeerId> {
         self.table.holder(function, invocation)
     }

@@ -256,6 +256,10 @@ impl Transport for Sockmap {
         self.inner.arrays().has_idle(function)
     }
 
+    fn idle(&self, function: FunctionIndex) -> u32 {
+        self.inner.table.idle(function)
+    }
+
     fn holder(&self, function: FunctionIndex, invocation: InvocationId) -> Option<PeerId> {
         self.inner.table.holder(function, invocation)
     }

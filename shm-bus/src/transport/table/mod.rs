@@ -241,6 +241,13 @@ impl<C: Cells> Table<C> {
         retired
     }
 
+    /// How many peers of `function` are idle.
+    pub fn idle(&self, function: FunctionIndex) -> u32 {
+        let first = usize::from(function.0) * SLOTS_PER_FUNCTION as usize;
+        let cells = self.cells.slots().get(first..first + SLOTS_PER_FUNCTION as usize).unwrap_or_default();
+        cells.iter().filter(|cell| cell.state.load(Ordering::Relaxed) == STATE_IDLE).count() as u32
+    }
+
     /// Whether some peer of `function` is probably idle.
     pub fn has_idle(&self, function: FunctionIndex) -> bool {
         let cell = self.cells.functions().get(usize::from(function.0));

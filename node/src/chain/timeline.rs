@@ -1,0 +1,130 @@
+//! Where a chain's time went, step by step and hop by hop, as `Server-Timing` says it.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use super::served::Route;
+use crate::activation::Start;
+use crate::dispatch::Ended;
+
+/// Entries that are told; what comes after them is counted.
+const ENTRIES_MAX: usize = 64;
+
+/// See the module. Durations in nanoseconds.
+#[derive(Debug, Default)]
+pub struct Timeline {
+    entries: Vec<Entry>,
+    untold: usize,
+    first_sent: Option<Instant>,
+    submitted: Option<Instant>,
+    started_ns: u64,
+    coldest: Option<Start>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    ns: u64,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Step,
+    Hop,
+}
+
+impl Timeline {
+    /// Notes a run that began with step `first` of `route`.
+    pub(super) fn note(&mut self, route: &Route, first: u8, ended: &Ended) {
+        self.submitted.get_or_insert(ended.submitted_at);
+        let mut before: Option<u64> = None;
+        for visit in &ended.visits {
+            let step = &route.steps[usize::from(visit.step)];
+            if let Some(answered_ns) = before {
+                let ns = visit.hop.sent_ns.saturating_sub(answered_ns);
+                self.push(Kind::Hop, || step.name.clone(), ns);
+            }
+            let ns = visit.hop.answered_ns.saturating_sub(visit.hop.sent_ns);
+            self.push(Kind::Step, || step.name.clone(), ns);
+            before = Some(visit.hop.answered_ns);
+            if let Some((instance, served)) = &visit.by {
+                let begun = ended.submitted_at;
+                let starting = instance.ready_at.saturating_duration_since(instance.requested_at.max(begun));
+                let start = match (*served, starting.is_zero()) {
+                    (0, false) if instance.cold => Start::Cold,
+                    (0, _) => Start::Forked,
+                    _ => Start::Warm,
+                };
+                self.coldest = Some(self.coldest.map_or(start, |before| before.min(start)));
+                if visit.step == first && self.first_sent.is_none() {
+                    self.started_ns = starting.as_nanos() as u64;
+                }
+            }
+        }
+        self.first_sent.get_or_insert(ended.sent_at);
+    }
+
+    fn push(&mut self, kind: Kind, name: impl FnOnce() -> String, ns: u64) {
+        if self.entries.len() < ENTRIES_MAX {
+            self.entries.push(Entry { name: name(), ns, kind });
+        } else {
+            self.untold += 1;
+        }
+    }
+
+    /// What served it, at the coldest.
+    pub fn start(&self) -> Option<Start> {
+        self.coldest
+    }
+
+    /// Waiting for the first step's instance to get free, and for it to be started.
+    pub fn waits(&self) -> (u64, u64) {
+        let waited_ns = match (self.submitted, self.first_sent) {
+            (Some(submitted), Some(sent)) => sent.saturating_duration_since(submitted).as_nanos() as u64,
+            _ => 0,
+        };
+        let starting_ns = self.started_ns.min(waited_ns);
+        (waited_ns - starting_ns, starting_ns)
+    }
+
+    /// The entries of the steps, each with a comma before it.
+    pub fn header(&self) -> String {
+        let mut text = String::with_capacity(self.entries.len() * 32);
+        let (mut steps, mut hops) = (0, 0);
+        for entry in &self.entries {
+            let (letter, number, to) = match entry.kind {
+                Kind::Step => ('s', &mut steps, ""),
+                Kind::Hop => ('h', &mut hops, "to "),
+            };
+            let us = entry.ns / 1000;
+            let (ms, rest) = (us / 1000, us % 1000);
+            let _ = write!(text, ", {letter}{number};dur={ms}.{rest:03};desc=\"{to}{}\"", entry.name);
+            *number += 1;
+        }
+        if self.untold > 0 {
+            let _ = write!(text, ", more;desc=\"{} further entries\"", self.untold);
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_step_and_hop_is_told_and_the_rest_counted() {
+        let mut timeline = Timeline::default();
+        timeline.push(Kind::Step, || "decode".into(), 1_234_567);
+        timeline.push(Kind::Hop, || "thumbs/resize".into(), 6_000);
+        assert_eq!(
+            timeline.header(),
+            ", s0;dur=1.234;desc=\"decode\", h0;dur=0.006;desc=\"to thumbs/resize\""
+        );
+        for _ in 0..ENTRIES_MAX {
+            timeline.push(Kind::Step, || "x".into(), 0);
+        }
+        assert!(timeline.header().ends_with(", more;desc=\"2 further entries\""));
+    }
+}

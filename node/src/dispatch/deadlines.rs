@@ -1,0 +1,118 @@
+//! Holding invocations to their deadlines, and ending those that nobody waits for.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use shm_bus::ids::InvocationId;
+
+use super::{Dispatcher, Outcome, instance_of};
+use crate::function::Function;
+use crate::gateway::Refusal;
+use crate::instance::Doom;
+
+/// Between two looks at the deadlines.
+const LOOK_PAUSE: Duration = Duration::from_millis(2);
+/// A run whose time is over may be between two steps: whoever has it is looked for again.
+const SEARCH_PAUSE: Duration = Duration::from_millis(20);
+
+impl Dispatcher {
+    /// Holds invocations to their deadlines, whether somebody still waits for them or not, until the thread ends.
+    ///
+    /// One timer for all: set to the earliest deadline that there is when it is looked at. It doesn't follow the
+    /// requests that come and go meanwhile (setting a timer for each costs a microsecond), so it is woken once
+    /// per time limit under load, and never when nothing waits.
+    pub async fn serve_deadlines(self: Rc<Self>) {
+        loop {
+            match self.next_look.get() {
+                Some(at) => {
+                    let sooner = self.look.notified();
+                    let _ = tokio::time::timeout_at(at.into(), sooner).await;
+                }
+                None => self.look.notified().await,
+            }
+            let (due, next) = self.inner.borrow().pending.due(Instant::now());
+            self.next_look.set(next.map(|next| next.max(Instant::now() + LOOK_PAUSE)));
+            for id in due {
+                self.expire(id);
+            }
+        }
+    }
+
+    /// Makes sure that a deadline isn't overlooked.
+    pub(super) fn watch(&self, deadline: Instant) {
+        if self.next_look.get().is_none_or(|next| deadline < next) {
+            self.next_look.set(Some(deadline));
+            self.look.notify_one();
+        }
+    }
+
+    /// Ends an invocation whose time ran out: out of the queue, or with the instance that holds it.
+    fn expire(&self, id: InvocationId) {
+        let Some((target, limit)) = self.target_now(id) else { return };
+        if self.withdraw(&target, id) {
+            return self.refuse(id, Refusal::QueueTimeout(limit));
+        }
+        let holder = self.bus.transport.holder(target.index, id);
+        if let Some(instance) = holder.and_then(|peer| instance_of(&target, peer)) {
+            instance.kill(Doom::TimedOut(id));
+        }
+        let again = Instant::now() + SEARCH_PAUSE;
+        let finished = {
+            let mut inner = self.inner.borrow_mut();
+            if let Some(pending) = inner.pending.get(id) {
+                pending.postpone(again);
+            }
+            inner.pending.finish(id, Outcome::Refused(Refusal::TimedOut(limit)))
+        };
+        self.watch(again);
+        if let Some(finished) = finished {
+            finished.wake();
+        }
+    }
+
+    /// The function that has an invocation now, in its queue or in an instance, and how long it was allowed to take. No
+    /// further step of a run starts.
+    fn target_now(&self, id: InvocationId) -> Option<(Arc<Function>, Duration)> {
+        let mut inner = self.inner.borrow_mut();
+        let pending = inner.pending.get(id)?;
+        let queue = Arc::clone(pending.target());
+        let (Some(run), Some(trail)) = (pending.run(), pending.trail()) else {
+            let limit = queue.stored.manifest.limits.timeout.as_duration();
+            return Some((queue, limit));
+        };
+        self.bus.transport.cancel_trail(trail);
+        let limit = run.chain.plan.timeout;
+        if queue.is_queued(id) {
+            return Some((queue, limit));
+        }
+        let mut hops = Vec::new();
+        self.bus.transport.trail(trail, run.route.steps.len(), &mut hops);
+        Some((Arc::clone(run.function(run.current_step(&hops))?), limit))
+    }
+
+    /// Nobody waits for an invocation any more.
+    pub(super) fn abandon(&self, id: InvocationId) {
+        let target = {
+            let mut inner = self.inner.borrow_mut();
+            let Some(pending) = inner.pending.get(id) else { return };
+            if let Some(trail) = pending.trail() {
+                self.bus.transport.cancel_trail(trail);
+            }
+            Arc::clone(pending.target())
+        };
+        let withdrawn = self.withdraw(&target, id);
+        if withdrawn {
+            self.settle(id);
+        }
+        let over = {
+            let mut inner = self.inner.borrow_mut();
+            // The function may run on, but not for ever: the deadline holds though nobody waits.
+            let over = inner.pending.get(id).is_some_and(|pending| pending.abandon()) || withdrawn;
+            if over { inner.pending.remove(id) } else { None }
+        };
+        if let Some(answered) = over.and_then(|over| over.unread()) {
+            answered.instance.discard(&answered.descriptor);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What comes back from the bus, and from the keeper about those who died.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use shm_bus::Descriptor;
+use shm_bus::ids::{FunctionIndex, InvocationId};
+use shm_bus::transport::Event;
+use spry_ebpf_common::{CHAIN_BIT, SLOTS_PER_FUNCTION, flags};
+use spry_sched::placement::{Advice, WallNs};
+use spry_wire::frame::Place;
+
+use super::{Answered, Dispatcher, Outcome, place_of};
+use crate::activation::Stream;
+use crate::function::{Function, Queued, SentAt};
+use crate::gateway::Refusal;
+use crate::gateway::call_id::CallId;
+use crate::instance::{Doom, Instance};
+use crate::keeper::ToKeeper;
+use crate::manifest::Isolation;
+
+/// Who sent a descriptor.
+struct Sender {
+    function: Arc<Function>,
+    instance: Arc<Instance>,
+    /// It serves one invocation only.
+    single_use: bool,
+    /// It is out of service until spryd has read its output.
+    held: bool,
+}
+
+impl Dispatcher {
+    /// Takes in what has arrived on the port.
+    pub fn receive(self: &Rc<Self>) {
+        let mut events = {
+            let mut inner = self.inner.borrow_mut();
+            let mut events = std::mem::take(&mut inner.events);
+            if let Err(error) = inner.port.receive(&mut events) {
+                tracing::error!(port = self.port_index.0, %error, "the bus port can't be read");
+            }
+            events
+        };
+        for event in events.drain(..) {
+            match event {
+                Event::Answer(descriptor) => self.answered(descriptor),
+                Event::Forward(descriptor) => self.forwarded(descriptor),
+                Event::Emitted(descriptor) => self.emitted(descriptor),
+                Event::Bounced(descriptor) => self.bounced(descriptor),
+            }
+        }
+        self.inner.borrow_mut().events = events;
+    }
+
+    fn answered(self: &Rc<Self>, descriptor: Descriptor) {
+        let id = InvocationId(descriptor.invocation);
+        let Some(sender) = self.sender(&descriptor) else { return };
+        let at = Instant::now();
+        self.log_output(&sender, id);
+        self.settle(id);
+        let instance = Arc::clone(&sender.instance);
+        let outcome = Outcome::Answered(Answered { descriptor, instance, at });
+        let finished = self.inner.borrow_mut().pending.finish(id, outcome);
+        let is_run = descriptor.route & CHAIN_BIT != 0;
+        match finished {
+            Some(finished) => {
+                if let Some(took) = finished.exec.filter(|_| !is_run) {
+                    self.learn(&sender.function, &sender.instance, took);
+                }
+                finished.wake();
+            }
+            // Nobody waits any more, but the block must go back to the instance. (A run's went with its call.)
+            None if !is_run => sender.instance.discard(&descriptor),
+            None => {}
+        }
+        self.back_in_service(&sender);
+    }
+
+    /// A step has answered, and the bus can't send the run on by itself.
+    fn forwarded(self: &Rc<Self>, descriptor: Descriptor) {
+        let id = InvocationId(descriptor.invocation);
+        let Some(sender) = self.sender(&descriptor) else { return };
+        self.log_output(&sender, id);
+        self.send_on(id, descriptor.step, place_of(&descriptor));
+        self.back_in_service(&sender);
+    }
+
+    /// Sends a run to one of its steps, or queues it there.
+    pub(super) fn send_on(self: &Rc<Self>, id: InvocationId, step: u8, place: Place) {
+        let next = self.inner.borrow_mut().pending.get(id).and_then(|pending| {
+            let (run, trail) = (pending.run()?, pending.trail()?);
+            let function = Arc::clone(run.function(step)?);
+            let descriptor = run.descriptor(self.port_index, trail.index, step, place);
+            (!pending.is_abandoned()).then_some((function, Descriptor { invocation: id.0, ..descriptor }))
+        });
+        let refusal = match next {
+            Some((function, descriptor)) => {
+                if function.queue_len() == 0 && self.send(&function, &descriptor) {
+                    return;
+                }
+                // What has come so far isn't turned away: runs are bounded by their trails.
+                match self.queue(&function, id, descriptor, usize::MAX) {
+                    Ok(()) => return,
+                    Err(refusal) => refusal,
+                }
+            }
+            None => Refusal::Cancelled,
+        };
+        self.refuse(id, refusal);
+    }
+
+    /// Ends an invocation that nobody has.
+    pub(super) fn refuse(&self, id: InvocationId, refusal: Refusal) {
+        self.settle(id);
+        let finished = self.inner.borrow_mut().pending.finish(id, Outcome::Refused(refusal));
+        if let Some(finished) = finished {
+            finished.wake();
+        }
+    }
+
+    /// A function has emitted a value and serves on.
+    fn emitted(self: &Rc<Self>, descriptor: Descriptor) {
+        let id = InvocationId(descriptor.invocation);
+        let Some(sender) = self.sender(&descriptor) else { return };
+        let of = self
+            .inner
+            .borrow_mut()
+            .pending
+            .get(id)
+            .map(|pending| (pending.run().cloned(), pending.call_id()));
+        match of {
+            Some((Some(run), call_id)) => {
+                crate::chain::emitted(self, &run, call_id, &sender.instance, place_of(&descriptor));
+            }
+            Some((None, call_id)) => {
+                sender.instance.discard(&descriptor);
+                let note = b"[spry: a value was emitted and dropped: this call isn't part of a chain]";
+                sender.function.history.lock().log(Some(call_id), Stream::Stderr, note);
+            }
+            None => sender.instance.discard(&descriptor),
+        }
+    }
+
+    fn bounced(self: &Rc<Self>, descriptor: Descriptor) {
+        if descriptor.route & CHAIN_BIT != 0 {
+            return self.send_on(InvocationId(descriptor.invocation), descriptor.step, place_of(&descriptor));
+        }
+        let Some(function) = self.bus.function(FunctionIndex(descriptor.route)) else {
+            return tracing::error!(?descriptor, "a descriptor for a function that is not there came back");
+        };
+        self.bus.queued.fetch_add(1, Ordering::Relaxed);
+        function.requeue(Queued { descriptor, sent: SentAt::new(Instant::now()) });
+        function.bell.notify_one();
+        self.pump(&function);
+    }
+
+    /// An instance ended with this invocation in its hands.
+    pub fn lost(self: &Rc<Self>, id: InvocationId, begun: bool, refusal: Refusal) {
+        let again = if begun { None } else { self.again(id) };
+        let Some((function, descriptor)) = again else { return self.refuse(id, refusal) };
+        tracing::debug!(function = function.name(), ?id, "not begun when its instance ended: sent again");
+        self.bus.queued.fetch_add(1, Ordering::Relaxed);
+        let sent = self.inner.borrow_mut().pending.queued(id, &function);
+        function.requeue(Queued { descriptor, sent });
+        function.bell.notify_one();
+        self.pump(&function);
+    }
+
+    /// What to send again, and to whom.
+    fn again(&self, id: InvocationId) -> Option<(Arc<Function>, Descriptor)> {
+        let mut inner = self.inner.borrow_mut();
+        let pending = inner.pending.again(id)?;
+        let (Some(run), Some(trail)) = (pending.run(), pending.trail()) else {
+            return Some((Arc::clone(pending.target()), pending.descriptor()));
+        };
+        let mut hops = Vec::new();
+        self.bus.transport.trail(trail, run.route.steps.len(), &mut hops);
+        let step = run.current_step(&hops);
+        let descriptor = run.descriptor(self.port_index, trail.index, step, run.input_of(step, &hops));
+        Some((Arc::clone(run.function(step)?), Descriptor { invocation: id.0, ..descriptor }))
+    }
+
+    fn sender(&self, descriptor: &Descriptor) -> Option<Sender> {
+        let function = self.bus.function(FunctionIndex((descriptor.source / SLOTS_PER_FUNCTION) as u16));
+        let Some(function) = function else {
+            tracing::error!(?descriptor, "a message from a function that is not there");
+            return None;
+        };
+        let Some(instance) =
+            function.instances[(descriptor.source % SLOTS_PER_FUNCTION) as usize].load_full()
+        else {
+            tracing::error!(?descriptor, "a message from an instance that is not there");
+            return None;
+        };
+        let single_use = function.stored.manifest.isolation == Isolation::Request;
+        let held = single_use || descriptor.flags & flags::HOLD != 0;
+        Some(Sender { function, instance, single_use, held })
+    }
+
+    /// What the invocation has written goes to the function's log.
+    fn log_output(&self, sender: &Sender, id: InvocationId) {
+        let Some(output) = sender.instance.take_output(sender.held) else { return };
+        let call: Option<CallId> = self.inner.borrow_mut().pending.get(id).map(|pending| pending.call_id());
+        let mut history = sender.function.history.lock();
+        for (stream, bytes) in &output.chunks {
+            history.log(call, *stream, bytes);
+        }
+        if output.dropped_bytes > 0 {
+            let note =
+                format!("[spry: {} bytes of output over the limit were dropped]", output.dropped_bytes);
+            history.log(call, Stream::Stderr, note.as_bytes());
+        }
+    }
+
+    /// An instance has answered: what it may do next.
+    fn back_in_service(&self, sender: &Sender) {
+        if sender.single_use {
+            sender.instance.kill(Doom::Retired);
+        } else if sender.held {
+            self.bus.transport.admit(sender.instance.peer);
+        }
+        if sender.function.queue_len() > 0 {
+            self.pump(&sender.function);
+        }
+    }
+
+    /// What one execution tells about where the function should run.
+    pub(super) fn learn(&self, function: &Arc<Function>, instance: &Arc<Instance>, took: Duration) {
+        if let Some(cpu) = self.cpu
+            && instance.served_from(cpu)
+        {
+            let _ = self.bus.keeper.send(ToKeeper::Move { instance: Arc::clone(instance), cpu });
+        }
+        // Contended: another worker is learning the same thing.
+        let Some(mut placement) = function.placement.try_lock() else { return };
+        if let Some(advice) = placement.observe(WallNs(took.as_nanos() as u64)) {
+            let at_home = advice == Advice::Home;
+            let _ = self.bus.keeper.send(ToKeeper::Place { function: Arc::clone(function), at_home });
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! A run: a value on its way over a chain's route, as the thread that sent it knows it.
+//!
+//! The bus moves it from step to step by itself and notes in its trail where it was. spryd hears of it again when it has
+//! ended, or when it can't go on alone: then it is sent on from here.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use shm_bus::Descriptor;
+use shm_bus::ids::{InvocationId, PeerId, PortIndex};
+use spry_ebpf_common::{CHAIN_BIT, Hop, source_of_port};
+use spry_wire::frame::Place;
+
+use super::pending::Pending;
+use super::{Dispatcher, Job, Request};
+use crate::chain::{Chain, Holdings, Route};
+use crate::function::Function;
+use crate::gateway::Refusal;
+use crate::instance::Instance;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The chain, which stays while it runs.
+    pub chain: Arc<Chain>,
+    /// Where it goes.
+    pub route: Arc<Route>,
+    /// The step that it starts with.
+    pub first: u8,
+    /// The frame that goes in.
+    pub input: Place,
+    /// What its call keeps until it has ended.
+    pub holdings: Rc<RefCell<Holdings>>,
+}
+
+/// What a descriptor names.
+pub fn place_of(descriptor: &Descriptor) -> Place {
+    let Descriptor { segment, generation, offset, length, .. } = *descriptor;
+    Place { segment, generation, offset, length }
+}
+
+/// What a step has answered with.
+pub fn place_of_hop(hop: &Hop) -> Place {
+    Place { segment: hop.segment, generation: hop.generation, offset: hop.offset, length: hop.length }
+}
+
+impl Run {
+    /// The function of a step.
+    pub fn function(&self, step: u8) -> Option<&Arc<Function>> {
+        self.route.steps.get(usize::from(step)).map(|step| &step.function)
+    }
+
+    /// What to send so that `step` gets what lies at `place`.
+    pub(super) fn descriptor(&self, port: PortIndex, trail: u16, step: u8, place: Place) -> Descriptor {
+        Descriptor {
+            segment: place.segment,
+            generation: place.generation,
+            offset: place.offset,
+            length: place.length,
+            route: CHAIN_BIT | self.route.index.0,
+            step,
+            source: source_of_port(port.0, trail),
+            ..Descriptor::default()
+        }
+    }
+
+    /// The step that a trail ends with: sent and not answered; else the one after the last that has answered.
+    pub(super) fn current_step(&self, hops: &[Hop]) -> u8 {
+        let first = usize::from(self.first);
+        let answered = hops.iter().skip(first).take_while(|hop| hop.answered_ns != 0).count();
+        (first + answered).min(self.route.steps.len().saturating_sub(1)) as u8
+    }
+
+    /// What goes into a step.
+    pub fn input_of(&self, step: u8, hops: &[Hop]) -> Place {
+        match step.checked_sub(1) {
+            Some(before) if step > self.first => {
+                hops.get(usize::from(before)).map_or(self.input, place_of_hop)
+            }
+            _ => self.input,
+        }
+    }
+}
+
+/// One step that has answered.
+#[derive(Clone, Debug)]
+pub struct Visit {
+    /// Which.
+    pub step: u8,
+    /// What the bus noted.
+    pub hop: Hop,
+    /// Who served it, and how many others it had served before; `None`: it has ended since.
+    pub by: Option<(Arc<Instance>, u64)>,
+}
+
+impl Dispatcher {
+    /// Gives a run its name and its trail: what to send, and to whom.
+    pub(super) fn begin_run(
+        &self,
+        request: Request,
+    ) -> Result<(InvocationId, Arc<Function>, Descriptor), Refusal> {
+        let Job::Run(run) = &request.job else { unreachable!("the caller has a run") };
+        let (first, place, deadline) = (run.first, run.input, request.deadline);
+        let target = Arc::clone(run.function(first).expect("a run begins with a step of its route"));
+        let trail = self.inner.borrow_mut().trails.take();
+        let trail = trail.ok_or(Refusal::NodeFull { what: "runs of chains" })?;
+        let descriptor = run.descriptor(self.port_index, trail.index, first, place);
+        let (id, descriptor) = match self.name(Pending::new(request, descriptor, Some(trail))) {
+            Ok(named) => named,
+            Err(refusal) => {
+                self.inner.borrow_mut().trails.give_back(trail);
+                return Err(refusal);
+            }
+        };
+        self.bus.transport.begin_trail(trail, id, crate::clock::monotonic_ns_at(deadline));
+        Ok((id, target, descriptor))
+    }
+
+    /// The bus and the queues have let go of this invocation. A run's steps are looked up, and its trail is free.
+    pub(super) fn settle(&self, id: InvocationId) {
+        let (trail, first, steps) = {
+            let mut inner = self.inner.borrow_mut();
+            let Some(pending) = inner.pending.get(id) else { return };
+            let (Some(trail), Some(run)) = (pending.trail(), pending.run()) else { return };
+            (trail, run.first, run.route.steps.len())
+        };
+        let mut hops = Vec::with_capacity(steps);
+        self.bus.transport.trail(trail, steps, &mut hops);
+        let visits = self.visits(first, &hops);
+        let mut inner = self.inner.borrow_mut();
+        inner.trails.give_back(trail);
+        if let Some(pending) = inner.pending.get(id) {
+            pending.settle(visits);
+        }
+    }
+
+    /// Who served the steps of a trail that have answered.
+    fn visits(&self, first: u8, hops: &[Hop]) -> Vec<Visit> {
+        let now = crate::activation::unix_ms();
+        let steps =
+            hops.iter().enumerate().skip(usize::from(first)).take_while(|(_, hop)| hop.answered_ns != 0);
+        let visit = |(step, hop): (usize, &Hop)| {
+            let peer = PeerId { slot: hop.slot, generation: hop.slot_generation };
+            let by = self.bus.function(peer.function()).and_then(|function| {
+                let instance = super::instance_of(&function, peer)?;
+                let took = Duration::from_nanos(hop.answered_ns.saturating_sub(hop.sent_ns));
+                self.learn(&function, &instance, took);
+                let before = instance.answered(now);
+                Some((instance, before))
+            });
+            Visit { step: step as u8, hop: *hop, by }
+        };
+        steps.map(visit).collect()
+    }
+}
