@@ -7,6 +7,7 @@
 mod client;
 mod daemon;
 
+mod chains;
 mod errors;
 mod http;
 mod life;
