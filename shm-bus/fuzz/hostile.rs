@@ -1,10 +1,11 @@
-//! A hub and a peer that does whatever the bytes say: the body of the fuzz target `hostile_bus`, and of the
+//! A hub and two peers that do whatever the bytes say: the body of the fuzz target `hostile_bus`, and of the
 //! property test of the same name (`tests/hostile_bus.rs`), which runs it in every `cargo test`.
 //!
-//! The peer's half is not opened with the library's endpoint: its page is written at any place between any two
-//! operations of the hub, and its socket gets packets of any length. What must hold, whatever it does:
+//! The peers' halves are not opened with the library's endpoint: their pages are written at any place between any
+//! two operations of the hub, and their sockets get packets of any length. Some invocations go through both peers,
+//! by chains' routes; the peers name any route, step and source. What must hold, whatever they do:
 //! nothing panics or touches other memory (a fault would end the test), no call goes on for ever, every
-//! accepted invocation is settled exactly once, and what validation lets through lies within its segment.
+//! accepted invocation is settled exactly once, what comes back says truly who sent it at which step, and what validation lets through lies within its segment.
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -12,15 +13,21 @@ use std::sync::Arc;
 
 use shm_bus::Descriptor;
 use shm_bus::descriptor::{check, name, one_of};
-use shm_bus::ids::{FunctionIndex, InvocationId, PeerId, PortIndex};
+use shm_bus::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
 use shm_bus::release::ReleaseReader;
 use shm_bus::ring::ENTRIES;
 use shm_bus::segment::{Reader, SegmentName, Writer, create, page_len};
 use shm_bus::transport::{Config, Event, Kind, Port, Sent, Transport, broker, futex};
-use spry_ebpf_common::{DESCRIPTOR_LEN, PORT_BIT};
+use spry_ebpf_common::{DESCRIPTOR_LEN, EMITS_MAX, PORT_BIT, TRAILS_PER_PORT, flags, status};
 
-const FUNCTION: FunctionIndex = FunctionIndex(2);
+const FUNCTIONS: [FunctionIndex; 2] = [FunctionIndex(2), FunctionIndex(3)];
+/// The chains' routes.
+const WAYS: [&[FunctionIndex]; 2] =
+    [&[FUNCTIONS[0], FUNCTIONS[1], FUNCTIONS[0]], &[FUNCTIONS[1], FUNCTIONS[1]]];
+const PORT: PortIndex = PortIndex(1);
 const OUTBOX: SegmentName = SegmentName { id: 4, generation: 2 };
+/// Kinds of operations; a byte names one, and which peer it is about.
+const OPERATIONS: u8 = 15;
 /// Operations of one run at most.
 const STEPS_MAX: usize = 400;
 
@@ -123,13 +130,40 @@ fn words(item: &Descriptor) -> [u8; DESCRIPTOR_LEN] {
     bytes
 }
 
+/// A peer, in the attacker's hands.
+struct Member {
+    id: PeerId,
+    puppet: Puppet,
+}
+
+impl Member {
+    fn new(hub: &dyn Transport, function: FunctionIndex) -> Self {
+        let attachment = hub.attach(function).expect("attach");
+        let puppet = Puppet::new(hub.kind(), attachment.endpoint);
+        hub.admit(attachment.peer);
+        Self { id: attachment.peer, puppet }
+    }
+}
+
+/// An invocation, as the hub's owner knows it.
+struct Run {
+    /// Which functions it goes through; one of [`WAYS`], or just one.
+    way: &'static [FunctionIndex],
+    route: u16,
+    /// How often it was put on its way, and how often it came back or was lost with a peer.
+    accepted: u32,
+    settled: u32,
+    emitted: u32,
+}
+
 struct World {
     hub: Arc<dyn Transport>,
     port: Box<dyn Port>,
-    peer: PeerId,
-    puppet: Puppet,
-    /// Accepted invocations and how often each was settled.
-    settled: HashMap<u64, u32>,
+    /// One of each function.
+    members: [Member; 2],
+    runs: HashMap<u64, Run>,
+    /// Given back to the port.
+    forwarded: Vec<Descriptor>,
     next: u64,
     outbox: Writer,
     reader: Arc<Reader>,
@@ -137,40 +171,106 @@ struct World {
 
 impl World {
     fn new(hub: Arc<dyn Transport>) -> Self {
-        let port = hub.open_port(PortIndex(1)).expect("open a port");
-        let attachment = hub.attach(FUNCTION).expect("attach");
-        let puppet = Puppet::new(hub.kind(), attachment.endpoint);
-        hub.admit(attachment.peer);
+        let port = hub.open_port(PORT).expect("open a port");
+        for (route, way) in (0..).zip(WAYS) {
+            hub.set_route(RouteIndex(route), way).expect("set a route");
+        }
+        let members = FUNCTIONS.map(|function| Member::new(&*hub, function));
         let segment = create("spry-fuzz-outbox", page_len()).expect("make a segment");
         let reader = Arc::new(Reader::map(&segment, page_len()).expect("map it"));
         let outbox = Writer::map(segment, page_len()).expect("map it");
-        let (settled, next, peer) = (HashMap::new(), 1, attachment.peer);
-        Self { hub, port, peer, puppet, settled, next, outbox, reader }
+        Self { hub, port, members, runs: HashMap::new(), forwarded: Vec::new(), next: 1, outbox, reader }
     }
 
-    fn send(&mut self) {
-        let descriptor = Descriptor { invocation: self.next, source: PORT_BIT | 1, ..Descriptor::default() };
+    fn trail(invocation: u64) -> TrailIndex {
+        TrailIndex { port: PORT, index: (invocation % u64::from(TRAILS_PER_PORT)) as u16 }
+    }
+
+    /// A new invocation of one function.
+    fn send(&mut self, which: usize) {
+        let source = PORT_BIT | u32::from(PORT.0);
+        let way = std::slice::from_ref(&FUNCTIONS[which]);
+        self.put(way, Descriptor { invocation: self.next, source, route: way[0].0, ..Descriptor::default() });
         self.next += 1;
-        if self.port.send(FUNCTION, &descriptor).expect("the hub's own send") == Sent::Delivered {
-            self.settled.insert(descriptor.invocation, 0);
+    }
+
+    /// A new run on a chain's route.
+    fn run(&mut self, which: usize, deadline_ns: u64) {
+        let trail = Self::trail(self.next);
+        self.hub.begin_trail(trail, InvocationId(self.next), deadline_ns);
+        let route = RouteIndex(which as u16).in_descriptor();
+        let source = trail.in_descriptor();
+        self.put(WAYS[which], Descriptor { invocation: self.next, source, route, ..Descriptor::default() });
+        self.next += 1;
+    }
+
+    fn put(&mut self, way: &'static [FunctionIndex], descriptor: Descriptor) -> bool {
+        let function = way[usize::from(descriptor.step)];
+        let sent = self.port.send(function, &descriptor).expect("the hub's own send") == Sent::Delivered;
+        let route = descriptor.route;
+        let run = Run { way, route, accepted: 0, settled: 0, emitted: 0 };
+        self.runs.entry(descriptor.invocation).or_insert(run).accepted += u32::from(sent);
+        sent
+    }
+
+    /// Sends the last one that came back on.
+    fn send_on(&mut self) {
+        let Some(forward) = self.forwarded.pop() else { return };
+        let source = Self::trail(forward.invocation).in_descriptor();
+        let way = self.runs[&forward.invocation].way;
+        if !self.put(way, Descriptor { source, flags: 0, ..forward }) {
+            self.forwarded.push(forward);
         }
     }
 
-    fn settle(&mut self, invocation: u64) {
-        let times = self.settled.get_mut(&invocation).expect("only what was accepted is settled");
-        *times += 1;
-        assert_eq!(*times, 1, "invocation {invocation} was settled twice");
+    fn settle(&mut self, invocation: u64) -> &Run {
+        let run = self.runs.get_mut(&invocation).expect("only what was sent is settled");
+        run.settled += 1;
+        assert!(run.settled <= run.accepted, "invocation {invocation} was settled twice");
+        run
     }
 
     fn receive(&mut self) {
         let mut events = Vec::new();
         self.port.receive(&mut events).expect("the hub's own receive");
-        assert!(events.len() <= 1, "one peer, one answer: {events:?}");
+        assert!(events.len() <= 2 * (EMITS_MAX as usize + 1), "{} events", events.len());
         for event in events {
-            let (Event::Answer(got) | Event::Bounced(got)) = event else { panic!("{event:?}") };
-            assert_eq!(got.source, self.peer.slot, "stamped");
-            self.settle(got.invocation);
+            let (Event::Answer(got) | Event::Forward(got) | Event::Emitted(got)) = event else {
+                panic!("{event:?}")
+            };
+            self.is_stamped(&event, &got);
+            match event {
+                Event::Emitted(_) => {}
+                Event::Forward(_) => {
+                    self.settle(got.invocation);
+                    self.forwarded.push(got);
+                }
+                _ => drop(self.settle(got.invocation)),
+            }
             self.validate(&got);
+        }
+    }
+
+    /// Whatever the peer wrote, these are the bus's own: who sent it, and where on its way.
+    fn is_stamped(&mut self, event: &Event, got: &Descriptor) {
+        let run = self.runs.get_mut(&got.invocation).expect("only what was sent comes back");
+        assert_eq!(got.route, run.route, "{event:?}");
+        let status = got.flags & status::MASK;
+        let not_begun = matches!(event, Event::Forward(_)) || status == status::EXPIRED;
+        let served = usize::from(got.step) - usize::from(not_begun);
+        let function = run.way[served];
+        let member = self.members.iter().find(|member| member.id.function() == function);
+        assert_eq!(got.source, member.expect("one of each function").id.slot, "{event:?}");
+        let last = served + 1 == run.way.len();
+        match event {
+            Event::Emitted(_) => {
+                run.emitted += 1;
+                assert_eq!(got.flags, flags::EMIT);
+                assert!(run.emitted <= EMITS_MAX * (run.accepted + run.way.len() as u32));
+            }
+            Event::Forward(_) => assert!(!last && got.flags & !flags::HOLD == flags::NEXT, "{event:?}"),
+            _ if status == status::OK => assert!(last && got.flags & flags::NEXT == 0, "{event:?}"),
+            _ => assert!(status == status::FAILED || !last && status == status::EXPIRED, "{event:?}"),
         }
     }
 
@@ -185,44 +285,71 @@ impl World {
         assert_eq!((copy.len(), region.as_ref().len()), (len as usize, len as usize));
     }
 
-    fn replace(&mut self) {
-        if let Some((lost, port)) = self.hub.detach(self.peer) {
-            assert_eq!(port, PortIndex(1));
+    fn replace(&mut self, which: usize) {
+        let old = self.members[which].id;
+        if let Some((lost, port)) = self.hub.detach(old) {
+            assert_eq!(port, PORT);
             self.settle(lost.0);
         }
-        assert_eq!(self.hub.detach(self.peer), None);
-        let attachment = self.hub.attach(FUNCTION).expect("attach");
-        self.peer = attachment.peer;
-        self.puppet = Puppet::new(self.hub.kind(), attachment.endpoint);
-        self.hub.admit(self.peer);
+        assert_eq!(self.hub.detach(old), None);
+        self.members[which] = Member::new(&*self.hub, FUNCTIONS[which]);
+    }
+
+    /// What a message is about, mostly: the invocation that the peer holds, if it is one of the last.
+    fn held(&self, which: usize) -> u64 {
+        let mine = |invocation: &u64| {
+            self.hub.holder(FUNCTIONS[which], InvocationId(*invocation)) == Some(self.members[which].id)
+        };
+        (self.next.saturating_sub(8)..self.next).rev().find(mine).unwrap_or(self.next - 1)
     }
 
     fn step(&mut self, bytes: &mut Bytes<'_>) {
-        match bytes.u8() % 12 {
-            0 | 1 => self.send(),
-            2 => self.puppet.scribble(bytes),
-            3 => self.puppet.lie(bytes),
-            4 => self.puppet.wake(),
+        let operation = bytes.u8();
+        let which = usize::from(operation / OPERATIONS % 2);
+        match operation % OPERATIONS {
+            0 => self.send(which),
+            1 => {
+                let deadline_ns = if bytes.u8() < 20 { 1 } else { u64::MAX };
+                self.run(which, deadline_ns);
+            }
+            2 => self.members[which].puppet.scribble(bytes),
+            3 => self.members[which].puppet.lie(bytes),
+            4 => self.members[which].puppet.wake(),
             5 | 6 => {
-                let held = self.next - 1;
-                let invocation = if bytes.u8() < 230 { held } else { u64::from(bytes.u32()) };
+                let invocation = if bytes.u8() < 230 { self.held(which) } else { u64::from(bytes.u32()) };
                 let (offset, length) = (bytes.u32() % 5000, bytes.u32() % 5000);
-                let flags = bytes.u8() & 0x31;
-                let answer = Descriptor { invocation, offset, length, flags, ..Descriptor::default() };
-                self.puppet.answer(&Descriptor {
-                    segment: OUTBOX.id,
-                    generation: OUTBOX.generation,
-                    ..answer
-                });
-                self.puppet.wake();
+                let flags = bytes.u8();
+                // Half of them say nothing that can't be.
+                let flags = if flags < 128 { flags & (flags::HOLD | status::FAILED) } else { flags };
+                let [route, source] = [bytes.u32(), bytes.u32()];
+                let (route, step) = (route as u16, (route >> 16) as u8);
+                let (segment, generation) = (OUTBOX.id, OUTBOX.generation);
+                let answer = Descriptor {
+                    segment,
+                    generation,
+                    offset,
+                    length,
+                    invocation,
+                    route,
+                    step,
+                    flags,
+                    source,
+                };
+                let puppet = &mut self.members[which].puppet;
+                puppet.answer(&answer);
+                puppet.wake();
             }
             7 | 8 => self.receive(),
             9 => {
                 let mut faults = Vec::new();
                 self.hub.faults(&mut faults);
-                assert!(faults.iter().filter(|fault| fault.peer == self.peer).count() <= 1, "{faults:?}");
-                if faults.iter().any(|fault| fault.peer == self.peer) {
-                    self.replace();
+                for which in 0..2 {
+                    let id = self.members[which].id;
+                    let reported = faults.iter().filter(|fault| fault.peer == id).count();
+                    assert!(reported <= 1, "{faults:?}");
+                    if reported == 1 {
+                        self.replace(which);
+                    }
                 }
             }
             10 => {
@@ -252,11 +379,24 @@ impl World {
                 release.drain(|_| freed += 1);
                 assert!(freed <= 512);
             }
+            11 => {
+                let value = Descriptor {
+                    invocation: self.held(which),
+                    flags: flags::EMIT,
+                    source: bytes.u32(),
+                    ..Descriptor::default()
+                };
+                let puppet = &mut self.members[which].puppet;
+                (0..bytes.u8()).for_each(|_| puppet.answer(&value));
+                puppet.wake();
+            }
+            12 => self.send_on(),
+            13 => self.hub.cancel_trail(Self::trail(self.held(which))),
             _ => {
                 if bytes.u8().is_multiple_of(4) {
-                    self.replace();
+                    self.replace(which);
                 } else {
-                    self.hub.admit(self.peer);
+                    self.hub.admit(self.members[which].id);
                 }
             }
         }
@@ -280,8 +420,12 @@ pub(crate) fn run(input: &[u8]) {
         }
         world.step(&mut bytes);
     }
-    world.receive();
-    world.replace();
-    let open: Vec<_> = world.settled.iter().filter(|(_, times)| **times != 1).collect();
+    // What peers have answered goes to others, once for each step that there can be; then it comes back, or is lost
+    // with who holds it.
+    (0..2 * WAYS.len()).for_each(|_| world.receive());
+    world.replace(0);
+    world.replace(1);
+    let open: Vec<_> =
+        world.runs.iter().filter(|(_, run)| run.accepted != run.settled).map(|(id, _)| id).collect();
     assert!(open.is_empty(), "never settled: {open:?}");
 }

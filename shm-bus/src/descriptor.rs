@@ -50,8 +50,10 @@ pub fn check(
     if descriptor.invocation != held.0 || held.0 == 0 || held.0 == u64::MAX {
         return Err(DescriptorError::Invocation { is: descriptor.invocation, held: held.0 });
     }
-    let known_flags = descriptor.flags & !status::MASK & !(flags::BARE | flags::HOLD) == 0;
-    let known_status = matches!(descriptor.flags & status::MASK, status::OK | status::FAILED);
+    let known = flags::HOLD | flags::NEXT | flags::EMIT;
+    let known_flags = descriptor.flags & !status::MASK & !known == 0;
+    let known_status =
+        matches!(descriptor.flags & status::MASK, status::OK | status::FAILED | status::EXPIRED);
     if !known_flags || !known_status {
         return Err(DescriptorError::Flags(descriptor.flags));
     }
@@ -126,7 +128,7 @@ mod tests {
             let held = check(&bad, InvocationId(invocation), one_of(&[(SEGMENT, LEN)]));
             assert_eq!(held.is_ok(), invocation == 78, "slot states are no invocations");
         }
-        for flags in [2, 0x0f, 0x40, 0x80, 0xff] {
+        for flags in [3, 0x0f, 0x10, 0x90, 0xff] {
             assert_eq!(verdict(&Descriptor { flags, ..good() }), Err(DescriptorError::Flags(flags)));
         }
     }

@@ -73,8 +73,6 @@ pub mod status {
 
 /// The high four bits of [`Descriptor::flags`].
 pub mod flags {
-    /// The answer's payload is a bare body, without a response head (a pass-through).
-    pub const BARE: u8 = 0x10;
     /// The instance wrote to its log: the kernel leaves it busy, so that spryd can read the log
     /// before the next invocation writes to it. spryd puts the instance back in service.
     pub const HOLD: u8 = 0x20;
