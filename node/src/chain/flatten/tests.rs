@@ -270,7 +270,7 @@ fn paths_of_names_stay_short() {
 }
 
 /// What a plan promises of its stages, wherever they lie; collects the names of steps and labels.
-fn check(list: &[Stage], plan: &Plan, names: &mut Vec<String>, labels: &mut Vec<String>, used: &mut [bool]) {
+fn check(list: &[Stage], names: &mut Vec<String>, labels: &mut Vec<String>, used: &mut [bool]) {
     let mut room_before = false;
     for stage in list {
         let is_run = matches!(stage, Stage::Run(_));
@@ -289,16 +289,16 @@ fn check(list: &[Stage], plan: &Plan, names: &mut Vec<String>, labels: &mut Vec<
             Stage::Parallel(branches) => {
                 for branch in branches {
                     labels.push(branch.label.clone());
-                    check(&branch.stages, plan, names, labels, used);
+                    check(&branch.stages, names, labels, used);
                 }
             }
             Stage::Map { each, label, .. } => {
                 labels.push(label.clone());
-                check(each, plan, names, labels, used);
+                check(each, names, labels, used);
             }
             Stage::When { cases, otherwise } => {
-                cases.iter().for_each(|case| check(&case.then, plan, names, labels, used));
-                check(otherwise, plan, names, labels, used);
+                cases.iter().for_each(|case| check(&case.then, names, labels, used));
+                check(otherwise, names, labels, used);
             }
         }
     }
@@ -355,10 +355,10 @@ proptest! {
                 }
             };
             let (mut names, mut labels, mut used) = (vec![], vec![], vec![false; plan.functions.len()]);
-            check(&plan.stages, &plan, &mut names, &mut labels, &mut used);
+            check(&plan.stages, &mut names, &mut labels, &mut used);
             for trigger in &plan.triggers {
                 labels.push(trigger.label.clone());
-                check(&trigger.run, &plan, &mut names, &mut labels, &mut used);
+                check(&trigger.run, &mut names, &mut labels, &mut used);
             }
             prop_assert!(names.len() <= STEPS_MAX);
             for list in [&names, &labels] {
