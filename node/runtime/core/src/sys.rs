@@ -19,43 +19,26 @@ pub(crate) enum Cloned {
     Child,
 }
 
-/// `struct clone_args` of linux/sched.h, first version and cgroup.
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-}
-/// `CLONE_ARGS_SIZE_VER0`.
-const _: () = assert!(size_of::<CloneArgs>() == 64);
-
 /// Forks a sibling: a child of this process's own parent, which reaps it and whose death it may notice.
 ///
 /// glibc's `fork` can't do that, so what it does for the child's first thread is done here: the thread's
 /// cached id is renewed where the kernel tells where it is kept (`PR_GET_TID_ADDRESS`), and the
 /// list of robust mutexes is registered again. Handlers of `pthread_atfork` are not run: they
 /// guard against other threads, and there are none.
+///
+/// By `clone`, not `clone3`: the sandbox's filter on system calls must see the flags, and can't where they lie in memory.
 pub(crate) fn clone_sibling() -> io::Result<Cloned> {
     let robust = robust_list();
     let mut pidfd: RawFd = -1;
-    let mut args = CloneArgs {
-        flags: (libc::CLONE_PARENT | libc::CLONE_PIDFD) as u64,
-        pidfd: (&raw mut pidfd) as u64,
-        ..CloneArgs::default()
-    };
+    let mut flags = libc::CLONE_PARENT | libc::CLONE_PIDFD;
+    let mut child_tid: *mut i32 = ptr::null_mut();
     if let Some(address) = tid_address() {
-        args.flags |= (libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID) as u64;
-        args.child_tid = address as u64;
+        flags |= libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
+        child_tid = address;
     }
-    // SAFETY: without CLONE_VM the child runs on a copy of everything, this stack included. `args` is whole;
-    // `pidfd` is written in the parent alone; `child_tid` is this thread's own id word, in the child's copy.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    // SAFETY: without CLONE_VM the child runs on a copy of everything, this stack (0: the same) included. `pidfd` is
+    // written in the parent alone; `child_tid` is this thread's own id word, in the child's copy.
+    let pid = unsafe { clone(flags, &raw mut pidfd, child_tid) };
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => {
@@ -67,6 +50,24 @@ pub(crate) fn clone_sibling() -> io::Result<Cloned> {
         }
         // SAFETY: the kernel has just made this descriptor for us.
         pid => Ok(Cloned::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// `clone` with its arguments in the order of this machine: the thread pointer, which isn't used, and the word for the
+/// child's id change places.
+///
+/// # Safety
+///
+/// The flags must not have the child share memory; the pointers are what the flags take them for.
+unsafe fn clone(flags: c_int, pidfd: *mut RawFd, child_tid: *mut i32) -> libc::c_long {
+    let (stack, tls) = (ptr::null_mut::<c_void>(), 0_usize);
+    // SAFETY: by the caller.
+    unsafe {
+        if cfg!(target_arch = "x86_64") {
+            libc::syscall(libc::SYS_clone, flags, stack, pidfd, child_tid, tls)
+        } else {
+            libc::syscall(libc::SYS_clone, flags, stack, pidfd, tls, child_tid)
+        }
     }
 }
 
@@ -181,6 +182,13 @@ pub(crate) fn ignore_interrupts() {
 pub(crate) fn die_with_parent() -> io::Result<()> {
     // SAFETY: no pointer is involved.
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }).map(drop)
+}
+
+/// Hides what `/proc` tells of this process, its memory and its descriptors, from other processes of the same user, and
+/// keeps them from attaching to it. Forks inherit it.
+pub(crate) fn hide_from_own_user() -> io::Result<()> {
+    // SAFETY: no pointer is involved.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) }).map(drop)
 }
 
 /// Ends the process, running nothing: no destructor, no exit handler of the function.

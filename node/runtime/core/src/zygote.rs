@@ -24,6 +24,12 @@ pub fn run<H: Handler>() -> ! {
         );
         sys::exit_now(64);
     };
+    // All instances of a function have the same user: without this, one that a request has taken over could write to
+    // the memory of the others, and of this zygote, from which all later ones come.
+    if let Err(error) = sys::hide_from_own_user() {
+        eprintln!("spry: the zygote can't hide its memory: {error}");
+        sys::exit_now(2);
+    }
     let code = match live::<H>(&socket) {
         Ok(()) => 0,
         Err(error) => {
