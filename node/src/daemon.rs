@@ -160,7 +160,7 @@ fn executor(config: &Config) -> Result<Arc<Executor>, StartupError> {
     arguments.push(embedded::PYTHON_BOOTSTRAP.into());
     let folder = runtimes.python_dir.display().to_string();
     let env = BTreeMap::from([(embedded::PYTHON_DIR_VARIABLE.to_owned(), folder)]);
-    let python = Launch { arguments, env, ..Launch::default() };
+    let python = Launch { arguments, env, files: vec![runtimes.python_dir], ..Launch::default() };
     let mut wanted = ExecutorConfig::new(node_name(&config.state_dir), native, python);
     wanted.cgroup_record = Some(config.state_dir.join("cgroups"));
     Ok(Executor::new(wanted)?)

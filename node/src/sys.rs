@@ -8,6 +8,8 @@
 //! `setuid` family is not child-safe (it signals the threads that it believes exist), so those are raw.
 #![allow(unsafe_code, reason = "this module is the gate")]
 
+pub mod confine;
+
 use std::ffi::{CStr, CString, c_char, c_int, c_long};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};

@@ -95,7 +95,7 @@ impl Node {
         arguments.push(embedded::PYTHON_BOOTSTRAP.into());
         let module = runtimes.python_dir.display().to_string();
         let env = BTreeMap::from([(embedded::PYTHON_DIR_VARIABLE.to_owned(), module)]);
-        let python = Launch { arguments, env, ..Launch::default() };
+        let python = Launch { arguments, env, files: vec![runtimes.python_dir], ..Launch::default() };
         let mut config = ExecutorConfig::new(format!("bench-{}", std::process::id()), native, python);
         config.cgroup_record = Some(folder.path().join("cgroups"));
         let executor = {
@@ -223,5 +223,6 @@ fn spec(name: &str, runtime: Runtime, handler: &str, code: PathBuf) -> ZygoteSpe
         uid_gid: Some((UID, UID)),
         limits: ProcessLimits::default(),
         egress: Egress::None,
+        single_use: false,
     }
 }

@@ -15,7 +15,7 @@ use super::{Keeper, ToTender, off_the_loop, tend};
 use crate::activation::History;
 use crate::api::{DeployError, Deployed, RemoveError};
 use crate::function::{Counts, Function};
-use crate::manifest::{Egress, Name, Runtime};
+use crate::manifest::{Egress, Isolation, Name, Runtime};
 use crate::store::{Staged, StoredFunction};
 use crate::zygote::{self, ProcessLimits, StartError, ZygoteSpec};
 
@@ -133,12 +133,14 @@ impl Keeper {
                 memory_bytes: manifest.limits.memory.as_bytes(),
                 cpu: manifest.limits.cpu,
                 processes: manifest.limits.processes,
+                tmpfs_bytes: manifest.limits.tmpfs.as_bytes(),
                 ..ProcessLimits::default()
             },
             egress: match manifest.network.egress {
                 Egress::None => zygote::Egress::None,
                 Egress::Host => zygote::Egress::Host,
             },
+            single_use: manifest.isolation == Isolation::Request,
         })
     }
 }

@@ -144,6 +144,10 @@ pub struct Limits {
     pub payload: Size,
     /// Processes and threads of one instance.
     pub processes: u32,
+    /// Bytes in `/tmp`, which a function's instances share; they count as memory of who wrote them. (Functions that
+    /// were stored before there was such a limit have the default.)
+    #[serde(default = "tmpfs_default")]
+    pub tmpfs: Size,
 }
 
 impl Default for Limits {
@@ -154,8 +158,13 @@ impl Default for Limits {
             timeout: Period::seconds(30),
             payload: Size::mib(6),
             processes: 32,
+            tmpfs: tmpfs_default(),
         }
     }
+}
+
+fn tmpfs_default() -> Size {
+    Size::mib(16)
 }
 
 /// How many instances there are.

@@ -11,7 +11,7 @@ use super::{
 use crate::units::{Period, Size};
 
 /// Every key that `--set` knows; `env.` is followed by the variable's name.
-pub const KEYS: [&str; 14] = [
+pub const KEYS: [&str; 15] = [
     "name",
     "runtime",
     "handler",
@@ -21,6 +21,7 @@ pub const KEYS: [&str; 14] = [
     "limits.timeout",
     "limits.payload",
     "limits.processes",
+    "limits.tmpfs",
     "scale.min",
     "scale.max",
     "scale.idle",
@@ -74,6 +75,8 @@ pub struct RawLimits {
     pub payload: Option<Quantity>,
     /// A count.
     pub processes: Option<i64>,
+    /// A size.
+    pub tmpfs: Option<Quantity>,
 }
 
 /// `[scale]` as written.
@@ -248,10 +251,12 @@ impl RawLimits {
             timeout: period(self.timeout, key("timeout"))?.unwrap_or(defaults.timeout),
             payload: size(self.payload, key("payload"))?.unwrap_or(defaults.payload),
             processes: count(self.processes, key("processes"), 1, 4096)?.unwrap_or(defaults.processes),
+            tmpfs: size(self.tmpfs, key("tmpfs"))?.unwrap_or(defaults.tmpfs),
         };
         between(key("memory"), limits.memory, Size::mib(4), Size::gib(1024))?;
         between(key("timeout"), limits.timeout, Period::millis(1), Period::minutes(24 * 60))?;
         between(key("payload"), limits.payload, Size::kib(1), Size::gib(1))?;
+        between(key("tmpfs"), limits.tmpfs, Size::kib(64), Size::gib(1024))?;
         let cpu_fits = (0.01..=1024.0).contains(&limits.cpu);
         within(cpu_fits, key("cpu"), limits.cpu.to_string(), "between 0.01 and 1024".into())?;
         Ok(limits)
@@ -286,6 +291,7 @@ fn key_in(section: &'static str, name: &'static str) -> &'static str {
         ("limits", "timeout") => "limits.timeout",
         ("limits", "payload") => "limits.payload",
         ("limits", "processes") => "limits.processes",
+        ("limits", "tmpfs") => "limits.tmpfs",
         ("scale", "min") => "scale.min",
         ("scale", "max") => "scale.max",
         ("scale", "idle") => "scale.idle",
@@ -294,6 +300,7 @@ fn key_in(section: &'static str, name: &'static str) -> &'static str {
         ("defaults.limits", "timeout") => "defaults.limits.timeout",
         ("defaults.limits", "payload") => "defaults.limits.payload",
         ("defaults.limits", "processes") => "defaults.limits.processes",
+        ("defaults.limits", "tmpfs") => "defaults.limits.tmpfs",
         ("defaults.scale", "min") => "defaults.scale.min",
         ("defaults.scale", "max") => "defaults.scale.max",
         ("defaults.scale", "idle") => "defaults.scale.idle",

@@ -119,6 +119,7 @@ fn each_refusal_names_key_value_and_bound() {
         ("limits.cpu=NaN", "limits.cpu is NaN, but must be between 0.01 and 1024"),
         ("limits.timeout=0s", "limits.timeout is 0s, but must be between 1ms and 1d"),
         ("limits.timeout=30", "limits.timeout: \"30\" has no unit"),
+        ("limits.tmpfs=1KiB", "limits.tmpfs is 1KiB, but must be between 64KiB and 1TiB"),
         ("limits.processes=0", "limits.processes is 0, but must be between 1 and 4096"),
         ("runtime=lambda", "runtime \"lambda\" is not in this version"),
         ("runtime=perl", "runtime is \"perl\", but must be one of"),

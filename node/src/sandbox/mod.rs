@@ -14,9 +14,16 @@
 //! 2. the change of user, which on the way clears the death signal and makes `/proc/self` unwritable;
 //! 3. what must come after it: capabilities, no-new-privileges, death signal, entering the code folder with the
 //!    function's own rights;
-//! 4. descriptors last, since the earlier steps use them.
+//! 4. descriptors, since the earlier steps use them, and at the very end the filter on system calls, which
+//!    refuses most of what came before.
+//!
+//! [`Root`] says what is to be seen of the host's files, [`filter`] which system calls may be made, [`landlock`]
+//! guards the files a second time.
 
+pub mod filter;
+pub mod landlock;
 pub mod probe;
+mod root;
 mod spawn;
 mod step;
 
@@ -27,7 +34,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use landlock::Landlock;
 pub use probe::{Ability, Outcome, Probe, probe};
+pub use root::{Root, installation};
 pub use spawn::{Spawned, StepFailed, StepReport, spawn};
 pub use step::Step;
 
@@ -107,6 +116,10 @@ pub struct Confinement<'a> {
     pub control_groups: Vec<OwnedFd>,
     /// See there.
     pub limits: Rlimits,
+    /// What it sees of the host's files, where the kernel lets it have a root of its own.
+    pub root: Root<'a>,
+    /// Which system calls it may make.
+    pub filter: filter::Profile,
     /// What runs.
     pub program: Program<'a>,
     /// What it holds.
@@ -142,14 +155,19 @@ impl Plan {
         let mut steps = vec![Step::ResetSignals];
         steps.extend(wanted.control_groups.into_iter().map(Step::JoinControlGroup));
         steps.push(Step::RaiseOomScore(OOM_SCORE_ADJ.to_owned()));
-        if let Credentials::UserNamespace { uid, gid } = wanted.credentials {
-            let line = |id: u32| CString::new(format!("{id} {id} 1")).expect("digits and spaces");
-            steps.push(Step::MapUser { uid_map: line(uid), gid_map: line(gid) });
-        }
+        steps.extend(map_user(wanted.credentials));
         steps.push(Step::NewSession);
         steps.extend(rlimits(wanted.limits));
         if has(libc::CLONE_NEWNS) {
             steps.push(Step::PrivateMounts);
+        }
+        // after the control group has been joined: it is what the namespace's root will be
+        if wanted.ability.can_hide_control_groups(wanted.credentials) {
+            steps.push(Step::HideControlGroups);
+        }
+        if wanted.ability.has_own_root(wanted.credentials) {
+            steps.push(Step::SetUmask(0o022));
+            steps.extend(wanted.root.steps()?);
         }
         if has(libc::CLONE_NEWUTS) {
             let name: Vec<u8> = wanted.hostname.bytes().take(64).collect();
@@ -169,6 +187,9 @@ impl Plan {
             Step::DieWithParent(nix::unistd::getpid().as_raw()),
             Step::ChangeDirectory(text("code folder", wanted.program.directory.as_os_str())?),
         ]);
+        if let Some(version) = wanted.ability.landlock() {
+            steps.push(Step::RestrictFiles(Landlock::new(version, !wanted.private_network)));
+        }
         let held = wanted.descriptors;
         let places = [(held.input, 0), (held.output, 1), (held.output, 2), (held.control, 3)];
         for (fd, to) in places {
@@ -176,6 +197,9 @@ impl Plan {
             steps.push(Step::InstallFd { from, to });
         }
         steps.push(Step::CloseFrom(spawn::REPORT_FD as u32 + 1));
+        if wanted.ability.has_filter() {
+            steps.push(Step::FilterSystemCalls(filter::compile(wanted.filter)));
+        }
         steps.push(Step::Execute(image(wanted.program)?));
         Ok(Self { namespaces, steps })
     }
@@ -184,6 +208,13 @@ impl Plan {
     pub fn steps(&self) -> &[Step] {
         &self.steps
     }
+}
+
+/// Without root: the step that makes the new user namespace's one user.
+fn map_user(credentials: Credentials) -> Option<Step> {
+    let Credentials::UserNamespace { uid, gid } = credentials else { return None };
+    let line = |id: u32| CString::new(format!("{id} {id} 1")).expect("digits and spaces");
+    Some(Step::MapUser { uid_map: line(uid), gid_map: line(gid) })
 }
 
 fn rlimits(limits: Rlimits) -> impl Iterator<Item = Step> {

@@ -5,7 +5,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::Credentials;
+use super::{Credentials, Plan, Root, Step, StepFailed};
 use crate::cgroup;
 use crate::sys::{self, Forked, SignalsBlocked};
 
@@ -41,12 +41,16 @@ pub enum Outcome {
 }
 
 /// The kinds of namespace that a function gets, with the words for each.
-const NAMESPACES: [(i32, &str, &str); 4] = [
+const NAMESPACES: [(i32, &str, &str); 5] = [
     (libc::CLONE_NEWNET, "network namespaces", "functions share the host's network"),
     (libc::CLONE_NEWNS, "mount namespaces", "functions share the host's mounts"),
     (libc::CLONE_NEWIPC, "IPC namespaces", "functions share the host's System V IPC and message queues"),
     (libc::CLONE_NEWUTS, "UTS namespaces", "functions see the host's name"),
+    // made by a step of the plan, once the control group has been joined
+    (libc::CLONE_NEWCGROUP, "cgroup namespaces", "functions see the names of the host's control groups"),
 ];
+const MOUNTS: usize = 1;
+const CONTROL_GROUPS: usize = 4;
 
 /// What can be asked of `clone3` here. Made once, by trying each kind on a process that ends at once.
 #[derive(Debug, Clone, Copy)]
@@ -55,6 +59,9 @@ pub struct Ability {
     user_namespaces: Result<(), Errno>,
     /// One per [`NAMESPACES`], made from root or within a user namespace, whichever is used.
     others: [Result<(), Errno>; NAMESPACES.len()],
+    own_root: Result<(), StepFailed>,
+    landlock: Result<u32, Errno>,
+    filter: Result<(), Errno>,
 }
 
 impl Ability {
@@ -67,7 +74,66 @@ impl Ability {
         for (result, (flag, ..)) in others.iter_mut().zip(NAMESPACES) {
             *result = try_namespaces(base | flag)?;
         }
-        Ok(Self { root, user_namespaces, others })
+        let not_tried = StepFailed { step: "make mounts private", errno: Errno::EPERM };
+        let (landlock, filter) = (sys::landlock_version(), sys::seccomp_filter_available());
+        let mut found = Self { root, user_namespaces, others, own_root: Err(not_tried), landlock, filter };
+        found.own_root = found.try_root()?;
+        Ok(found)
+    }
+
+    /// Puts a root together in a process that ends at once.
+    fn try_root(&self) -> io::Result<Result<(), StepFailed>> {
+        let ids = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        let Some(credentials) = self.credentials(self.root.then_some(ids)) else { return Ok(self.own_root) };
+        let namespaces = self.namespaces(credentials, false);
+        if namespaces & libc::CLONE_NEWNS as u64 == 0 {
+            let errno = self.others[MOUNTS].err().unwrap_or(Errno::EPERM);
+            return Ok(Err(StepFailed { step: "make mounts private", errno }));
+        }
+        let mut steps: Vec<Step> = super::map_user(credentials).into_iter().collect();
+        steps.push(Step::PrivateMounts);
+        let root = Root {
+            visible: &[],
+            tmp_bytes: 1 << 20,
+            tmp_writable: false,
+            host_network: false,
+            own_proc: self.has_own_proc(),
+            user: ids,
+        };
+        steps.extend(root.steps().map_err(io::Error::other)?);
+        let spawned = super::spawn(&Plan { namespaces, steps })?;
+        super::await_death(&spawned.pidfd)?;
+        sys::wait(sys::Which::Child(std::os::fd::AsFd::as_fd(&spawned.pidfd)), true)?;
+        match spawned.report.read() {
+            Ok(failed) => Ok(failed.map_or(Ok(()), Err)),
+            // It is dead and has said nothing; a process that was forked meanwhile still has the pipe's other end.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Ok(())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Can `/proc` be mounted anew? Its owner is the pid namespace, which is spryd's own: root's, or not ours.
+    pub fn has_own_proc(&self) -> bool {
+        self.root
+    }
+
+    /// Does a process with these credentials get a root of its own?
+    pub(super) fn has_own_root(&self, credentials: Credentials) -> bool {
+        credentials != Credentials::Inherited && self.own_root.is_ok()
+    }
+
+    pub(super) fn can_hide_control_groups(&self, credentials: Credentials) -> bool {
+        credentials != Credentials::Inherited && self.others[CONTROL_GROUPS].is_ok()
+    }
+
+    /// The version of landlock, where there is one.
+    pub(super) fn landlock(&self) -> Option<u32> {
+        self.landlock.ok()
+    }
+
+    /// Can system calls be filtered?
+    pub(super) fn has_filter(&self) -> bool {
+        self.filter.is_ok()
     }
 
     /// Can processes be given users of their own?
@@ -101,7 +167,8 @@ impl Ability {
             Credentials::Inherited => return 0,
         };
         for (result, (flag, ..)) in self.others.iter().zip(NAMESPACES) {
-            if result.is_ok() && (flag != libc::CLONE_NEWNET || private_network) {
+            let later = flag == libc::CLONE_NEWCGROUP;
+            if result.is_ok() && !later && (flag != libc::CLONE_NEWNET || private_network) {
                 flags |= flag;
             }
         }
@@ -138,6 +205,17 @@ impl Ability {
             },
         };
         probes.push(Probe { name: "own users", outcome: own });
+        let files = match self.own_root {
+            Ok(()) if self.has_own_proc() => {
+                Outcome::Yes { detail: "read-only, own /proc and /tmp".to_owned() }
+            }
+            Ok(()) => Outcome::Yes { detail: "read-only, own /tmp, the host's /proc".to_owned() },
+            Err(failed) => Outcome::No {
+                why: failed.to_string(),
+                instead: "functions see the host's files, as far as their user may",
+            },
+        };
+        probes.push(Probe { name: "own root", outcome: files });
         probes
     }
 }

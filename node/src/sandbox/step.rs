@@ -4,12 +4,19 @@
 //! The order is the plan's business ([`super::Plan`]); a new kind of confinement is a new variant, a name, an arm
 //! in [`Step::run`], and a line in the plan.
 
-use std::ffi::{CString, c_int};
+use std::ffi::{CStr, CString, c_int};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
+use super::landlock::Landlock;
+use crate::sys::confine::{self, Instruction};
 use crate::sys::{self, ExecImage};
+
+/// Where the new root is put together: a folder that every host has and that nothing is bound from.
+pub(super) const ROOT: &CStr = c"/sys";
+/// It holds folders, links and a few lines of text.
+const ROOT_OPTIONS: &CStr = c"size=256k,nr_inodes=1024,mode=755";
 
 /// See the module.
 #[derive(Debug)]
@@ -38,6 +45,51 @@ pub enum Step {
     },
     /// What is mounted in here stays in here, and the other way round.
     PrivateMounts,
+    /// `/proc/self/cgroup` shows no more than the group that was joined and what is beside it.
+    HideControlGroups,
+    /// An empty, size-limited file system that is to become the root.
+    MountRoot,
+    /// A folder in it.
+    MakeFolder(CString),
+    /// A file in it.
+    MakeFile {
+        /// Where.
+        path: CString,
+        /// What is in it.
+        text: CString,
+    },
+    /// A symbolic link in it.
+    MakeLink {
+        /// What it says.
+        target: CString,
+        /// Where.
+        path: CString,
+    },
+    /// What the host has, with all that is mounted below it, read-only and without set-user-id; and without devices,
+    /// unless it is one.
+    Bind {
+        /// On the host.
+        source: CString,
+        /// In the new root.
+        target: CString,
+        /// One of the harmless devices.
+        device: bool,
+    },
+    /// `/proc`, without the processes of others.
+    MountProc(CString),
+    /// `/tmp`; the options limit it.
+    MountTmp {
+        /// In the new root.
+        path: CString,
+        /// Size, number of files, mode.
+        options: CString,
+    },
+    /// `/tmp`, once everything below it is there, for those who must not leave anything.
+    SealTmp(CString),
+    /// From here on the new root is the root; what was mounted before is gone from this namespace.
+    EnterRoot,
+    /// Nothing can be made in the root itself.
+    SealRoot,
     /// The function's name as its host name.
     SetHostname(CString),
     /// Files that the function makes are its own.
@@ -56,6 +108,8 @@ pub enum Step {
     DropCapabilities,
     /// Set-user-id programs are ordinary ones from here on.
     NoNewPrivileges,
+    /// Files by landlock: what the root's mounts say, said again by another mechanism.
+    RestrictFiles(Landlock),
     /// Die with the thread of spryd that made this process. After [`Self::SetUser`], which would clear it.
     DieWithParent(i32),
     /// The working directory, entered with the function's own rights.
@@ -69,6 +123,8 @@ pub enum Step {
     },
     /// Close every descriptor from this one on.
     CloseFrom(u32),
+    /// From here on, only these system calls.
+    FilterSystemCalls(Vec<Instruction>),
     /// Become the runtime.
     Execute(ExecImage),
 }
@@ -84,6 +140,17 @@ impl Step {
             Self::NewSession => "start a session",
             Self::LimitResource { .. } => "limit a resource",
             Self::PrivateMounts => "make mounts private",
+            Self::HideControlGroups => "hide control groups",
+            Self::MountRoot => "mount the root",
+            Self::MakeFolder(_) => "make a folder in the root",
+            Self::MakeFile { .. } => "make a file in the root",
+            Self::MakeLink { .. } => "make a link in the root",
+            Self::Bind { .. } => "bind into the root",
+            Self::MountProc(_) => "mount /proc",
+            Self::MountTmp { .. } => "mount /tmp",
+            Self::SealTmp(_) => "seal /tmp",
+            Self::EnterRoot => "enter the root",
+            Self::SealRoot => "seal the root",
             Self::SetHostname(_) => "set the host name",
             Self::SetUmask(_) => "set the umask",
             Self::DropBoundingSet => "drop the bounding set",
@@ -93,10 +160,12 @@ impl Step {
             Self::SetUser(_) => "set the user",
             Self::DropCapabilities => "drop capabilities",
             Self::NoNewPrivileges => "forbid new privileges",
+            Self::RestrictFiles(_) => "restrict files",
             Self::DieWithParent(_) => "die with the parent",
             Self::ChangeDirectory(_) => "enter the code folder",
             Self::InstallFd { .. } => "install a descriptor",
             Self::CloseFrom(_) => "close descriptors",
+            Self::FilterSystemCalls(_) => "filter system calls",
             Self::Execute(_) => "execute the runtime",
         }
     }
@@ -115,6 +184,31 @@ impl Step {
             Self::NewSession => sys::new_session(),
             Self::LimitResource { resource, value } => sys::limit_resource(*resource, *value),
             Self::PrivateMounts => sys::make_mounts_private(),
+            Self::HideControlGroups => confine::unshare(libc::CLONE_NEWCGROUP),
+            Self::MountRoot => {
+                let flags = libc::MS_NOSUID | libc::MS_NODEV;
+                confine::mount(Some(c"spry"), ROOT, Some(c"tmpfs"), flags, Some(ROOT_OPTIONS))
+            }
+            Self::MakeFolder(path) => confine::make_folder(path),
+            Self::MakeFile { path, text } => confine::make_file(path, text.to_bytes()),
+            Self::MakeLink { target, path } => confine::make_link(target, path),
+            Self::Bind { source, target, device } => {
+                confine::mount(Some(source), target, None, libc::MS_BIND | libc::MS_REC, None)?;
+                let kind = if *device { libc::MOUNT_ATTR_NOEXEC } else { libc::MOUNT_ATTR_NODEV };
+                let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | kind;
+                confine::set_mount_attributes(target, attributes)
+            }
+            Self::MountProc(path) => {
+                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+                confine::mount(Some(c"proc"), path, Some(c"proc"), flags, Some(c"hidepid=2"))
+            }
+            Self::MountTmp { path, options } => {
+                let flags = libc::MS_NOSUID | libc::MS_NODEV;
+                confine::mount(Some(c"tmp"), path, Some(c"tmpfs"), flags, Some(options))
+            }
+            Self::SealTmp(path) => remount_read_only(path),
+            Self::EnterRoot => confine::change_root(ROOT),
+            Self::SealRoot => remount_read_only(c"/"),
             Self::SetHostname(name) => sys::set_hostname(name),
             Self::SetUmask(mask) => {
                 sys::set_umask(*mask);
@@ -127,11 +221,19 @@ impl Step {
             Self::SetUser(uid) => sys::set_uid(*uid),
             Self::DropCapabilities => sys::drop_capabilities(),
             Self::NoNewPrivileges => sys::set_no_new_privileges(),
+            Self::RestrictFiles(landlock) => landlock.apply(),
             Self::DieWithParent(parent) => sys::die_with_parent(*parent),
             Self::ChangeDirectory(path) => sys::change_directory(path),
             Self::InstallFd { from, to } => sys::install_fd(from.as_fd(), *to, false),
             Self::CloseFrom(first) => sys::close_from(*first),
+            Self::FilterSystemCalls(program) => confine::filter_system_calls(program),
             Self::Execute(image) => Err(image.execute()),
         }
     }
+}
+
+/// This mount only, not what is mounted below it.
+fn remount_read_only(path: &CStr) -> Result<(), Errno> {
+    let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODEV;
+    confine::mount(None, path, None, flags, None)
 }

@@ -22,6 +22,8 @@ pub struct Launch {
     pub arguments: Vec<OsString>,
     /// Variables that it needs; a function can't change them.
     pub env: BTreeMap<String, String>,
+    /// Files and folders that it needs beside its program.
+    pub files: Vec<PathBuf>,
 }
 
 /// See [`Executor::new`].

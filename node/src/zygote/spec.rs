@@ -24,6 +24,9 @@ pub struct ZygoteSpec {
     pub limits: ProcessLimits,
     /// What of the network it may reach.
     pub egress: Egress,
+    /// Each of its instances serves one request, and nothing may stay for the next: `/tmp`, which they share, can
+    /// only be read.
+    pub single_use: bool,
 }
 
 /// What runs a function.
@@ -49,11 +52,13 @@ pub struct ProcessLimits {
     pub processes: u32,
     /// Open files of one process.
     pub open_files: u64,
+    /// Bytes in `/tmp`, which a function's instances share. They count as memory of the instance that wrote them.
+    pub tmpfs_bytes: u64,
 }
 
 impl Default for ProcessLimits {
     fn default() -> Self {
-        Self { memory_bytes: 128 << 20, cpu: 1.0, processes: 32, open_files: 1024 }
+        Self { memory_bytes: 128 << 20, cpu: 1.0, processes: 32, open_files: 1024, tmpfs_bytes: 16 << 20 }
     }
 }
 

@@ -16,7 +16,8 @@ use super::output::{self, Output};
 use super::spec::{Egress, ProcessLimits, Runtime, ZygoteSpec};
 use crate::cgroup::{CgroupError, Controller, FunctionGroup, GroupLimits};
 use crate::sandbox::{
-    Confinement, Credentials, Descriptors, Plan, PlanError, Program, Rlimits, StepFailed, StepReport,
+    Confinement, Credentials, Descriptors, Plan, PlanError, Program, Rlimits, Root, StepFailed, StepReport,
+    filter, installation,
 };
 use crate::sys;
 use parking_lot::Mutex;
@@ -151,6 +152,11 @@ impl Zygote {
         let (channel, control) = Channel::pair().map_err(os("make a control socket"))?;
         let (reader, writer) = output::pipe().map_err(os("make a pipe"))?;
         let environment = environment(spec, launch);
+        let mut visible = launch.files.clone();
+        visible.extend([program.clone(), spec.code.clone()]);
+        if let Runtime::Python { interpreter } = &spec.runtime {
+            visible.extend(installation(interpreter));
+        }
         let plan = Plan::new(Confinement {
             ability: &executor.ability,
             credentials,
@@ -158,6 +164,18 @@ impl Zygote {
             hostname: &spec.name,
             control_groups: leaf.open_procs()?,
             limits: rlimits(executor, spec, credentials),
+            root: Root {
+                visible: &visible,
+                tmp_bytes: spec.limits.tmpfs_bytes,
+                tmp_writable: !spec.single_use,
+                host_network: spec.egress == Egress::Host,
+                own_proc: executor.ability.has_own_proc(),
+                user: spec.uid_gid.unwrap_or_else(own_user),
+            },
+            filter: filter::Profile {
+                python: matches!(spec.runtime, Runtime::Python { .. }),
+                host_network: spec.egress == Egress::Host,
+            },
             program: Program {
                 path: &program,
                 arguments: &launch.arguments,
@@ -316,6 +334,10 @@ async fn confined(report: StepReport) -> io::Result<Option<StepFailed>> {
             result => return result,
         }
     }
+}
+
+fn own_user() -> (u32, u32) {
+    (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
 }
 
 fn environment(spec: &ZygoteSpec, launch: &Launch) -> BTreeMap<String, String> {

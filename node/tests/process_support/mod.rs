@@ -83,7 +83,7 @@ impl Stage {
         let folder = tempfile::tempdir().expect("folder");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         let env = [(program::MARK.to_owned(), "1".to_owned())].into();
-        let native = Launch { program: program_path(), arguments: Vec::new(), env };
+        let native = Launch { program: program_path(), env, ..Launch::default() };
         let mut config = ExecutorConfig::new(node.clone(), native, Launch::default());
         config.cgroup_record = Some(folder.path().join("cgroups"));
         config.start_timeout = WATCHDOG;
@@ -108,6 +108,7 @@ impl Stage {
             uid_gid,
             limits: ProcessLimits::default(),
             egress: Egress::None,
+            single_use: false,
         }
     }
 

@@ -179,14 +179,15 @@ fn sibling(child: impl FnOnce()) -> (i32, OwnedFd) {
 
 fn fork_with(flags: c_int, child: impl FnOnce()) -> (i32, OwnedFd) {
     let mut pidfd: c_int = -1;
-    // SAFETY: all-zero is a valid clone_args.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = (flags | libc::CLONE_PIDFD) as u64;
-    args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD as u64 } else { 0 };
-    // SAFETY: a fork of a process with one thread.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
-    match Errno::result(pid).expect("clone3") {
+    // By clone: the sandbox refuses clone3, whose flags a filter can't see.
+    let signal = if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD } else { 0 };
+    let none = std::ptr::null_mut::<c_int>();
+    // SAFETY: a fork of a process with one thread; the kernel stores the pidfd.
+    let pid = unsafe {
+        let flags = flags | libc::CLONE_PIDFD | signal;
+        libc::syscall(libc::SYS_clone, flags, none, &raw mut pidfd, none, none)
+    };
+    match Errno::result(pid).expect("clone") {
         0 => {
             child();
             quit(0)
@@ -328,7 +329,7 @@ fn facts() -> String {
     unsafe { libc::prctl(libc::PR_GET_PDEATHSIG, &raw mut death_signal) };
     format!(
         "{}{}{}oom score: {}\nfds: {}\numask: {umask:o}\ncwd: {}\nenv: {}\nhost: {}\nleads session: {}\n\
-         death signal: {death_signal}\nnet: {}\nloopback: {}\n",
+         death signal: {death_signal}\nnet: {}\nloopback: {}\n{}",
         read("/proc/self/status"),
         read("/proc/self/limits"),
         read("/proc/self/cgroup"),
@@ -351,6 +352,54 @@ fn facts() -> String {
             nix::sys::socket::connect(socket.as_raw_fd(), &address)
         })
         .map_or_else(|error| error.to_string(), |()| "up".to_owned()),
+        sight(),
+    )
+}
+
+/// What is to be seen of the host.
+fn sight() -> String {
+    let list = |path: &str| {
+        let entries =
+            fs::read_dir(path).map(|entries| entries.flatten().collect()).unwrap_or_else(|_| Vec::new());
+        let mut names: Vec<_> = entries.iter().map(|entry| entry.file_name().display().to_string()).collect();
+        names.sort();
+        names.join(" ")
+    };
+    let namespaces = ["user", "mnt", "pid", "ipc", "uts", "net", "cgroup"].map(|name| {
+        let link = fs::read_link(format!("/proc/self/ns/{name}"));
+        format!(
+            "ns {name}: {}\n",
+            link.map_or_else(|error| error.to_string(), |link| link.display().to_string())
+        )
+    });
+    let processes: Vec<i32> = list("/proc").split(' ').filter_map(|name| name.parse().ok()).collect();
+    let others = processes.iter().filter(|pid| **pid != pid_of_self()).count();
+    let write =
+        |path: &str| fs::write(path, "x").map_or_else(|error| error.to_string(), |()| "done".to_owned());
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts: Vec<_> = mounts
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<_> = line.split(' ').collect();
+            Some(format!("{}={}", fields.get(4)?, fields.get(5)?))
+        })
+        .collect();
+    let tmp = nix::sys::statvfs::statvfs("/tmp").expect("statvfs");
+    format!(
+        "{}root: {}\netc: {}\ndev: {}\nother processes: {others}\nmounts: {}\nwrite to /: {}\n\
+         write to /usr: {}\nwrite to /tmp: {}\ntmp bytes: {}\ntmp files: {}\nsymlink out: {}\n",
+        namespaces.concat(),
+        list("/"),
+        list("/etc"),
+        list("/dev"),
+        mounts.join(" "),
+        write("/x"),
+        write("/usr/x"),
+        write("/tmp/x"),
+        tmp.blocks() * tmp.fragment_size(),
+        tmp.files(),
+        fs::read("/proc/1/root/etc/shadow")
+            .map_or_else(|error| error.kind().to_string(), |_| "read".to_owned()),
     )
 }
 
