@@ -1,0 +1,119 @@
+//! Reaching other processes: another function's, the function's own zygote, spryd.
+
+use serde_json::json;
+
+use super::daemon::Daemon;
+use super::neighbour::Neighbour;
+use crate::need_root_and_cc;
+
+const INTRUDER: &str = r#"
+import ctypes, errno, os, signal
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+def outcome(act):
+    try: act()
+    except OSError as error: return errno.errorcode[error.errno]
+    return "done"
+
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) == -1:
+        raise OSError(ctypes.get_errno(), name)
+
+def reach(pid):
+    return {
+        "ptrace": outcome(lambda: call("ptrace", 16, pid, None, None)),
+        "read memory": outcome(lambda: call("process_vm_readv", pid, None, 0, None, 0, 0)),
+        "open memory": outcome(lambda: open("/proc/%d/mem" % pid, "rb")),
+        "root": outcome(lambda: os.listdir("/proc/%d/root/" % pid)),
+        "descriptors": outcome(lambda: os.listdir("/proc/%d/fd" % pid)),
+        "namespaces": outcome(lambda: os.open("/proc/%d/ns/mnt" % pid, os.O_RDONLY)),
+    }
+
+def main(params):
+    found = reach(params["pid"])
+    if params["kill"]:
+        for name in ["SIGKILL", "SIGSTOP", "SIGTERM"]:
+            found[name] = outcome(lambda: os.kill(params["pid"], getattr(signal, name)))
+    return {"found": found, "parent": os.getppid(), "self": os.getpid()}
+"#;
+
+fn attack(daemon: &Daemon, pid: i32, kill: bool) -> serde_json::Value {
+    let body = json!({"pid": pid, "kill": kill}).to_string();
+    let response = daemon.post("/function/intruder", body.as_bytes());
+    assert_eq!(response.status, 200, "{}", response.text());
+    let found = response.json();
+    for (what, outcome) in found["found"].as_object().expect("outcomes") {
+        assert!(["EPERM", "EACCES", "ENOENT"].contains(&outcome.as_str().expect("text")), "{what}: {found}");
+    }
+    found
+}
+
+#[test]
+fn another_functions_process_can_not_be_traced_killed_or_read() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    let neighbour = Neighbour::move_in(&daemon);
+    daemon.deploy_python("intruder", INTRUDER, &[]);
+    attack(&daemon, neighbour.pid(), true);
+    neighbour.was_undisturbed(&daemon);
+    daemon.stop();
+}
+
+#[test]
+fn spryd_its_parent_can_not_be_signalled_or_read() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    let neighbour = Neighbour::move_in(&daemon);
+    daemon.deploy_python("intruder", INTRUDER, &[]);
+    let found = attack(&daemon, daemon.pid(), true);
+    assert_eq!(found["parent"], daemon.pid(), "it was the parent that was tried");
+    neighbour.was_undisturbed(&daemon);
+    daemon.stop();
+}
+
+/// They have one user; what one request has taken over must not reach those that come later from the same zygote.
+#[test]
+fn its_own_zygote_can_not_be_traced_or_read() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("intruder", INTRUDER, &["scale.max=1"]);
+    let own = attack(&daemon, daemon.pid(), false)["self"].as_i64().expect("a pid") as i32;
+    let zygotes: Vec<i32> = daemon.children().into_iter().filter(|pid| *pid != own).collect();
+    assert!(!zygotes.is_empty());
+    for zygote in zygotes {
+        attack(&daemon, zygote, false);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn the_zygotes_control_socket_can_not_be_confused() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    let neighbour = Neighbour::move_in(&daemon);
+    // While a function is loaded, its code holds the zygote's control socket.
+    for (name, attack) in [
+        ("garbage", "os.write(3, b'\\xff garbage')"),
+        ("empty", "os.write(3, b'{}')"),
+        ("lie", "os.write(3, b'{\"Ready\":{\"runtime\":\"lies\"}}'); os._exit(0)"),
+        ("closed", "os.close(3)"),
+    ] {
+        let source = format!("import os\n{attack}\ndef main(params): return {{}}\n");
+        let deployed = daemon.try_deploy_python(name, &source, &[]);
+        if deployed.status.success() {
+            // It said that it is ready and isn't: the first call tells.
+            let response = daemon.post(&format!("/function/{name}"), b"{}");
+            assert!(response.status >= 500, "{name}: {} {}", response.status, response.text());
+        }
+    }
+    // An instance has none: what is open is its own.
+    let source = "import os\ndef main(params):\n  found = []\n  for fd in range(3, 64):\n    try: found.append(os.readlink(\
+                  '/proc/self/fd/%d' % fd).split(':')[0])\n    except OSError: pass\n  return {'sockets': \
+                  found.count('socket')}\n";
+    daemon.deploy_python("holder", source, &[]);
+    let response = daemon.post("/function/holder", b"{}");
+    assert_eq!(response.json()["sockets"], 2, "the bus and its own control socket: {}", response.text());
+    neighbour.was_undisturbed(&daemon);
+    daemon.stop();
+}
