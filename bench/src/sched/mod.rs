@@ -67,13 +67,17 @@ pub struct Options {
     /// Which policies; eevdf is always among them.
     #[arg(long, value_enum, value_delimiter = ',')]
     policy: Vec<Name>,
-    /// srpt+: for how many times what it has left a task may be passed over.
+    /// srpt+: after how many times its size a task is overdue.
     #[arg(long, default_value_t = SrptPlusConfig::default().stretch)]
     stretch: u32,
-    /// srpt+: for how many seconds at most.
+    /// srpt+: after how many seconds at most.
     #[arg(long, value_name = "S", default_value_t = SrptPlusConfig::default().patience_ns / 1_000_000_000,
         value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
     patience: u64,
+    /// srpt+: what the overdue ones have for themselves, in percent of one core.
+    #[arg(long, value_name = "PERCENT", default_value_t = SrptPlusConfig::default().share_percent,
+        value_parser = clap::value_parser!(u32).range(1..=100))]
+    share: u32,
     /// Writes pictures (SVG) to FOLDER: turnarounds by policy, and who ran when.
     #[arg(long, value_name = "FOLDER")]
     plots: Option<PathBuf>,
@@ -94,7 +98,7 @@ pub enum Name {
     Alps,
     /// SRPT by prediction.
     Srpt,
-    /// SRPT by prediction, under a virtual deadline.
+    /// SRPT by Gittins index, with a share for the overdue.
     #[value(name = "srpt+")]
     SrptPlus,
     /// SRPT that knows every size.
@@ -229,7 +233,12 @@ fn wanted(options: &Options, name: Name) -> bool {
 
 fn make(name: Name, options: &Options, trace: &[Job]) -> Box<dyn Policy> {
     let cores = options.cores.into();
-    let config = SrptPlusConfig { stretch: options.stretch, patience_ns: options.patience * 1_000_000_000 };
+    let config = SrptPlusConfig {
+        stretch: options.stretch,
+        patience_ns: options.patience * 1_000_000_000,
+        share_percent: options.share,
+        ..SrptPlusConfig::default()
+    };
     match name {
         Name::Eevdf => Box::new(Eevdf),
         Name::Fifo => Box::<Fifo>::default(),

@@ -26,6 +26,10 @@ impl Known {
         Self { predictor, tasks: Slots::default() }
     }
 
+    pub(super) fn get(&self, task: TaskId) -> Option<Task> {
+        self.tasks.get(task.0).copied()
+    }
+
     /// Takes an event in; returns whom a decision is due about.
     pub(super) fn take(&mut self, now_ns: u64, event: Event) -> Option<(TaskId, Task)> {
         match event {

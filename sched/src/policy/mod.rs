@@ -9,7 +9,7 @@
 //! | [`Sfs`] | FIFO for a slice, then fair | arrivals | long ones, while short ones overload the node |
 //! | [`Alps`] | rank and slice per function, learnt from simulated SRPT; then fair | functions | as `Sfs` |
 //! | [`Srpt`] | least expected time left | functions, CPU time | long ones, under overload |
-//! | [`SrptPlus`] | a virtual deadline: arrival plus stretched Gittins index | functions, CPU time | nobody: a bound is proven |
+//! | [`SrptPlus`] | least Gittins index; a share of one core for the overdue | functions, CPU time | nobody: a bound is proven |
 //!
 //! # What a backend promises
 //!

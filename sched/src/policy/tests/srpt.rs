@@ -42,32 +42,74 @@ fn exits_teach() {
     assert!(near(ask_one(&mut srpt, 0, arrive(0, 1)).rank, 80 * MS));
 }
 
+/// Overdue after ten times the size or 2 s; a tenth of a core, 20 ms at a time.
 fn plus(durations_ms: &[(u32, u64)]) -> SrptPlus {
-    SrptPlus::new(SrptPlusConfig { stretch: 10, patience_ns: 2_000 * MS }, knows(durations_ms))
+    let config = SrptPlusConfig { stretch: 10, patience_ns: 2_000 * MS, ..SrptPlusConfig::default() };
+    SrptPlus::new(config, knows(durations_ms))
 }
 
-#[test]
-fn a_virtual_deadline_is_arrival_plus_stretched_rest() {
+/// A task of 100 ms that arrived at 0 and has just become overdue; when that is.
+fn overdue() -> (SrptPlus, u64) {
     let mut plus = plus(&[(1, 5), (2, 100)]);
-    let long = ask_one(&mut plus, 1_000 * MS, arrive(2, 2));
-    assert!(near(long.rank - 1_000 * MS, 1_000 * MS));
-    // A short one that comes within 950 ms goes first, a later one doesn't.
-    let early = ask_one(&mut plus, 1_850 * MS, arrive(3, 1));
-    let late = ask_one(&mut plus, 2_050 * MS, arrive(4, 1));
-    assert!(early.rank < long.rank && long.rank < late.rank);
-    // It falls ten times as fast as it runs, down to the arrival.
-    assert_eq!(long.rank - long.rank_after(MS), 10 * MS);
-    assert_eq!(long.rank_after(10_000 * MS), 1_000 * MS);
+    let decision = ask_one(&mut plus, 0, arrive(0, 2));
+    assert!(near(decision.rank, 100 * MS) && decision.fall == 1);
+    let at_ns = plus.next_tick_ns().expect("a due date");
+    assert!(near(at_ns, 1_000 * MS));
+    assert_eq!(ask(&mut plus, at_ns - 1, Event::Tick), []);
+    (plus, at_ns)
 }
 
 #[test]
-fn patience_bounds_the_deadline_and_does_not_fall_too_soon() {
-    let mut plus = plus(&[(1, 5_000)]);
-    let decision = ask_one(&mut plus, 0, arrive(0, 1));
-    assert_eq!((decision.rank, decision.fall), (2_000 * MS, 0));
-    // 200 ms before the end the stretched rest is as long as the patience: from there on it falls.
-    let until_ns = decision.slice_ns;
-    assert!(near(until_ns, 4_800 * MS), "{until_ns}");
-    let then = ask_one(&mut plus, 0, Event::SliceEnd { task: TaskId(0), used_ns: until_ns });
-    assert!(then.rank <= 2_000 * MS && then.fall == 10, "{then:?}");
+fn the_overdue_one_goes_before_everybody_for_a_quantum_a_period() {
+    let (mut plus, at_ns) = overdue();
+    let task = TaskId(0);
+    let first = ask(&mut plus, at_ns, Event::Tick)[0];
+    assert_eq!((first.task, first.rank, first.slice_ns, first.preempt), (task, 0, 20 * MS, true));
+    assert!(ask_one(&mut plus, at_ns + MS, arrive(1, 1)).rank > 0);
+    // After the quantum it is one among others again, until the period is over.
+    let then = ask_one(&mut plus, at_ns + 20 * MS, Event::SliceEnd { task, used_ns: 20 * MS });
+    assert!(near(then.rank, 80 * MS));
+    assert_eq!(plus.next_tick_ns(), Some(at_ns + 200 * MS));
+    assert_eq!(ask(&mut plus, at_ns + 200 * MS, Event::Tick)[0].rank, 0);
+}
+
+#[test]
+fn what_is_left_of_a_quantum_goes_to_the_next_one() {
+    let (mut plus, at_ns) = overdue();
+    ask(&mut plus, 10 * MS, arrive(1, 2));
+    ask(&mut plus, at_ns + 10 * MS, Event::Tick);
+    let next = ask(&mut plus, at_ns + 15 * MS, exit(0, 100 * MS));
+    assert_eq!((next[0].task, next[0].rank, next[0].slice_ns), (TaskId(1), 0, 15 * MS));
+    // And what he leaves stays for the one after him; nobody is overdue.
+    assert_eq!(ask(&mut plus, at_ns + 20 * MS, Event::Block { task: TaskId(1), used_ns: 5 * MS }), []);
+    assert_eq!(plus.next_tick_ns(), None);
+    let woken = ask_one(&mut plus, at_ns + 30 * MS, Event::Wake { task: TaskId(1) });
+    assert_eq!((woken.rank, woken.slice_ns), (0, 10 * MS));
+}
+
+#[test]
+fn who_was_due_earlier_takes_the_credit_when_he_wakes() {
+    let (mut plus, at_ns) = overdue();
+    ask(&mut plus, 10 * MS, arrive(1, 2));
+    ask(&mut plus, 20 * MS, Event::Block { task: TaskId(0), used_ns: 0 });
+    assert_eq!(ask(&mut plus, at_ns + 20 * MS, Event::Tick)[0].task, TaskId(1));
+    let both = ask(&mut plus, at_ns + 25 * MS, Event::Wake { task: TaskId(0) });
+    let of = |task| both.iter().filter(|decision| decision.task == TaskId(task)).collect::<Vec<_>>();
+    assert_eq!((of(0).len(), of(0)[0].rank, of(0)[0].slice_ns), (1, 0, 15 * MS));
+    assert_eq!(of(1).len(), 1);
+    assert!(near(of(1)[0].rank, 100 * MS));
+}
+
+#[test]
+fn patience_bounds_the_due_date_and_a_liar_s_is_put_off() {
+    let mut plus = plus(&[(1, 5), (2, 5_000)]);
+    ask(&mut plus, 100 * MS, arrive(0, 2));
+    assert_eq!(plus.due_ns(TaskId(0)), Some(2_100 * MS));
+    ask(&mut plus, 100 * MS, arrive(1, 1));
+    assert!(near(plus.due_ns(TaskId(1)).unwrap(), 150 * MS));
+    // 5 ms were expected; it has used 40, and is thought to need as much again.
+    ask(&mut plus, 140 * MS, Event::SliceEnd { task: TaskId(1), used_ns: 40 * MS });
+    assert_eq!(plus.due_ns(TaskId(1)), Some(900 * MS));
+    ask(&mut plus, 150 * MS, exit(1, 41 * MS));
+    assert_eq!(plus.due_ns(TaskId(1)), None);
 }
