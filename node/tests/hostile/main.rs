@@ -14,4 +14,5 @@ mod escape;
 mod exhaustion;
 mod leftovers;
 mod neighbour;
+mod ordinary;
 mod others;

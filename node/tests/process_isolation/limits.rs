@@ -135,6 +135,35 @@ async fn the_quota_is_set() {
 }
 
 #[tokio::test]
+async fn a_process_that_takes_all_cpus_is_held_back() {
+    let stage = Stage::new();
+    needs_control_group!(stage, Cpu);
+    let mut spec = stage.spec("good", "burn 1000000");
+    spec.limits.cpu = 0.1;
+    let zygote = Zygote::start(&stage.executor, &spec).await.expect("start");
+    let mut instance = fork(&zygote).await.expect("fork");
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", instance.pid)).expect("groups");
+    let mark = format!("spry-{}/", stage.node);
+    let tail = groups.lines().find_map(|line| line.split_once(&mark)).expect("own group").1.to_owned();
+    let files: Vec<_> =
+        stage.control_groups().into_iter().map(|root| root.join(&tail).join("cpu.stat")).collect();
+    let throttled = || {
+        let text: String = files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect();
+        let count = text.lines().find_map(|line| line.strip_prefix("nr_throttled "));
+        count.and_then(|count| count.parse::<u64>().ok()).expect("nr_throttled")
+    };
+    within("a period in which it was held back", async {
+        while throttled() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    instance.kill();
+    within("the end", instance.exited()).await;
+    stage.executor.shutdown().await;
+}
+
+#[tokio::test]
 async fn cpu_time_is_told() {
     let stage = Stage::new();
     let zygote = stage.start("good", "burn 50").await.expect("start");
