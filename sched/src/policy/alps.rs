@@ -1,19 +1,20 @@
 //! ALPS: what SRPT would have done with the recent past gives each function a rank and a slice.
 //!
 //! **Source**: Fu, Shi, Wang, Chen, Cheng: "ALPS: An Adaptive Learning, Priority OS Scheduler for Serverless Functions",
-//! USENIX ATC 2024, section 4: the frontend replays the recent invocations under SRPT, ranks the functions by the time
-//! that each was given at a stretch, makes slices of those times, smooths them, shrinks them under overload;
-//! the backend lets the better rank go first, for its slice.
+//! USENIX ATC 2024, and what its published implementation (github.com/fishercht1995/ALPS) does where the paper leaves it
+//! open. The frontend replays the recent invocations under SRPT, ranks the functions by the time that each was given at a
+//! stretch, makes slices of those times, smooths them, and shrinks them under overload. In the backend the function
+//! with the better rank goes first, and invocations of equal rank share by slices.
 //!
 //! **Parameters**: the cores; the period between two lessons and how many finished invocations one looks at; the
-//! weight of a new lesson beside the old (0.7, as in the paper's implementation); how many standard deviations are added
-//! to the mean stretch; above which load slices shrink, and how short they get; the slice of an unknown function.
+//! weight of a new lesson beside the old (0.7, as in the implementation); how many standard deviations are added
+//! to the mean stretch; above which load slices shrink; the slice of an unknown function.
 //!
-//! **What differs from the paper.** Its backend changes how CFS picks the next task, so that what has used up its slice
-//! competes by CFS's virtual runtime at its old rank. Here it goes to the fair class, which is the same idea
-//! (approximate SRPT first, proportional share for the rest) on a stock kernel. Its implementation
-//! makes a slice of a multiple of the mean stretch less a part of the deviation; a slice that ends just before the
-//! invocation does is the worst of all, so here the deviation is added. Unknown functions start with the best rank.
+//! **What differs.** Their backend changes CFS, which shares among equal ranks by virtual runtime and keeps a running
+//! task for its slice even if a better rank comes. On a stock kernel equal ranks take turns, a slice each, and a
+//! better rank takes the core at once. They make a slice of a multiple of the mean stretch less a part of the deviation;
+//! a slice that ends just before the invocation does is the worst of all, so here the deviation is added. Unknown functions
+//! start with the best rank.
 
 mod replay;
 
@@ -83,7 +84,7 @@ struct State {
     function: FunctionId,
     arrived_ns: u64,
     used_ns: u64,
-    /// What is left of the slice; 0: the fair class.
+    /// What is left of the slice.
     credit_ns: u64,
 }
 
@@ -118,19 +119,19 @@ impl Alps {
         (slice / self.pressure).max(SLICE_MIN_NS) as u64
     }
 
+    /// At the end of its rank, with what is left of the slice.
     fn decide(&self, task: TaskId, state: State) -> Decision {
-        if state.credit_ns == 0 {
-            return Decision::fair(task);
-        }
         let rank = self.rank(state.function);
-        Decision {
-            task,
-            class: Class::Fifo,
-            rank,
-            fall: 0,
-            floor: rank,
-            slice_ns: state.credit_ns,
-            preempt: true,
+        let slice_ns = state.credit_ns;
+        Decision { task, class: Class::Fifo, rank, fall: 0, floor: rank, slice_ns, preempt: true }
+    }
+
+    /// A new slice.
+    fn renew(&mut self, task: TaskId) {
+        let Some(function) = self.tasks.get(task.0).map(|state| state.function) else { return };
+        let credit_ns = self.slice_ns(function);
+        if let Some(state) = self.tasks.get_mut(task.0) {
+            state.credit_ns = credit_ns;
         }
     }
 
@@ -164,9 +165,11 @@ impl Policy for Alps {
                 decisions.push(self.decide(task, state));
             }
             Event::Block { task, used_ns } => {
-                if let Some(state) = self.tasks.get_mut(task.0) {
-                    state.credit_ns = state.credit_ns.saturating_sub(used_ns.saturating_sub(state.used_ns));
-                    state.used_ns = used_ns;
+                let Some(state) = self.tasks.get_mut(task.0) else { return };
+                state.credit_ns = state.credit_ns.saturating_sub(used_ns.saturating_sub(state.used_ns));
+                state.used_ns = used_ns;
+                if state.credit_ns == 0 {
+                    self.renew(task);
                 }
             }
             Event::Wake { task } => {
@@ -175,9 +178,11 @@ impl Policy for Alps {
                 }
             }
             Event::SliceEnd { task, used_ns } => {
+                self.renew(task);
                 if let Some(state) = self.tasks.get_mut(task.0) {
-                    (state.used_ns, state.credit_ns) = (used_ns, 0);
-                    decisions.push(Decision::fair(task));
+                    state.used_ns = used_ns;
+                    let state = *state;
+                    decisions.push(self.decide(task, state));
                 }
             }
             Event::Exit { task, used_ns, .. } => {

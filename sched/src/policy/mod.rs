@@ -7,7 +7,7 @@
 //! |---|---|---|---|
 //! | [`Eevdf`] | the kernel's fair class | nothing | nobody |
 //! | [`Sfs`] | FIFO for a slice, then fair | arrivals | long ones, while short ones overload the node |
-//! | [`Alps`] | rank and slice per function, learnt from simulated SRPT; then fair | functions | as `Sfs` |
+//! | [`Alps`] | rank and slice per function, learnt from simulated SRPT | functions | long ones, under overload |
 //! | [`Srpt`] | least expected time left | functions, CPU time | long ones, under overload |
 //! | [`SrptPlus`] | least Gittins index; a share of one core for the overdue | functions, CPU time | nobody: a bound is proven |
 //!

@@ -31,18 +31,16 @@ fn functions_rank_by_their_stretches_under_srpt_and_the_unknown_goes_first() {
 }
 
 #[test]
-fn what_is_left_of_a_slice_outlasts_a_sleep_and_then_all_share() {
+fn what_is_left_of_a_slice_outlasts_a_sleep_and_then_equals_take_turns() {
     let mut alps = taught();
     let task = TaskId(5);
-    ask(&mut alps, 2_000 * MS, arrive(5, 1));
+    let first = ask_one(&mut alps, 2_000 * MS, arrive(5, 1));
     ask(&mut alps, 2_001 * MS, Event::Block { task, used_ns: MS });
     assert_eq!(ask_one(&mut alps, 2_050 * MS, Event::Wake { task }).slice_ns, MS);
-    assert_eq!(
-        ask_one(&mut alps, 2_051 * MS, Event::SliceEnd { task, used_ns: 2 * MS }),
-        Decision::fair(task)
-    );
-    ask(&mut alps, 2_060 * MS, Event::Block { task, used_ns: 3 * MS });
-    assert_eq!(ask_one(&mut alps, 2_070 * MS, Event::Wake { task }), Decision::fair(task));
+    // A new slice, at the end of the same rank.
+    assert_eq!(ask_one(&mut alps, 2_051 * MS, Event::SliceEnd { task, used_ns: 2 * MS }), first);
+    ask(&mut alps, 2_060 * MS, Event::Block { task, used_ns: 4 * MS });
+    assert_eq!(ask_one(&mut alps, 2_070 * MS, Event::Wake { task }), first);
 }
 
 #[test]
