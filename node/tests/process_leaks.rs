@@ -52,7 +52,7 @@ async fn cycles(count: usize) {
             zygote = stage.start("good", "idle").await.expect("start");
         }
         pids.push(zygote.pid());
-        let mut instance = fork(&zygote).await.expect("fork");
+        let instance = fork(&zygote).await.expect("fork");
         pids.push(instance.pid);
         match cycle % 3 {
             0 => drop(instance),

@@ -52,8 +52,8 @@ pub(super) fn function(view: &FunctionView) -> String {
         (
             "limits",
             format!(
-                "memory {}, cpu {}, timeout {}, payload {}, processes {}",
-                limits.memory, limits.cpu, limits.timeout, limits.payload, limits.processes
+                "memory {}, cpu {}, timeout {}, payload {}, processes {}, tmpfs {}",
+                limits.memory, limits.cpu, limits.timeout, limits.payload, limits.processes, limits.tmpfs
             ),
         ),
         ("scale", format!("{} to {}, idle ones end after {}", scale.min, scale.max, scale.idle)),

@@ -138,7 +138,7 @@ async fn an_instance_inherits_it_and_is_in_its_own_group() {
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o700)).expect("chmod");
     let path = secret.join("main.py");
     let zygote = stage.start("good", &format!("facts {}", path.display())).await.expect("start");
-    let mut instance = fork(&zygote).await.expect("fork");
+    let instance = fork(&zygote).await.expect("fork");
     let exit = within("the end", instance.exited()).await;
     assert_eq!(exit.how, ExitHow::Code(0));
     let text =

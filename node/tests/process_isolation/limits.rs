@@ -17,7 +17,7 @@ async fn memory_that_runs_out_is_told_and_the_neighbour_lives() {
     let neighbour = fork(&neighbour).await.expect("fork");
     let zygote = stage.start("good", "bomb").await.expect("start");
     for _ in 0..2 {
-        let mut instance = fork(&zygote).await.expect("fork");
+        let instance = fork(&zygote).await.expect("fork");
         let exit = within("the end", instance.exited()).await;
         assert_eq!(exit.how, ExitHow::Signal(libc::SIGKILL));
         assert!(exit.out_of_memory, "{exit}");
@@ -34,12 +34,12 @@ async fn a_reused_group_starts_with_a_clean_slate() {
     needs_control_group!(stage, Memory);
     let spec = stage.spec("good", "bomb");
     let bomber = Zygote::start(&stage.executor, &spec).await.expect("start");
-    let mut instance = fork(&bomber).await.expect("fork");
+    let instance = fork(&bomber).await.expect("fork");
     assert!(within("the end", instance.exited()).await.out_of_memory);
     let mut calm = stage.spec("good", "exit 3");
     calm.name = spec.name;
     let calm = Zygote::start(&stage.executor, &calm).await.expect("start");
-    let mut instance = fork(&calm).await.expect("fork");
+    let instance = fork(&calm).await.expect("fork");
     let exit = within("the end", instance.exited()).await;
     assert_eq!((exit.how, exit.out_of_memory), (ExitHow::Code(3), false));
     stage.executor.shutdown().await;
@@ -53,7 +53,7 @@ async fn no_more_processes_than_allowed_and_none_is_left() {
     spec.limits.processes = 10;
     let zygote = Zygote::start(&stage.executor, &spec).await.expect("start");
     for _ in 0..2 {
-        let mut instance = fork(&zygote).await.expect("fork");
+        let instance = fork(&zygote).await.expect("fork");
         let mut line = String::new();
         // the pipe stays open in the children, so only the first line can be awaited
         while !line.contains('\n') {
@@ -94,7 +94,7 @@ async fn killing_takes_grandchildren_that_left_session_and_parent() {
     let stage = Stage::new();
     needs_control_group!(stage, Pids);
     let zygote = stage.start("good", "grandchildren").await.expect("start");
-    let mut instance = fork(&zygote).await.expect("fork");
+    let instance = fork(&zygote).await.expect("fork");
     let mut line = String::new();
     while !line.contains('\n') {
         line.push_str(&within("pids", next_bytes(&instance.stdout)).await);
@@ -141,7 +141,7 @@ async fn a_process_that_takes_all_cpus_is_held_back() {
     let mut spec = stage.spec("good", "burn 1000000");
     spec.limits.cpu = 0.1;
     let zygote = Zygote::start(&stage.executor, &spec).await.expect("start");
-    let mut instance = fork(&zygote).await.expect("fork");
+    let instance = fork(&zygote).await.expect("fork");
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", instance.pid)).expect("groups");
     let mark = format!("spry-{}/", stage.node);
     let tail = groups.lines().find_map(|line| line.split_once(&mark)).expect("own group").1.to_owned();
@@ -167,7 +167,7 @@ async fn a_process_that_takes_all_cpus_is_held_back() {
 async fn cpu_time_is_told() {
     let stage = Stage::new();
     let zygote = stage.start("good", "burn 50").await.expect("start");
-    let mut instance = fork(&zygote).await.expect("fork");
+    let instance = fork(&zygote).await.expect("fork");
     instance.set_cpu_affinity(Some(0)).expect("pin");
     instance.set_cpu_affinity(None).expect("unpin");
     let exit = within("the end", instance.exited()).await;
@@ -181,12 +181,12 @@ async fn without_control_groups_the_watchdog_holds_memory() {
     let stage = Stage::with(|config| config.use_cgroups = false);
     assert!(stage.control_groups().is_empty());
     let zygote = stage.start("good", "bomb").await.expect("start");
-    let mut instance = fork(&zygote).await.expect("fork");
+    let instance = fork(&zygote).await.expect("fork");
     let exit = within("the end", instance.exited()).await;
     // the watchdog's kill, or, if the bomb was faster than a look, the allocation that RLIMIT_DATA refused
     assert_ne!(exit.how, ExitHow::Code(0));
     assert!(exit.out_of_memory || exit.how == ExitHow::Signal(libc::SIGABRT), "{exit:?}");
-    let mut child = fork(&zygote).await.expect("the zygote is unharmed");
+    let child = fork(&zygote).await.expect("the zygote is unharmed");
     child.kill();
     within("the end", child.exited()).await;
     stage.executor.shutdown().await;

@@ -67,7 +67,7 @@ async fn more_output_than_a_pipe_holds_blocks_nobody() {
 async fn the_end_of_a_zygote_is_told_and_its_instances_live_on() {
     let stage = Stage::new();
     let zygote = stage.start("good", "idle").await.expect("start");
-    let mut instance = fork(&zygote).await.expect("fork");
+    let instance = fork(&zygote).await.expect("fork");
     let zygote_pid = zygote.pid();
     zygote.kill();
     let exit = within("the zygote's end", zygote.exited()).await;
@@ -92,7 +92,7 @@ async fn an_instance_writes_to_its_own_pipes() {
     for _ in 0..3 {
         instances.push(fork(&zygote).await.expect("fork"));
     }
-    for mut instance in instances {
+    for instance in instances {
         assert_eq!(within("the end", instance.exited()).await.how, ExitHow::Code(0));
         let text = within("output", read_all(instance.stdout.try_clone().expect("dup"))).await;
         assert!(text.contains(&format!("Pid:\t{}\n", instance.pid)), "{text}");
