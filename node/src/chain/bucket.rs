@@ -9,9 +9,8 @@ use std::time::Instant;
 
 use super::plan::On;
 
-/// Values of one name that wait for one trigger at most; more are dropped, and counted. A value that waits takes one of
-/// the blocks that its instance may have outstanding (`shm_bus::release::OUTSTANDING_MAX`).
-pub(super) const VALUES_MAX: usize = 128;
+/// Values of one name that wait for one trigger at most; more are dropped, and counted.
+const VALUES_MAX: usize = super::spec::COUNT_MAX;
 
 /// What the triggers of one chain have gathered. `V` is a value with whatever keeps it.
 #[derive(Debug)]

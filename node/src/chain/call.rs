@@ -29,6 +29,8 @@ pub struct Call {
     chain: Arc<Chain>,
     call_id: CallId,
     deadline: Instant,
+    /// How many triggers lie between it and a client's call.
+    depth: u8,
     values: Values,
     holdings: Rc<RefCell<Holdings>>,
     timeline: RefCell<Timeline>,
@@ -44,12 +46,13 @@ struct Stopped {
 }
 
 impl Call {
-    /// A call whose request lies in `request`, a block of the chain's inbox.
+    /// A call whose request lies in `request`, a block of the chain's inbox. `depth` is 0 for a client's.
     pub fn new(
         dispatcher: Rc<Dispatcher>,
         chain: Arc<Chain>,
         call_id: CallId,
         deadline: Instant,
+        depth: u8,
         request: Block,
     ) -> Self {
         let origin = request.place();
@@ -57,7 +60,7 @@ impl Call {
         holdings.keep(request);
         let holdings = Rc::new(RefCell::new(holdings));
         let values = Values::new(&chain, origin, Rc::clone(&holdings));
-        Self { dispatcher, chain, call_id, deadline, values, holdings, timeline: RefCell::default() }
+        Self { dispatcher, chain, call_id, deadline, depth, values, holdings, timeline: RefCell::default() }
     }
 
     /// Goes through `stages` with what lies at `input`. The result is a frame of any kind, which the call keeps.
@@ -102,7 +105,7 @@ impl Call {
             Stage::Map { each, at_once } => self.map(each, *at_once, input).await,
             Stage::When { cases, otherwise } => {
                 let value = self.values.json(input)?;
-                let case = cases.iter().find(|case| case.test.applies(&value));
+                let case = value.and_then(|value| cases.iter().find(|case| case.test.applies(&value)));
                 self.stages(case.map_or(otherwise, |case| &case.then), input).await
             }
         }
@@ -163,7 +166,8 @@ impl Call {
         input: Place,
     ) -> Result<Result<Place, Stopped>, Failed> {
         let (chain, route_) = (Arc::clone(&self.chain), Arc::clone(route));
-        let run = Run { chain, route: route_, first, input, holdings: Rc::clone(&self.holdings) };
+        let (depth, holdings) = (self.depth, Rc::clone(&self.holdings));
+        let run = Run { chain, route: route_, first, input, depth, holdings };
         let job = Job::Run(run.clone());
         let sent = self.dispatcher.submit(Request { call_id: self.call_id, deadline: self.deadline, job });
         let ended =

@@ -31,8 +31,9 @@ pub const RETRY_MAX: u8 = 10;
 pub const AT_ONCE_MAX: usize = 64;
 /// Elements that a `map` works on at the same time when its author doesn't say.
 pub const AT_ONCE_DEFAULT: usize = 8;
-/// Values that a trigger waits for at most.
-pub const COUNT_MAX: usize = 256;
+/// Values of one name that a trigger waits for at most. Each takes one of the blocks that its instance may have
+/// outstanding (`shm_bus::release::OUTSTANDING_MAX`).
+pub const COUNT_MAX: usize = 128;
 /// Names that a trigger waits for at most.
 pub const SET_MAX: usize = 32;
 /// The longest window of a trigger.

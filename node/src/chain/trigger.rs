@@ -22,11 +22,16 @@ use crate::gateway::call_id::CallId;
 use crate::gateway::{Failed, Refusal};
 use crate::instance::Instance;
 
+/// Calls that start one another by the values that they emit, at most: a function that wakes itself must end.
+const DEPTH_MAX: u8 = 8;
+
 /// A value that was emitted, kept until nobody needs it.
 #[derive(Clone, Debug)]
 pub struct Emitted {
     part: Part,
     content_type: String,
+    /// How many triggers led to it.
+    depth: u8,
     _keep: Arc<Kept>,
 }
 
@@ -49,8 +54,13 @@ pub fn emitted(dispatcher: &Rc<Dispatcher>, run: &Run, call_id: CallId, by: &Arc
     let chain = &run.chain;
     let own = (place.segment, place.generation) == (by.outbox_name.id, by.outbox_name.generation);
     let keep = Arc::new(Kept { instance: Arc::clone(by), offset: place.offset, _pin: chain.domain.pin() });
-    let read =
-        if own { value::emission(&by.outbox, place) } else { Err("it isn't its function's own".to_owned()) };
+    let read = if run.depth >= DEPTH_MAX {
+        Err(format!("{DEPTH_MAX} triggers have led to it, one by the other's value"))
+    } else if own {
+        value::emission(&by.outbox, place)
+    } else {
+        Err("it isn't its function's own".to_owned())
+    };
     let (name, content_type, part) = match read {
         Ok(read) => read,
         Err(why) => {
@@ -59,7 +69,7 @@ pub fn emitted(dispatcher: &Rc<Dispatcher>, run: &Run, call_id: CallId, by: &Arc
             return chain.history.lock().log(Some(call_id), Stream::Stderr, note.as_bytes());
         }
     };
-    let value = Emitted { part, content_type, _keep: keep };
+    let value = Emitted { part, content_type, depth: run.depth, _keep: keep };
     let on = chain.triggers.iter().map(|trigger| &trigger.on);
     let added = chain.bucket.lock().add(on, &name, &value, Instant::now());
     if added.dropped {
@@ -90,8 +100,9 @@ async fn start(dispatcher: Rc<Dispatcher>, chain: Arc<Chain>, fired: Fired<Emitt
     let Ok(random) = crate::sys::random_u64() else { return };
     let call_id = CallId::new(random, begun.elapsed().as_nanos() as u64 ^ random.rotate_left(32));
     let deadline = begun + chain.plan.timeout;
+    let depth = fired.values.iter().map(|(_, value)| value.depth).max().unwrap_or_default() + 1;
     let call = value::bare_request(&chain, call_id)
-        .map(|block| Call::new(dispatcher, Arc::clone(&chain), call_id, deadline, block));
+        .map(|block| Call::new(dispatcher, Arc::clone(&chain), call_id, deadline, depth, block));
     let went = match &call {
         Ok(call) => match input_of(call, &trigger.on, &fired.values) {
             Ok(input) => call.go(&trigger.stages, input).await.map(drop),

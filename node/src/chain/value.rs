@@ -55,12 +55,10 @@ impl Values {
         Self { domain: Arc::clone(&chain.domain), origin, payload_max: chain.plan.payload_bytes, holdings }
     }
 
-    /// The value in a frame, parsed.
-    pub fn json(&self, frame: Place) -> Result<serde_json::Value, Refusal> {
-        let part = self.part(frame)?;
-        let text = self.copy(part.place)?;
-        serde_json::from_slice(&text)
-            .map_err(|error| Refusal::BadValue(format!("`when` needs JSON: {error}")))
+    /// The value in a frame, parsed; `None` when it isn't JSON.
+    pub fn json(&self, frame: Place) -> Result<Option<serde_json::Value>, Refusal> {
+        let text = self.copy(self.part(frame)?.place)?;
+        Ok(serde_json::from_slice(&text).ok())
     }
 
     /// The value in a frame. A list is joined for it.

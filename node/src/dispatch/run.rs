@@ -31,6 +31,8 @@ pub struct Run {
     pub first: u8,
     /// The frame that goes in.
     pub input: Place,
+    /// How many triggers lie between its call and a client's.
+    pub depth: u8,
     /// What its call keeps until it has ended.
     pub holdings: Rc<RefCell<Holdings>>,
 }

@@ -31,7 +31,7 @@ impl Worker {
         let begun = Instant::now();
         let deadline = set_deadline(&block, begun, chain.plan.timeout);
         let input = block.place();
-        let call = Call::new(self.dispatcher().clone(), Arc::clone(&chain), call_id, deadline, block);
+        let call = Call::new(self.dispatcher().clone(), Arc::clone(&chain), call_id, deadline, 0, block);
         let went = call.go(&chain.stages, input).await;
         let ended = Instant::now();
         let timeline = call.timeline();

@@ -310,6 +310,63 @@ fn emitted_values_start_what_their_triggers_say() {
 }
 
 #[test]
+fn a_set_waits_for_its_last_value_and_a_window_for_its_end() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    let source =
+        "import spry\ndef main(p):\n  for name, value in p.items(): spry.emit(name, value)\n  return {}\n";
+    daemon.deploy_python("source", source, &[]);
+    let pair = "import spry\ndef main(r: spry.Request):\n  print('pair', sorted(name for name, _ in r.parts), r.bytes())\n";
+    daemon.deploy_python("pair", pair, &[]);
+    daemon.deploy_python("late", "def main(p):\n  print('window', sorted(p))\n", &[]);
+    let source = chain_of("emits", &["source"]);
+    apply(
+        &daemon,
+        &format!(
+            "{source}[[trigger]]\nfunction = \"pair\"\non = {{ set = [\"a\", \"b\"] }}\n\
+             [[trigger]]\nfunction = \"late\"\non = {{ window = \"200ms\", of = \"w\" }}\n"
+        ),
+    );
+    for body in [r#"{"a": [1], "w": [1]}"#, r#"{"a": [2], "w": [2]}"#, r#"{"b": [3]}"#] {
+        let response = daemon.post("/function/emits", body.as_bytes());
+        assert_eq!(response.status, 200, "{}", response.text());
+    }
+    daemon.until("the set is whole", |daemon| {
+        daemon.spry_ok(&["logs", "pair"]).contains("pair ['a', 'b'] b'[[1],[3]]'")
+    });
+    daemon.until("the window has closed", |daemon| daemon.spry_ok(&["logs", "late"]).contains("window [["));
+    assert_eq!(daemon.spry_ok(&["logs", "pair"]).matches("pair").count(), 1, "one b, one pair");
+    daemon.stop();
+}
+
+#[test]
+fn later_steps_are_started_while_the_first_one_works() {
+    need_root_and_cc!();
+    let mut daemon = Daemon::start("");
+    daemon.deploy_python("slow", "import time\ndef main(p):\n  time.sleep(1.5)\n  return p\n", &[]);
+    append(&daemon, "a", &[]);
+    append(&daemon, "b", &[]);
+    apply(&daemon, &chain_of("chained", &["slow", "a", "b"]));
+    // After a restart nothing runs until somebody calls.
+    daemon.crash_and_restart();
+    let mut connection = Connection::open(daemon.address);
+    connection.send("POST", "/function/chained", &[], b"{}");
+    let views = |daemon: &Daemon| daemon.spry_json(&["chain", "describe", "chained"])["functions"].clone();
+    daemon.until("all three have an idle or busy instance while the first works", |daemon| {
+        let functions = views(daemon);
+        let of = |name: &str| {
+            functions.as_array().expect("list").iter().find(|f| f["name"] == name).cloned().expect("it")
+        };
+        of("slow")["instances"]["busy"] == 1
+            && of("a")["instances"]["idle"] == 1
+            && of("b")["instances"]["idle"] == 1
+    });
+    let response = connection.receive(false);
+    assert_eq!((response.status, response.json()["at"].clone()), (200, json!(["a", "b"])));
+    daemon.stop();
+}
+
+#[test]
 fn chains_follow_their_functions_and_survive_a_crash() {
     need_root_and_cc!();
     let mut daemon = Daemon::start("");
