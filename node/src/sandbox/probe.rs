@@ -60,6 +60,9 @@ pub struct Ability {
     /// One per [`NAMESPACES`], made from root or within a user namespace, whichever is used.
     others: [Result<(), Errno>; NAMESPACES.len()],
     own_root: Result<(), StepFailed>,
+    /// Can `/proc` be mounted anew? Its owner is the pid namespace: not ours, unless spryd is root, and even then a
+    /// container may hide parts of it.
+    own_proc: bool,
     landlock: Result<u32, Errno>,
     filter: Result<(), Errno>,
 }
@@ -76,8 +79,13 @@ impl Ability {
         }
         let not_tried = StepFailed { step: "make mounts private", errno: Errno::EPERM };
         let (landlock, filter) = (sys::landlock_version(), sys::seccomp_filter_available());
-        let mut found = Self { root, user_namespaces, others, own_root: Err(not_tried), landlock, filter };
+        let own_root = Err(not_tried);
+        let mut found = Self { root, user_namespaces, others, own_root, own_proc: root, landlock, filter };
         found.own_root = found.try_root()?;
+        if found.own_root.is_err() && found.own_proc {
+            found.own_proc = false;
+            found.own_root = found.try_root()?;
+        }
         Ok(found)
     }
 
@@ -112,9 +120,14 @@ impl Ability {
         }
     }
 
-    /// Can `/proc` be mounted anew? Its owner is the pid namespace, which is spryd's own: root's, or not ours.
+    /// Is `/proc` mounted anew, rather than the host's shown?
     pub fn has_own_proc(&self) -> bool {
-        self.root
+        self.own_proc
+    }
+
+    /// Can functions have a root of their own; else, which step failed?
+    pub fn own_root(&self) -> Result<(), StepFailed> {
+        self.own_root
     }
 
     /// Does a process with these credentials get a root of its own?

@@ -97,6 +97,9 @@ impl Executor {
             false => Tree::none(),
         };
         let (nursery, ability) = Nursery::start(tree.clone()).map_err(ExecutorError::Nursery)?;
+        if let Err(failed) = ability.own_root() {
+            tracing::warn!(%failed, "functions have no root of their own: they see the host's files; see `spry doctor`");
+        }
         let null = null_input().map_err(ExecutorError::Prepare)?;
         let cpus = CpuSet::mine().map_err(ExecutorError::Prepare)?;
         Ok(Arc::new(Self { config, nursery, tree, ability, null, cpus }))
