@@ -128,3 +128,57 @@ impl Queue {
 fn fixed(ns: u64) -> i64 {
     (ns as i64) << PLACES
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn joined<const N: usize>(queue: &mut Queue, slices_ms: [u64; N]) -> [Share; N] {
+        slices_ms.map(|slice_ms| {
+            let mut share = Share::default();
+            queue.join(&mut share, slice_ms * MS);
+            share
+        })
+    }
+
+    fn pick(queue: &mut Queue, shares: &[Share]) -> Option<u32> {
+        queue.pick(|task| shares[task as usize], |_, _| true)
+    }
+
+    #[test]
+    fn who_has_had_too_much_still_has_after_a_sleep() {
+        let mut queue = Queue::default();
+        let mut shares = joined(&mut queue, [3, 3]);
+        queue.ran(&mut shares[0], 3 * MS);
+        queue.leave(&mut shares[0], 3 * MS);
+        queue.join(&mut shares[0], 3 * MS);
+        (0..2).for_each(|task| queue.wait(task, &shares[task as usize], 0));
+        assert_eq!(pick(&mut queue, &shares), Some(1));
+    }
+
+    #[test]
+    fn the_earliest_deadline_among_the_eligible_goes_first() {
+        let mut queue = Queue::default();
+        // Of equal virtual runtimes the shorter slice.
+        let shares = joined(&mut queue, [9, 3]);
+        (0..2).for_each(|task| queue.wait(task, &shares[task as usize], 0));
+        assert_eq!(pick(&mut queue, &shares), Some(1));
+    }
+
+    #[test]
+    fn who_was_eligible_may_not_be_when_others_have_left() {
+        let mut queue = Queue::default();
+        let mut shares = joined(&mut queue, [100, 3, 3, 1]);
+        queue.ran(&mut shares[1], 2 * MS);
+        queue.ran(&mut shares[2], 10 * MS);
+        [0, 1, 3].into_iter().for_each(|task| queue.wait(task, &shares[task as usize], 0));
+        // V is 3 ms: three are eligible, the one with the shortest slice goes and leaves, and so does the third.
+        assert_eq!(pick(&mut queue, &shares), Some(3));
+        queue.leave(&mut shares[3], MS);
+        queue.leave(&mut shares[2], 3 * MS);
+        // V is 1 ms now: 1 (v = 2 ms, deadline 3 ms) has to wait for 0 (v = 0, deadline 100 ms).
+        assert_eq!(pick(&mut queue, &shares), Some(0));
+    }
+}

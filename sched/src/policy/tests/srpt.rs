@@ -113,3 +113,18 @@ fn patience_bounds_the_due_date_and_a_liar_s_is_put_off() {
     ask(&mut plus, 150 * MS, exit(1, 41 * MS));
     assert_eq!(plus.due_ns(TaskId(1)), None);
 }
+
+#[test]
+fn a_due_date_is_never_brought_forward() {
+    let (mut plus, at_ns) = overdue();
+    let due_ns = plus.due_ns(TaskId(0));
+    ask(&mut plus, 10 * MS, Event::Block { task: TaskId(0), used_ns: MS });
+    // Meanwhile the function turns out to be a short one.
+    for _ in 0..1000 {
+        ask(&mut plus, 20 * MS, arrive(1, 2));
+        ask(&mut plus, 20 * MS, exit(1, 5 * MS));
+    }
+    let woken = ask_one(&mut plus, 30 * MS, Event::Wake { task: TaskId(0) });
+    assert!(woken.rank < 10 * MS);
+    assert_eq!((plus.due_ns(TaskId(0)), plus.next_tick_ns()), (due_ns, Some(at_ns)));
+}
