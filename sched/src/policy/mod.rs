@@ -29,7 +29,7 @@
 //!
 //! - It answers `Arrive`, `Wake` and `SliceEnd` with exactly one decision for that task, if the slot is open; it may
 //!   decide anew about other tasks at any event.
-//! - It allocates nothing for an event, but to grow its arrays to the highest slot yet (and [`Alps`] once a period).
+//! - It allocates nothing for an event, but to grow its arrays and queues to the most slots yet open, and for a new function.
 
 mod alps;
 mod eevdf;
