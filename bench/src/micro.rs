@@ -99,6 +99,7 @@ fn baseline(case: &str) -> Option<String> {
     let parts: Vec<&str> = case.split('/').collect();
     Some(match parts[..] {
         ["roundtrip", place, _] => format!("roundtrip/{place}/baseline_seqpacket"),
+        ["hop", kind, _] => format!("hop/{kind}/roundtrip"),
         ["copy", _, size] => format!("copy/memcpy/{size}"),
         // Allocating is worth it if it costs less than copying what is allocated.
         ["allocator", _, size] => format!("copy/memcpy/{size}"),

@@ -24,7 +24,7 @@ use nix::unistd::geteuid;
 use shm_bus::ids::{FunctionIndex, PeerId};
 use shm_bus::release::ReleaseWriter;
 use shm_bus::segment::{self, Reader};
-use shm_bus::transport::{Attachment, Selected, Transport, select};
+use shm_bus::transport::{Attachment, Config, Selected, Transport, select};
 use spry_bench::sys;
 use spry_node::embedded;
 use spry_node::zygote::{
@@ -83,7 +83,7 @@ struct Life {
 impl Node {
     fn new() -> Self {
         let events = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("event loop");
-        let Selected { transport: bus, passed_over } = select(None).expect("a transport");
+        let Selected { transport: bus, passed_over } = select(None, Config::default()).expect("a transport");
         for (kind, why) in passed_over {
             eprintln!("zygote/*: not on transport {kind}: {why}");
         }
@@ -189,7 +189,7 @@ impl Node {
     }
 
     /// Ends an instance and waits until it has been reaped and its control group is empty.
-    fn finish(&self, mut life: Life) {
+    fn finish(&self, life: Life) {
         life.process.kill();
         self.events.block_on(life.process.exited());
         self.bus.detach(life.peer);
