@@ -2,21 +2,23 @@
 //!
 //! 1. Set up and build, in release mode.
 //! 2. Start `spryd` on a temporary folder and a free port of 127.0.0.1.
-//! 3. Deploy the examples with `spry`, as a user would, and call them over HTTP on real input.
+//! 3. Deploy the examples with `spry`, functions and chains, as a user would, and call them over HTTP on real input.
 //! 4. Print for each call what came back and where its time went.
 //! 5. Stop `spryd` and look for anything that it left: processes, mounts, cgroups, network namespaces,
 //!    BPF objects, files. Also after a failure, a panic or Ctrl-C.
 //!
-//! The one file that stays is the thumbnail, where the output says. The demo fails when an answer is not
+//! The only files that stay are the small pictures, where the output says. The demo fails when an answer is not
 //! what it must be, or when anything is left behind.
 
 mod calls;
+mod functions;
 mod http;
 mod node;
 mod report;
 mod residue;
 mod timing;
 
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +38,7 @@ pub(crate) fn run(options: &DemoOptions) -> Result<(), Failure> {
         None => setup::photo()?,
     };
     artifacts::build(Profile::Release, &["example-thumbnail"])?;
+    artifacts::build_functions(&["example-photo", "example-boutique"])?;
     let out = options.out.clone().unwrap_or_else(|| process::target_dir().join("demo"));
     fs::create_dir_all(&out).map_err(|source| Failure::io("make folder", &out, source))?;
 
@@ -59,26 +62,18 @@ pub(crate) fn run(options: &DemoOptions) -> Result<(), Failure> {
 }
 
 fn deploy_and_call(node: &Node, folder: &Path, photo: &setup::Photo, out: &Path) -> Result<(), Failure> {
-    let thumbnail = stage_thumbnail(folder)?;
-    for path in [Path::new("examples/hello/hello.py"), Path::new("examples/wordcount"), &thumbnail] {
+    for function in functions::all(folder)? {
         sys::check_interrupted()?;
-        node.spry(["deploy".as_ref(), path.as_os_str()])?;
+        node.spry(["deploy".as_ref(), function.as_os_str()])?;
     }
-    node.spry(["list".as_ref()])?;
+    for chain in functions::CHAINS {
+        sys::check_interrupted()?;
+        node.spry(["chain", "apply", chain].map(OsStr::new))?;
+    }
+    node.spry(["list"].map(OsStr::new))?;
+    node.spry(["chain", "describe", "boutique"].map(OsStr::new))?;
     calls::make(node, photo, out)?;
-    node.spry(["status".as_ref()])
-}
-
-/// A native function is a folder with its manifest and its `.so`; cargo leaves the `.so` elsewhere.
-fn stage_thumbnail(folder: &Path) -> Result<PathBuf, Failure> {
-    let staged = folder.join("thumbnail");
-    fs::create_dir(&staged).map_err(|source| Failure::io("make folder", &staged, source))?;
-    let library = "libexample_thumbnail.so";
-    for from in [Path::new("examples/thumbnail/spry.toml"), &artifacts::release(library)] {
-        let to = staged.join(from.file_name().expect("both are files"));
-        fs::copy(from, &to).map_err(|source| Failure::io("copy to the staging folder", from, source))?;
-    }
-    Ok(staged)
+    node.spry(["status"].map(OsStr::new))
 }
 
 fn nothing_left(before: &Residue) -> Result<(), Failure> {

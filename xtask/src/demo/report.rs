@@ -7,6 +7,8 @@ use super::timing::ServerTiming;
 
 /// Characters of a body that are shown.
 const VIEW: usize = 58;
+/// Bytes of a line of steps.
+const LINE: usize = 120;
 
 /// Prints the table's head.
 pub(crate) fn print_head() {
@@ -30,6 +32,22 @@ pub(crate) fn print_call(name: &str, answer: &Answer, took: Duration) {
         took.as_secs_f64() * 1e3,
         view(&answer.body)
     );
+}
+
+/// Prints where the time of a chain's call went: its steps, and the ways between them, in milliseconds.
+pub(crate) fn print_steps(answer: &Answer) {
+    let timing = answer.header("server-timing").map(ServerTiming::parse).unwrap_or_default();
+    let mut line = String::new();
+    for (step, ms) in timing.described() {
+        let entry = format!("{step} {ms:.3}");
+        if line.len() + entry.len() > LINE {
+            println!("    {line}");
+            line.clear();
+        }
+        line.push_str(if line.is_empty() { "" } else { " · " });
+        line.push_str(&entry);
+    }
+    println!("    {line}");
 }
 
 /// A body in a few words.

@@ -23,6 +23,11 @@ impl ServerTiming {
         self.entries.iter().find(|entry| entry.name == name)?.duration_ms
     }
 
+    /// What has a duration and says what it is, in the header's order: a chain's steps and the ways between them.
+    pub(crate) fn described(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.entries.iter().filter_map(|entry| Some((entry.description.as_deref()?, entry.duration_ms?)))
+    }
+
     /// `cold`, `forked` or `warm`.
     pub(crate) fn kind(&self) -> Option<&str> {
         self.entries.iter().find(|entry| entry.name == "kind")?.description.as_deref()
@@ -55,6 +60,15 @@ mod tests {
         assert_eq!(timing.duration_ms("exec"), Some(3.4));
         assert_eq!(timing.duration_ms("kind"), None);
         assert_eq!(timing.kind(), Some("warm"));
+        assert_eq!(timing.described().count(), 0);
+    }
+
+    #[test]
+    fn a_chains_header_names_its_steps() {
+        let timing = ServerTiming::parse(
+            r#"exec;dur=5.1, kind;desc="warm", s0;dur=3.000;desc="decode", h0;dur=0.006;desc="to resize""#,
+        );
+        assert_eq!(timing.described().collect::<Vec<_>>(), [("decode", 3.0), ("to resize", 0.006)]);
     }
 
     #[test]
