@@ -1,7 +1,7 @@
 //! Sealed values: what a step, and who called it, can tell from any other value, from a damaged one, and from one
 //! that a step has seen twice.
 //!
-//! A value is sealed by appending the [sum](sum) of all its bytes. Sealing it again covers the first seal, so after
+//! A value is sealed by appending the [`sum`] of all its bytes. Sealing it again covers the first seal, so after
 //! `n` steps a payload has exactly one right form: [`sealed`]`(payload, n + 1)`.
 
 /// Bytes of a seal.
