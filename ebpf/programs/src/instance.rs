@@ -151,7 +151,8 @@ fn answer(
             atomic::set_bits(mask, 1 << (index % SLOTS_PER_FUNCTION));
         }
     }
-    message.flags &= !flags::NEXT;
+    // The rest of the flags is the bus's own.
+    message.flags &= flags::HOLD | status::MASK;
     if held.route & CHAIN_BIT != 0 && !to_port(ctx, index, message, held, hold) {
         return Ok(());
     }

@@ -41,9 +41,10 @@ pub(crate) fn an_answer_to_anothers_run(mut bus: Bus) {
     others_go_on(&mut bus, 3);
 }
 
-/// "serve" names a route, a step and a source of its own; here with `NEXT` too. None of it counts.
+/// "serve" names a route, a step and a source of its own; here with `NEXT` too, and a flag that there isn't. None of
+/// it counts.
 pub(crate) fn a_way_that_the_peer_chooses(mut bus: Bus) {
-    let next = format!("flags:{}", flags::NEXT);
+    let next = format!("flags:{}", flags::NEXT | 0x10);
     let peers = chain(&bus, &[&next, "serve", &next]);
     // Where it would like to be: a function that nobody sends to here, and the one after the next.
     let elsewhere = bus.join_at(function(9), "serve");

@@ -62,7 +62,7 @@ fn a_forged_way_is_overwritten_however_it_is_sent() {
                     route: routes[number % routes.len()],
                     step: steps[number % steps.len()],
                     source: sources[number % sources.len()],
-                    flags: if number.is_multiple_of(2) { flags::NEXT } else { 0 },
+                    flags: if number.is_multiple_of(2) { flags::NEXT } else { 0x10 },
                     ..said
                 };
                 page.0[..32].copy_from_slice(&to_bytes(&forged));

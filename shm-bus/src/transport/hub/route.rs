@@ -50,7 +50,8 @@ pub(super) fn way<C: Cells>(table: &Table<C>, peer: PeerId, message: Descriptor)
         return Ok(Way::Port(Event::Emitted(emitted)));
     }
     let Answered { stamp, held } = table.answer(peer, &message)?;
-    let flags = message.flags & !flags::NEXT;
+    // The rest of the flags is the bus's own.
+    let flags = message.flags & (flags::HOLD | status::MASK);
     let answer = Descriptor { flags, ..stamped(message, peer, &stamp) };
     let result = Way::Port(Event::Answer(answer));
     let Some(route) = stamp.chain() else { return Ok(result) };
