@@ -217,8 +217,12 @@ pub struct Function {
     /// Bit b: slot b is probably idle. An idle slot's bit is set for sure (once whoever made it
     /// idle has returned); a set bit may be out of date.
     pub idle: u64,
+    /// Not 0: invocations wait for this function in the hub. A run that one of its instances has answered then
+    /// goes to its port, not on by itself: nobody else would tell the hub that the instance is idle. Whoever makes an
+    /// instance idle looks here afterwards; the hub looks for idle ones after it has written here.
+    pub waiting: u64,
     /// Keeps the mask, which everybody changes, off the cache lines that everybody reads.
-    pub reserved: [u64; 7],
+    pub reserved: [u64; 6],
     /// Bit b of word c: slot b prefers CPU c (modulo `HOME_CPUS`). Written by user space only.
     pub home: [u64; HOME_CPUS],
 }

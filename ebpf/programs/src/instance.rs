@@ -144,16 +144,20 @@ fn answer(
         STATE_DETACHED => return Err(fault::NONE),
         _ => return Err(fault::NOT_ITS_INVOCATION),
     }
+    let mut to_be_seen_to = hold;
     if !hold {
         if let Some(function) = FUNCTIONS.get_ptr_mut(index / SLOTS_PER_FUNCTION) {
             // SAFETY: only computes an address within the entry.
             let mask = unsafe { &raw mut (*function).idle };
             atomic::set_bits(mask, 1 << (index % SLOTS_PER_FUNCTION));
+            // SYNC(waiting): after the bit, which is a full barrier; pairs with the hub's `set_waiting`.
+            // SAFETY: a pointer into the map's entry.
+            to_be_seen_to = unsafe { (&raw const (*function).waiting).read_volatile() } != 0;
         }
     }
     // The rest of the flags is the bus's own.
     message.flags &= flags::HOLD | status::MASK;
-    if held.route & CHAIN_BIT != 0 && !to_port(ctx, index, message, held, hold) {
+    if held.route & CHAIN_BIT != 0 && !to_port(ctx, index, message, held, to_be_seen_to) {
         return Ok(());
     }
     message::redirect(ctx, held.port);
@@ -164,7 +168,13 @@ fn answer(
 /// What becomes of an answer on a chain's route; `shm_bus::transport::hub::route` has the same rules in a table.
 /// True: it goes to the port, as it now is.
 #[inline(always)]
-fn to_port(ctx: &SkMsgContext, index: u32, message: &mut Descriptor, held: &Held, hold: bool) -> bool {
+fn to_port(
+    ctx: &SkMsgContext,
+    index: u32,
+    message: &mut Descriptor,
+    held: &Held,
+    to_be_seen_to: bool,
+) -> bool {
     let in_time = trail::note_answered(held.trail, held.step, index, held.generation, message);
     if message.flags & status::MASK == status::FAILED {
         return true;
@@ -177,7 +187,7 @@ fn to_port(ctx: &SkMsgContext, index: u32, message: &mut Descriptor, held: &Held
         message.flags = kept | status::EXPIRED;
         return true;
     }
-    if !hold {
+    if !to_be_seen_to {
         message.flags = 0;
         let claim = Claim {
             invocation: message.invocation,

@@ -108,6 +108,22 @@ impl Bus {
         self.queued.load(Ordering::Relaxed)
     }
 
+    /// Tells the bus whether anybody waits for a chain's function. While somebody does, what its instances answer comes to
+    /// a worker, who sees that they are idle: the bus alone would send the run on, and nobody would hear.
+    fn tell_waiting(&self, function: &Function) {
+        if function.domain.is_none() {
+            return; // its answers come to a worker in any case
+        }
+        loop {
+            let waiting = function.queue_len() > 0;
+            self.transport.set_waiting(function.index, waiting);
+            // Two who tell at once: the last word is the one that is true.
+            if (function.queue_len() > 0) == waiting {
+                return;
+            }
+        }
+    }
+
     fn function(&self, index: FunctionIndex) -> Option<Arc<Function>> {
         self.functions.get(usize::from(index.0))?.load_full()
     }
@@ -119,6 +135,7 @@ impl Bus {
             self.queued.fetch_sub(1, Ordering::Relaxed);
             all.push(next);
         }
+        self.tell_waiting(function);
         all
     }
 }
@@ -234,6 +251,7 @@ impl Dispatcher {
             return Err(Refusal::QueueFull { limit });
         }
         function.bell.notify_one();
+        self.bus.tell_waiting(function);
         // An instance may have become idle between the look and the queueing, with nobody to notice.
         self.pump(function);
         Ok(())
@@ -241,6 +259,16 @@ impl Dispatcher {
 
     /// Sends what waits for `function` to its idle instances.
     pub fn pump(&self, function: &Arc<Function>) {
+        self.send_waiting(function);
+        self.bus.tell_waiting(function);
+        // Of an instance that became idle before it was told, nobody has heard.
+        if function.queue_len() > 0 {
+            self.send_waiting(function);
+            self.bus.tell_waiting(function);
+        }
+    }
+
+    fn send_waiting(&self, function: &Function) {
         while self.bus.transport.has_idle(function.index) {
             let Some(next) = function.dequeue() else { return };
             next.sent.mark();
@@ -255,6 +283,7 @@ impl Dispatcher {
         let withdrawn = function.withdraw(id);
         if withdrawn {
             self.bus.queued.fetch_sub(1, Ordering::Relaxed);
+            self.bus.tell_waiting(function);
         }
         withdrawn
     }

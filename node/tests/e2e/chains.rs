@@ -94,6 +94,22 @@ fn a_chain_goes_through_all_its_steps_on_broker() {
     goes_through_all_steps_on("broker");
 }
 
+/// More runs than instances: those that wait at a step are sent on whenever one of its instances is idle, also if
+/// nobody but the kernel has seen that.
+#[test]
+fn no_run_is_left_waiting_when_there_are_more_than_instances() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    for name in ["a", "b", "c"] {
+        append(&daemon, name, &["scale.max=1"]);
+    }
+    apply(&daemon, &format!("timeout = \"20s\"\n{}", chain_of("abc", &["a", "b", "c", "a"])));
+    for _ in 0..4 {
+        many_at_once(&daemon);
+    }
+    daemon.stop();
+}
+
 #[test]
 fn branches_maps_conditions_and_chains_within_chains() {
     need_root_and_cc!();

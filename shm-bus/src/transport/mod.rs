@@ -151,6 +151,11 @@ pub trait Transport: Send + Sync + 'static {
     /// Probably an idle peer of `function` exists (a hint, free of system calls).
     fn has_idle(&self, function: FunctionIndex) -> bool;
 
+    /// Says whether invocations wait for `function` with the hub's owner. While they do, a run whose step one of its peers
+    /// has answered comes to the port ([`Event::Forward`]) instead of going on by itself, since otherwise nobody would
+    /// hear that the peer is idle. Look for idle peers after this.
+    fn set_waiting(&self, function: FunctionIndex, waiting: bool);
+
     /// How many peers of `function` are idle, more or less (for whoever looks on).
     fn idle(&self, function: FunctionIndex) -> u32;
 

@@ -163,6 +163,23 @@ pub(crate) fn a_held_step_comes_back(mut bus: Bus) {
     assert!(!bus.transport.has_idle(function(1)), "at the last step it is held as ever");
 }
 
+pub(crate) fn while_somebody_waits_for_a_function_its_runs_come_back(mut bus: Bus) {
+    let peers = chain(&bus, &["serve", "serve"]);
+    for _ in 0..10 {
+        bus.transport.set_waiting(function(0), true);
+        let back = forward(&mut bus, &peers[0], 0);
+        assert!(bus.transport.has_idle(function(0)), "whoever waits may have it");
+        bus.transport.set_waiting(function(0), false);
+        finishes(&mut bus, &back, &peers[1]);
+        // The next function's waiting is not this step's business.
+        bus.transport.set_waiting(function(1), true);
+        let sent = bus.run(ROUTE, NEVER);
+        assert!(bus.send_to(function(0), &sent));
+        assert_eq!(bus.answer().step, 1);
+        bus.transport.set_waiting(function(1), false);
+    }
+}
+
 pub(crate) fn no_step_starts_too_late(mut bus: Bus) {
     let hold = format!("flags:{}", flags::HOLD);
     for (role, kept) in [("serve", 0), (&*hold, flags::HOLD)] {

@@ -56,6 +56,7 @@ macro_rules! conformance {
                 chains::a_failure_is_its_steps,
                 chains::nobody_idle_comes_back_and_goes_on,
                 chains::a_held_step_comes_back,
+                chains::while_somebody_waits_for_a_function_its_runs_come_back,
                 chains::no_step_starts_too_late,
                 chains::anothers_trail_is_left_alone,
                 chains::a_route_is_set_again,

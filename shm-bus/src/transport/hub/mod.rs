@@ -310,6 +310,10 @@ impl<C: Carrier> Transport for Arc<Hub<C>> {
         self.table.has_idle(function)
     }
 
+    fn set_waiting(&self, function: FunctionIndex, waiting: bool) {
+        self.table.set_waiting(function, waiting);
+    }
+
     fn idle(&self, function: FunctionIndex) -> u32 {
         self.table.idle(function)
     }

@@ -8,7 +8,7 @@
 //! | a failure | to the port: this step has failed |
 //! | an answer after which the route ends | to the port: the result |
 //! | the run's time is over, or its trail another's | to the port: the next step has expired |
-//! | the peer is held | to the port, to be sent on: whoever sees to the peer comes first |
+//! | the peer is held, or somebody waits for its function | to the port, to be sent on: whoever sees to the peer comes first |
 //! | anything else | to an idle peer of the next function; if there is none, to the port, to be sent on |
 //!
 //! What comes back to the port to be sent on waits there like a new request.
@@ -49,7 +49,7 @@ pub(super) fn way<C: Cells>(table: &Table<C>, peer: PeerId, message: Descriptor)
         let emitted = Descriptor { flags: flags::EMIT, ..stamped(message, peer, &stamp) };
         return Ok(Way::Port(Event::Emitted(emitted)));
     }
-    let Answered { stamp, held } = table.answer(peer, &message)?;
+    let Answered { stamp, to_be_seen_to } = table.answer(peer, &message)?;
     // The rest of the flags is the bus's own.
     let flags = message.flags & (flags::HOLD | status::MASK);
     let answer = Descriptor { flags, ..stamped(message, peer, &stamp) };
@@ -65,7 +65,7 @@ pub(super) fn way<C: Cells>(table: &Table<C>, peer: PeerId, message: Descriptor)
     if !table.may_go_on(stamp.trail, message.invocation) {
         return Ok(Way::Port(Event::Answer(Descriptor { flags: hold | status::EXPIRED, ..on })));
     }
-    if held {
+    if to_be_seen_to {
         return Ok(Way::Port(Event::Forward(Descriptor { flags: hold | flags::NEXT, ..on })));
     }
     let stamp = Stamp { step: next, ..stamp };

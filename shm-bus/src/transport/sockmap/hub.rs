@@ -256,6 +256,10 @@ impl Transport for Sockmap {
         self.inner.arrays().has_idle(function)
     }
 
+    fn set_waiting(&self, function: FunctionIndex, waiting: bool) {
+        self.inner.table.set_waiting(function, waiting);
+    }
+
     fn idle(&self, function: FunctionIndex) -> u32 {
         self.inner.table.idle(function)
     }

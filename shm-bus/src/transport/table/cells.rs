@@ -36,7 +36,8 @@ pub struct SlotCell {
 #[derive(Debug, Default)]
 pub struct FunctionCell {
     pub(super) idle: AtomicU64,
-    reserved: [AtomicU64; 7],
+    pub(super) waiting: AtomicU64,
+    reserved: [AtomicU64; 6],
     pub(super) home: [AtomicU64; HOME_CPUS],
 }
 
@@ -88,6 +89,7 @@ const _: () = {
     assert!(size_of::<FunctionCell>() == size_of::<Function>());
     assert!(align_of::<FunctionCell>() == align_of::<Function>());
     assert!(offset_of!(FunctionCell, idle) == offset_of!(Function, idle));
+    assert!(offset_of!(FunctionCell, waiting) == offset_of!(Function, waiting));
     assert!(offset_of!(FunctionCell, home) == offset_of!(Function, home));
     assert!(size_of::<RouteCell>() == size_of::<Route>() && align_of::<RouteCell>() == align_of::<Route>());
     assert!(size_of::<TrailCell>() == size_of::<Trail>() && align_of::<TrailCell>() == align_of::<Trail>());

@@ -19,7 +19,7 @@ mod chains;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use spry_ebpf_common::{
     Descriptor, EMITS_MAX, HOME_CPUS, SLOTS_PER_FUNCTION, STATE_DETACHED, STATE_HELD, STATE_IDLE,
@@ -66,8 +66,8 @@ pub struct Claim {
 pub struct Answered {
     /// What is stamped into it.
     pub stamp: Stamp,
-    /// The peer is HELD: the hub's owner has to see to it.
-    pub held: bool,
+    /// The hub's owner has to see to the peer: it is HELD, or somebody waits for its function.
+    pub to_be_seen_to: bool,
 }
 
 /// Why a peer's message isn't delivered.
@@ -189,10 +189,24 @@ impl<C: Cells> Table<C> {
             .compare_exchange(message.invocation, next, Ordering::AcqRel, Ordering::Relaxed)
             .map_err(|_| Refused::Detached)?;
         self.note_answered(peer, &stamp, message);
-        if !held {
-            self.hint_idle(peer.slot);
+        if held {
+            return Ok(Answered { stamp, to_be_seen_to: true });
         }
-        Ok(Answered { stamp, held })
+        self.hint_idle(peer.slot);
+        // SYNC(waiting): the hint before the look; pairs with `set_waiting`.
+        fence(Ordering::SeqCst);
+        let function = &self.cells.functions()[usize::from(peer.function().0)];
+        Ok(Answered { stamp, to_be_seen_to: function.waiting.load(Ordering::Relaxed) != 0 })
+    }
+
+    /// Says whether invocations wait for `function` in the hub. Afterwards, look for idle peers: those that became idle
+    /// before are seen, of those that become idle later the port is told.
+    pub fn set_waiting(&self, function: FunctionIndex, waiting: bool) {
+        if let Some(cell) = self.cells.functions().get(usize::from(function.0)) {
+            // SYNC(waiting): see `answer`, and the kernel program's.
+            cell.waiting.store(waiting.into(), Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+        }
     }
 
     /// Counts a value that a peer emits for the invocation that it holds, and goes on holding.
