@@ -25,6 +25,9 @@ pub enum ChannelError {
     /// The other side has closed it.
     #[error("the control socket was closed")]
     Closed,
+    /// Descriptors came beside a message that has none.
+    #[error("a control message came with {0} descriptors instead of none")]
+    Descriptors(usize),
 }
 
 /// spryd's end.
@@ -48,6 +51,20 @@ impl Channel {
         fds: &[BorrowedFd<'_>],
     ) -> Result<(), ChannelError> {
         self.when(Interest::WRITABLE, |socket| control::send(socket, message, fds)).await
+    }
+
+    /// Sends without waiting; an error when the other side has left so much unread that there is no room.
+    pub(super) fn send_now<M: Serialize>(
+        &self,
+        message: &M,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(), ChannelError> {
+        match control::send(self.as_fd(), message, fds) {
+            Err(ControlError::Os { source: Errno::EPIPE | Errno::ECONNRESET, .. }) => {
+                Err(ChannelError::Closed)
+            }
+            result => Ok(result?),
+        }
     }
 
     /// The next message; [`ChannelError::Closed`] at the end.

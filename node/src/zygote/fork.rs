@@ -259,7 +259,9 @@ async fn answer(link: &mut Link) -> Result<Answer, ForkError> {
         Err(error @ (ChannelError::Closed | ChannelError::Wait(_))) => {
             return Err(ForkError::ZygoteGone(error));
         }
-        Err(ChannelError::Control(error)) => return Err(lied(&error.to_string())),
+        Err(error @ (ChannelError::Control(_) | ChannelError::Descriptors(_))) => {
+            return Err(lied(&error.to_string()));
+        }
     };
     let mut fds = fds.into_iter();
     let answer = match (message, fds.next(), fds.next()) {

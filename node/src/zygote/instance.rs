@@ -54,15 +54,17 @@ impl InstanceProcess {
         *self.child.exit.borrow()
     }
 
-    /// What it says next. It is hostile: what comes is well-formed, nothing more.
+    /// What it says next. It is hostile: what comes is well-formed and without descriptors, nothing more.
     pub async fn request(&self) -> Result<FromInstance, ChannelError> {
-        // (Descriptors that it sends are closed.)
-        Ok(self.control.receive().await?.0)
+        match self.control.receive().await? {
+            (message, fds) if fds.is_empty() => Ok(message),
+            (_, fds) => Err(ChannelError::Descriptors(fds.len())),
+        }
     }
 
-    /// Answers it. Waits while its socket is full.
-    pub async fn reply(&self, message: &ToInstance, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-        self.control.send(message, fds).await
+    /// Answers it. There is room for that, unless it asks on and on without reading.
+    pub fn reply(&self, message: &ToInstance, fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
+        self.control.send_now(message, fds)
     }
 
     /// Lets it run on this CPU only, or wherever spryd may.
