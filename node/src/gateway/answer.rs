@@ -14,7 +14,7 @@ use http_body_util::Full;
 use shm_bus::Descriptor;
 use shm_bus::segment::{Region, SegmentError};
 use spry_ebpf_common::status;
-use spry_wire::frame::{self, Frame, FrameError, Headers, Joining, PartsView, Place, Shape};
+use spry_wire::frame::{self, Frame, FrameError, Headers, Joining, LIST_HEAD_MAX, PartsView, Place, Shape};
 
 use super::Refusal;
 use crate::chain::{Chain, Holdings};
@@ -161,7 +161,12 @@ pub(super) fn of_chain(result: Place, holdings: Holdings, chain: &Chain) -> Resu
         length: result.length,
         ..Descriptor::default()
     };
-    read(&named, chain.plan.payload_bytes, |place| {
+    let limit_bytes = chain.plan.payload_bytes;
+    read(&named, limit_bytes, |place| {
+        // A frame with its head, or a value: whoever named it may have meant a whole segment.
+        if u64::from(place.length) > limit_bytes.saturating_add(LIST_HEAD_MAX as u64) {
+            return Err(Refusal::ValueTooLarge { len: place.length.into(), limit_bytes });
+        }
         let found = chain.domain.region(place);
         let (bytes, by_spryd) = found.map_err(|error| Refusal::BadAnswer(error.to_string()))?;
         let writer = if by_spryd { Writer::Spryd } else { Writer::Instance };

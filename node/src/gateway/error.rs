@@ -100,8 +100,8 @@ pub enum Refusal {
     /// A value in a chain isn't what its next stage needs.
     #[error("a value in this chain can't be used: {0}")]
     BadValue(String),
-    /// A list in a chain is over the chain's `payload`.
-    #[error("a list in this chain has {len} bytes, over its payload limit of {limit_bytes} bytes")]
+    /// A value in a chain is over the chain's `payload`.
+    #[error("a value in this chain has {len} bytes, over its payload limit of {limit_bytes} bytes")]
     ValueTooLarge {
         /// Its length.
         len: u64,
