@@ -1,6 +1,6 @@
-//! A chain as a picture: [`text`] for a terminal, [`dot`] for graphviz.
+//! A chain as a picture: [`text`] for a terminal, [`dot()`] for graphviz.
 //!
-//! The text flows from top to bottom. Every part of a chain becomes a [`Block`](block::Block): lines of one width and a
+//! The text flows from top to bottom. Every part of a chain becomes a [`Block`]: lines of one width and a
 //! column at which it is entered and left. Branches stand side by side if they fit, else one below the other in a
 //! frame, so that no chain is wider than what is asked for.
 

@@ -1,6 +1,6 @@
 //! Chains: functions that call on, with one deadline over all of them.
 //!
-//! [`spec`] reads a `chain.toml`; [`flatten`] looks its names up, in functions and other chains; what comes out is
+//! [`spec`] reads a `chain.toml`; [`flatten()`] looks its names up, in functions and other chains; what comes out is
 //! a [`plan`]. [`compile`] gives its steps functions and routes of the bus, which makes it a [`served`] chain; each request
 //! to it is a [`call`].
 

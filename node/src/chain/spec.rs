@@ -2,7 +2,7 @@
 //!
 //! [`raw`] is the file's shape (unknown keys are refused, nearly everything optional); [`ChainSpec`] has every
 //! value present and within its bounds, but the functions and chains that it names may not exist:
-//! [`flatten`](super::flatten) looks them up.
+//! [`flatten`](super::flatten()) looks them up.
 
 pub mod raw;
 
