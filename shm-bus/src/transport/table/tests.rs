@@ -32,7 +32,10 @@ fn a_life() {
     assert_eq!(table.holder(FUNCTION, InvocationId(5)), Some(peer));
     assert!(!table.retire(peer));
     assert_eq!(table.answer(peer, &answer(6, 0)), Err(Refused::NotItsInvocation));
-    assert_eq!(table.answer(peer, &answer(5, 0)), Ok(Answered { stamp: claim(5).stamp, held: false }));
+    assert_eq!(
+        table.answer(peer, &answer(5, 0)),
+        Ok(Answered { stamp: claim(5).stamp, to_be_seen_to: false })
+    );
     assert_eq!(table.answer(peer, &answer(5, 0)), Err(Refused::NotItsInvocation));
     assert!(table.has_idle(FUNCTION) && !table.has_idle(FunctionIndex(0)));
     assert!(table.retire(peer) && !table.has_idle(FUNCTION));
@@ -68,7 +71,10 @@ fn an_old_name_moves_nothing() {
     assert!(!table.admit(old) && !table.retire(old));
     assert_eq!(table.detach(old), None);
     assert_eq!(table.answer(old, &answer(5, 0)), Err(Refused::Detached));
-    assert_eq!(table.answer(new, &answer(5, 0)), Ok(Answered { stamp: claim(5).stamp, held: false }));
+    assert_eq!(
+        table.answer(new, &answer(5, 0)),
+        Ok(Answered { stamp: claim(5).stamp, to_be_seen_to: false })
+    );
 }
 
 #[test]
