@@ -13,7 +13,7 @@ fn append(daemon: &Daemon, name: &str, settings: &[&str]) {
     daemon.deploy_python(name, &source, settings);
 }
 
-fn apply(daemon: &Daemon, chain: &str) {
+pub(super) fn apply(daemon: &Daemon, chain: &str) {
     let output = try_apply(daemon, chain);
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "apply: {err}");
@@ -26,13 +26,13 @@ fn try_apply(daemon: &Daemon, chain: &str) -> std::process::Output {
     daemon.spry(&["chain", "apply", file.to_str().expect("a UTF-8 path")])
 }
 
-fn chain_of(name: &str, functions: &[&str]) -> String {
+pub(super) fn chain_of(name: &str, functions: &[&str]) -> String {
     let steps = functions.iter().map(|function| format!("[[step]]\nfunction = \"{function}\"\n"));
     format!("name = \"{name}\"\n{}", steps.collect::<String>())
 }
 
 /// The entries of `Server-Timing` whose names start with `letter`.
-fn timings(response: &Response, letter: char) -> Vec<String> {
+pub(super) fn timings(response: &Response, letter: char) -> Vec<String> {
     let header = response.header("server-timing").expect("every response has it");
     let entries = header.split(", ").filter(|entry| {
         entry.starts_with(letter) && entry[1..].starts_with(|digit: char| digit.is_ascii_digit())

@@ -118,7 +118,7 @@ impl Daemon {
         self.spry(&arguments)
     }
 
-    /// Deploys one of `tests/e2e/functions/*.c`.
+    /// Deploys one of `tests/e2e/functions/*.c` (`a-b` is in `a_b.c`).
     pub(crate) fn deploy_native(&self, name: &str, settings: &[&str]) {
         let output = self.try_deploy(native(name), name, settings);
         let err = String::from_utf8_lossy(&output.stderr);
@@ -232,13 +232,14 @@ fn native(name: &str) -> &'static Path {
     }
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = FOLDER.get_or_init(|| tempfile::tempdir().expect("a temporary folder"));
-    let object = folder.path().join(format!("{name}.so"));
+    let source = name.replace('-', "_");
+    let object = folder.path().join(format!("{source}.so"));
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
         .arg(&object)
         .arg("-I")
         .arg(here.join("sdk/include"))
-        .arg(here.join(format!("tests/e2e/functions/{name}.c")))
+        .arg(here.join(format!("tests/e2e/functions/{source}.c")))
         .status()
         .expect("run cc");
     assert!(compiled.success(), "{name}.c does not compile");

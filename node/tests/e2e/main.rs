@@ -7,6 +7,7 @@
 mod client;
 mod daemon;
 
+mod chain_isolation;
 mod chains;
 mod errors;
 mod http;
