@@ -114,7 +114,7 @@ impl Instance {
             served: AtomicU64::new(0),
             used_unix_ms: AtomicU64::new(crate::activation::unix_ms()),
             output: Mutex::new(Output {
-                pipes: [parts.stdout, parts.stderr],
+                pipes: vec![parts.stdout, parts.stderr],
                 held: Vec::new(),
                 held_bytes: 0,
                 dropped_bytes: 0,
@@ -133,6 +133,16 @@ impl Instance {
     /// Why spryd ended it, if it did.
     pub fn doom(&self) -> Option<Doom> {
         self.doom.get().copied()
+    }
+
+    /// Whether it was reaped.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Its output has been read to the end: what it is kept for now is its outbox.
+    pub fn close_output(&self) {
+        self.output.lock().pipes.clear();
     }
 
     /// It was reaped: its pid may name another process from now on.
@@ -242,7 +252,8 @@ pub struct Taken {
 
 #[derive(Debug)]
 struct Output {
-    pipes: [OwnedFd; 2],
+    /// Standard output and error, until they are closed.
+    pipes: Vec<OwnedFd>,
     held: Vec<(Stream, Vec<u8>)>,
     held_bytes: usize,
     dropped_bytes: u64,
@@ -255,10 +266,10 @@ const DRAIN_MAX: usize = 256 * 1024;
 impl Output {
     fn drain(&mut self) {
         let mut buffer = [0; 16 * 1024];
-        for (index, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
+        for (pipe, stream) in self.pipes.iter().zip([Stream::Stdout, Stream::Stderr]) {
             let mut total = 0;
             while total < DRAIN_MAX {
-                let Ok(len) = nix::unistd::read(&self.pipes[index], &mut buffer) else { break };
+                let Ok(len) = nix::unistd::read(pipe, &mut buffer) else { break };
                 if len == 0 {
                     break;
                 }

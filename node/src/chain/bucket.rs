@@ -104,6 +104,17 @@ impl<V: Clone> Bucket<V> {
         added
     }
 
+    /// Changes every value that waits; those of which `change` says false go. Returns how many went.
+    pub fn retain(&mut self, mut change: impl FnMut(&mut V) -> bool) -> usize {
+        let before = self.count;
+        for waiting in self.waiting.iter_mut().flat_map(|gathered| gathered.by_name.values_mut()) {
+            let len = waiting.len();
+            waiting.retain_mut(&mut change);
+            self.count -= len - waiting.len();
+        }
+        before - self.count
+    }
+
     /// A window's time is over: what it has gathered.
     pub fn close(&mut self, trigger: usize) -> Option<Fired<V>> {
         let gathered = &mut self.waiting[trigger];
@@ -196,6 +207,21 @@ mod tests {
         assert_eq!(bucket.close(0), fired(0, &[("a", 1), ("a", 2)]).pop());
         assert_eq!(bucket.close(0), None);
         assert_eq!(add(&mut bucket, &on, "a", 3).windows.len(), 1, "the next one");
+    }
+
+    #[test]
+    fn values_can_be_changed_and_taken_out_while_they_wait() {
+        let (on, mut bucket) = ([On::Set(vec!["a".into(), "b".into()])], Bucket::new(1));
+        for value in 0..4 {
+            add(&mut bucket, &on, "a", value);
+        }
+        let even = |value: &mut u32| {
+            *value += 10;
+            value.is_multiple_of(4)
+        };
+        assert_eq!((bucket.retain(even), bucket.len()), (3, 1));
+        assert_eq!(add(&mut bucket, &on, "b", 7).fired, fired(0, &[("a", 12), ("b", 7)]));
+        assert!(bucket.is_empty());
     }
 
     #[test]

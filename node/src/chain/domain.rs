@@ -4,7 +4,9 @@
 //! descriptor first names one. Whoever isn't in the domain's table gets nothing from it.
 //!
 //! An outbox outlives its instance while values in it may still be read. Every call of the chain holds a [`Pin`];
-//! the outbox of a dead instance goes when all pins that are older than its death have gone:
+//! the outbox of a dead instance goes when all pins that are older than its death have gone, or when there are too many:
+//! then the call that wants to read it fails, and not the node, whose descriptors and memory they take. Whoever waits for
+//! longer than a call, an emitted value, keeps the one [`Outbox`] that it lies in.
 //!
 //! ```text
 //! pins:    1 ├────────────┤   2 ├───────────────────┤          3 ├──────
@@ -14,7 +16,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 use shm_bus::segment::{Region, SegmentError, SegmentName};
@@ -27,8 +29,20 @@ use crate::instance::Instance;
 #[derive(Debug)]
 pub struct Domain {
     inbox: Arc<Inbox>,
-    outboxes: RwLock<HashMap<SegmentName, Arc<Outbox>>>,
+    outboxes: RwLock<Outboxes>,
     calls: Mutex<Calls>,
+}
+
+/// Outboxes of the dead at most. More can't be needed: each holds the value of some run, and so many runs find no trails.
+const DEAD_MAX: usize = 1024;
+/// Bytes in them at most.
+const DEAD_BYTES_MAX: u64 = 1 << 30;
+
+#[derive(Debug, Default)]
+struct Outboxes {
+    members: HashMap<SegmentName, Arc<Outbox>>,
+    /// Of the dead: no call needs them, but somebody keeps them.
+    kept: HashMap<SegmentName, Weak<Outbox>>,
 }
 
 /// A member's outbox.
@@ -43,6 +57,11 @@ impl Outbox {
     /// The segment, to be handed to another member.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Memory that it takes.
+    fn bytes(&self) -> u64 {
+        nix::sys::stat::fstat(&self.fd).map_or(0, |about| about.st_blocks as u64 * 512)
     }
 }
 
@@ -61,16 +80,33 @@ pub enum PlaceError {
 struct Calls {
     next: u64,
     pinned: BTreeSet<u64>,
-    /// Outboxes of the dead, with the number that the next pin had when they died.
-    dead: VecDeque<(u64, SegmentName)>,
+    /// Outboxes of the dead, in the order of their deaths.
+    dead: VecDeque<Dead>,
+    dead_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Dead {
+    /// The number that the next pin had then.
+    died_at: u64,
+    outbox: SegmentName,
+    bytes: u64,
 }
 
 impl Calls {
-    /// The dead that no pin can have seen alive.
+    /// The dead that no pin can have seen alive, and those that are too many.
     fn take_unseen(&mut self) -> Vec<SegmentName> {
         let oldest = self.pinned.first().copied().unwrap_or(u64::MAX);
-        let count = self.dead.iter().take_while(|(died_at, _)| *died_at <= oldest).count();
-        self.dead.drain(..count).map(|(_, name)| name).collect()
+        let mut gone = Vec::new();
+        while let Some(dead) = self.dead.front() {
+            let fits = self.dead.len() <= DEAD_MAX && self.dead_bytes <= DEAD_BYTES_MAX;
+            if dead.died_at > oldest && fits {
+                break;
+            }
+            self.dead_bytes -= dead.bytes;
+            gone.extend(self.dead.pop_front().map(|dead| dead.outbox));
+        }
+        gone
     }
 }
 
@@ -88,15 +124,18 @@ impl Domain {
     /// Lets the members see a new instance's outbox.
     pub fn admit(&self, instance: &Arc<Instance>, fd: OwnedFd) {
         let outbox = Arc::new(Outbox { instance: Arc::clone(instance), fd });
-        self.outboxes.write().insert(instance.outbox_name, outbox);
+        self.outboxes.write().members.insert(instance.outbox_name, outbox);
     }
 
     /// An instance has ended: its outbox goes when nobody can need it any more.
     pub fn dismiss(&self, instance: &Instance) {
+        let name = instance.outbox_name;
+        let bytes = self.outbox(name).map_or(0, |outbox| outbox.bytes());
         let unseen = {
             let mut calls = self.calls.lock();
             let died_at = calls.next;
-            calls.dead.push_back((died_at, instance.outbox_name));
+            calls.dead.push_back(Dead { died_at, outbox: name, bytes });
+            calls.dead_bytes += bytes;
             calls.take_unseen()
         };
         self.forget(&unseen);
@@ -104,7 +143,8 @@ impl Domain {
 
     /// The outbox of that name.
     pub fn outbox(&self, name: SegmentName) -> Option<Arc<Outbox>> {
-        self.outboxes.read().get(&name).cloned()
+        let outboxes = self.outboxes.read();
+        outboxes.members.get(&name).cloned().or_else(|| outboxes.kept.get(&name)?.upgrade())
     }
 
     /// The bytes at a place in any of the domain's segments, and whether spryd wrote them.
@@ -130,8 +170,13 @@ impl Domain {
     fn forget(&self, names: &[SegmentName]) {
         if !names.is_empty() {
             let mut outboxes = self.outboxes.write();
+            outboxes.kept.retain(|_, outbox| outbox.strong_count() > 0);
             for name in names {
-                outboxes.remove(name);
+                if let Some(outbox) = outboxes.members.remove(name)
+                    && Arc::strong_count(&outbox) > 1
+                {
+                    outboxes.kept.insert(*name, Arc::downgrade(&outbox));
+                }
             }
         }
     }
@@ -163,17 +208,33 @@ mod tests {
         SegmentName { id, generation: 1 }
     }
 
+    fn dead(died_at: u64, id: u32, bytes: u64) -> Dead {
+        Dead { died_at, outbox: name(id), bytes }
+    }
+
     #[test]
     fn the_dead_go_with_the_last_pin_that_may_have_seen_them() {
-        let mut calls = Calls { next: 3, pinned: [1, 2].into(), dead: [(3, name(7))].into() };
+        let mut calls = Calls { next: 3, pinned: [1, 2].into(), dead: [dead(3, 7, 0)].into(), dead_bytes: 0 };
         assert_eq!(calls.take_unseen(), []);
         calls.pinned.remove(&1);
         calls.pinned.insert(3);
         assert_eq!(calls.take_unseen(), [], "2 may have seen it");
         calls.pinned.remove(&2);
         assert_eq!(calls.take_unseen(), [name(7)], "3 came after its death");
-        calls.dead.push_back((4, name(8)));
+        calls.dead.push_back(dead(4, 8, 0));
         calls.pinned.clear();
         assert_eq!(calls.take_unseen(), [name(8)], "with no pin at all");
+    }
+
+    #[test]
+    fn the_oldest_dead_go_when_they_are_too_many_or_too_large() {
+        let mut calls = Calls { next: 1, pinned: [0].into(), dead: VecDeque::new(), dead_bytes: 0 };
+        calls.dead.extend((0..=DEAD_MAX as u32).map(|id| dead(1, id, 0)));
+        assert_eq!(calls.take_unseen(), [name(0)]);
+        calls.dead.clear();
+        calls.dead.extend([dead(1, 1, DEAD_BYTES_MAX), dead(1, 2, 1)]);
+        calls.dead_bytes = DEAD_BYTES_MAX + 1;
+        assert_eq!(calls.take_unseen(), [name(1)]);
+        assert_eq!(calls.dead_bytes, 1);
     }
 }

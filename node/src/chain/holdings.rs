@@ -1,7 +1,7 @@
 //! What one call of a chain keeps from being used again: blocks of outboxes and of the inbox, and the outboxes of the
 //! dead. All of it goes back when the call has ended, however it has ended, and its result has left for the client.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use spry_wire::frame::Place;
 
@@ -14,7 +14,8 @@ use crate::instance::Instance;
 #[derive(Debug)]
 pub struct Holdings {
     blocks: Vec<Block>,
-    answers: Vec<(Arc<Instance>, u32)>,
+    /// Weak: with an instance that is dead and gone, its blocks are.
+    answers: Vec<(Weak<Instance>, u32)>,
     _pin: Pin,
 }
 
@@ -42,7 +43,7 @@ impl Holdings {
     pub fn keep_answer(&mut self, instance: &Arc<Instance>, place: Place) {
         let outbox = instance.outbox_name;
         if (place.segment, place.generation) == (outbox.id, outbox.generation) {
-            self.answers.push((Arc::clone(instance), place.offset));
+            self.answers.push((Arc::downgrade(instance), place.offset));
         }
     }
 }
@@ -50,7 +51,9 @@ impl Holdings {
 impl Drop for Holdings {
     fn drop(&mut self) {
         for (instance, offset) in &self.answers {
-            instance.release.post(*offset);
+            if let Some(instance) = instance.upgrade() {
+                instance.release.post(*offset);
+            }
         }
     }
 }

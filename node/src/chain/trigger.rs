@@ -12,7 +12,7 @@ use spry_wire::frame::Place;
 
 use super::bucket::Fired;
 use super::call::Call;
-use super::domain::Pin;
+use super::domain::{Domain, Outbox};
 use super::plan::On;
 use super::served::Chain;
 use super::value::{self, Part};
@@ -20,6 +20,7 @@ use crate::activation::{Record, Stream};
 use crate::dispatch::{Dispatcher, Run};
 use crate::gateway::call_id::CallId;
 use crate::gateway::{Failed, Refusal};
+use crate::inbox::Block;
 use crate::instance::Instance;
 
 /// Calls that start one another by the values that they emit, at most: a function that wakes itself must end.
@@ -32,20 +33,38 @@ pub struct Emitted {
     content_type: String,
     /// How many triggers led to it.
     depth: u8,
-    _keep: Arc<Kept>,
+    keep: Arc<Kept>,
 }
 
-/// The block in the outbox of who emitted it.
+/// Where it lies.
 #[derive(Debug)]
-struct Kept {
-    instance: Arc<Instance>,
-    offset: u32,
-    _pin: Pin,
+enum Kept {
+    /// In the outbox of who emitted it, in the block at this offset.
+    Outbox(Arc<Outbox>, u32),
+    /// In the inbox.
+    Copy { _block: Block },
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        self.instance.release.post(self.offset);
+        if let Self::Outbox(outbox, offset) = self {
+            outbox.instance.release.post(*offset);
+        }
+    }
+}
+
+impl Emitted {
+    /// A value that waits while its instance has died is copied: an outbox takes descriptors and memory that nobody
+    /// accounts for, a block in the inbox doesn't. False: there is no room for it.
+    fn outlive(&mut self, domain: &Domain) -> bool {
+        match &*self.keep {
+            Kept::Outbox(outbox, _) if outbox.instance.has_ended() => {}
+            _ => return true,
+        }
+        let Ok(block) = value::copy_to_inbox(domain, self.part.place) else { return false };
+        self.part.place = block.place();
+        self.keep = Arc::new(Kept::Copy { _block: block });
+        true
     }
 }
 
@@ -53,7 +72,15 @@ impl Drop for Kept {
 pub fn emitted(dispatcher: &Rc<Dispatcher>, run: &Run, call_id: CallId, by: &Arc<Instance>, place: Place) {
     let chain = &run.chain;
     let own = (place.segment, place.generation) == (by.outbox_name.id, by.outbox_name.generation);
-    let keep = Arc::new(Kept { instance: Arc::clone(by), offset: place.offset, _pin: chain.domain.pin() });
+    let drop_it = |count: usize, why: &str| {
+        chain.dropped_values.fetch_add(count as u64, Ordering::Relaxed);
+        let note = format!("[spry: {why}]");
+        chain.history.lock().log(Some(call_id), Stream::Stderr, note.as_bytes());
+    };
+    let Some(outbox) = chain.domain.outbox(by.outbox_name) else {
+        return drop_it(1, "an emitted value was dropped: its function's process has ended");
+    };
+    let keep = Arc::new(Kept::Outbox(outbox, place.offset));
     let read = if run.depth >= DEPTH_MAX {
         Err(format!("{DEPTH_MAX} triggers have led to it, one by the other's value"))
     } else if own {
@@ -63,19 +90,23 @@ pub fn emitted(dispatcher: &Rc<Dispatcher>, run: &Run, call_id: CallId, by: &Arc
     };
     let (name, content_type, part) = match read {
         Ok(read) => read,
-        Err(why) => {
-            chain.dropped_values.fetch_add(1, Ordering::Relaxed);
-            let note = format!("[spry: an emitted value was dropped: {why}]");
-            return chain.history.lock().log(Some(call_id), Stream::Stderr, note.as_bytes());
-        }
+        Err(why) => return drop_it(1, &format!("an emitted value was dropped: {why}")),
     };
-    let value = Emitted { part, content_type, depth: run.depth, _keep: keep };
+    let value = Emitted { part, content_type, depth: run.depth, keep };
     let on = chain.triggers.iter().map(|trigger| &trigger.on);
-    let added = chain.bucket.lock().add(on, &name, &value, Instant::now());
+    let (lost, added) = {
+        let mut bucket = chain.bucket.lock();
+        let lost = bucket.retain(|waiting| waiting.outlive(&chain.domain));
+        (lost, bucket.add(on, &name, &value, Instant::now()))
+    };
+    if lost > 0 {
+        drop_it(
+            lost,
+            &format!("{lost} emitted values were dropped: no room to keep them without their processes"),
+        );
+    }
     if added.dropped {
-        chain.dropped_values.fetch_add(1, Ordering::Relaxed);
-        let note = format!("[spry: the emitted value \"{name}\" was dropped: no trigger has a place for it]");
-        chain.history.lock().log(Some(call_id), Stream::Stderr, note.as_bytes());
+        drop_it(1, &format!("the emitted value \"{name}\" was dropped: no trigger has a place for it"));
     }
     for fired in added.fired {
         tokio::task::spawn_local(start(Rc::clone(dispatcher), Arc::clone(chain), fired));

@@ -212,6 +212,12 @@ pub(super) fn emission(outbox: &Reader, place: Place) -> Result<(String, String,
     Ok((emission.name().to_owned(), emission.content_type().to_owned(), Part { place, is_json }))
 }
 
+/// A copy of what lies at `place`, in the inbox.
+pub(super) fn copy_to_inbox(domain: &Domain, place: Place) -> Result<Block, Refusal> {
+    let (region, _) = domain.region(&place).map_err(|error| Refusal::BadAnswer(error.to_string()))?;
+    write(domain.inbox(), region.as_ref())
+}
+
 fn write(inbox: &Arc<Inbox>, bytes: &[u8]) -> Result<Block, Refusal> {
     let block = inbox.allocate(bytes.len());
     let mut block = block.ok_or(Refusal::NodeFull { what: "waiting values of this chain" })?;

@@ -49,6 +49,7 @@ pub(super) fn watch(
             reader.abort();
         }
         log_rest(&function, &instance);
+        instance.close_output();
         if let Some((invocation, port)) = held {
             let refusal = refusal(&function, &instance, &exit, invocation);
             tracing::info!(
