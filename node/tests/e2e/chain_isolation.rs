@@ -146,6 +146,8 @@ on_each_transport! {
     it_can_not_write_to_any_segment_but_its_own: memory::writes,
     it_can_not_change_what_it_was_given: memory::spoils,
     a_flood_of_values_ends_it: floods::of_values,
+    values_that_start_their_own_function_take_nobody_elses_place: floods::that_feeds_itself,
+    values_that_nobody_takes_keep_little: floods::of_waiting_values,
     a_flood_of_questions_is_not_taken: floods::of_questions,
     an_answer_that_points_anywhere_is_its_own_failure: lies::about_places,
     a_frame_that_lies_is_its_own_failure: lies::about_frames,

@@ -81,6 +81,38 @@ pub(super) fn of_values(scene: &Scene) {
     scene.serves_on("a flood of values");
 }
 
+pub(super) fn that_feeds_itself(scene: &Scene) {
+    scene.apply("feeds", &triggered(&["chain-hostile"], "chain-hostile", "{ every = \"item\" }"));
+    let held = Held::by(scene);
+    while_the_neighbour_answers(scene, || {
+        // Each of these starts 128 calls that each start 128 calls, eight times over, if there were room. (By then, its own
+        // clients may be turned away.)
+        for _ in 0..4 {
+            scene.call("feeds", "do=emit&count=128", b"value");
+        }
+        let failed = |scene: &Scene| {
+            let chains = scene.daemon.spry_json(&["chain", "describe", "feeds"]);
+            chains["calls"]["failed"].as_u64().expect("a number")
+        };
+        scene.daemon.until("most of them have found no place", |_| failed(scene) > 10_000);
+    });
+    scene.daemon.spry_ok(&["chain", "remove", "feeds"]);
+    held.is_bounded(scene, "values that start their own function");
+    scene.serves_on("values that start their own function");
+}
+
+pub(super) fn of_waiting_values(scene: &Scene) {
+    scene.apply("waits", &triggered(&["chain-hostile"], "copy", "{ set = [\"item\", \"never\"] }"));
+    let held = Held::by(scene);
+    // Each time a new process, which dies with a value of its own waiting.
+    for _ in 0..160 {
+        let response = scene.call("waits", "do=emit&count=1", b"value");
+        assert_eq!((response.status, response.text()), (200, NONSENSE.into()));
+    }
+    held.is_bounded(scene, "values that nobody takes");
+    scene.serves_on("values that nobody takes");
+}
+
 pub(super) fn of_questions(scene: &Scene) {
     // (Refused questions end it at some point; the others are not taken for ever.)
     let floods = [

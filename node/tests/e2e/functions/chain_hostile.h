@@ -64,20 +64,6 @@ static struct mapping mapping_of(const char *name, char permission) {
     return (struct mapping){0};
 }
 
-/* The runtime keeps on its stack how a segment of this length is named: segment, generation, length. The outbox is made last
- * of all that it knows, and so has the highest. */
-static int find_name(uint32_t len, uint32_t below, uint32_t *segment, uint32_t *generation) {
-    struct mapping stack = mapping_of("[stack]", 'w');
-    uint32_t best = 0;
-    for (uint32_t *at = __builtin_frame_address(0); (char *)(at + 3) < stack.end; at++)
-        if (at[2] == len && at[0] > best && at[0] < below && at[1] < 16) {
-            best = at[0];
-            *segment = at[0];
-            *generation = at[1];
-        }
-    return best != 0;
-}
-
 /* The descriptor that is being served: it has the invocation that the runtime notes in the outbox. */
 static int find_served(void) {
     struct mapping stack = mapping_of("[stack]", 'w');
@@ -97,24 +83,6 @@ static int domain_of(int fd) {
     int domain = -1;
     socklen_t len = sizeof domain;
     return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) ? -1 : domain;
-}
-
-/* Finds everything; 0 when something is missing. Descriptors are in the order in which spryd handed them over. */
-static int break_in(void) {
-    read_maps();
-    control_fd = bus_fd = -1;
-    for (int fd = 3; fd < 256; fd++) {
-        int domain = domain_of(fd);
-        if (domain == AF_UNIX && control_fd < 0) control_fd = fd;
-        else if (domain == AF_UNIX || domain == AF_INET) bus_fd = fd;
-    }
-    outbox = mapping_of("/memfd:spry-outbox", 'w');
-    inbox = mapping_of("/memfd:spry-inbox", 'r');
-    hub_page = mapping_of("/memfd:spry-bus-hub", 'r');
-    own_page = mapping_of("/memfd:spry-bus-peer", 'w');
-    if (!outbox.start || !inbox.start || control_fd < 0 || bus_fd < 0) return 0;
-    return find_name(outbox.end - outbox.start, 1 << 16, &own_segment, &own_generation) &&
-           find_name(inbox.end - inbox.start, own_segment, &inbox_segment, &inbox_generation) && find_served();
 }
 
 /* Sends on the bus whatever it is. (A ring takes whole descriptors only, when there is room.) */
@@ -180,4 +148,51 @@ static int holds(int fd, const char *needle, size_t needle_len) {
         at += got > (ssize_t)needle_len ? got - (ssize_t)needle_len : got;
     }
     return 0;
+}
+
+/* The runtime keeps on its stack how a segment of this length is named: segment, generation, length. The highest below a bound
+ * is the latest made, if it isn't something else that lies there. */
+static int find_name(const struct mapping *it, uint32_t below, uint32_t *segment, uint32_t *generation) {
+    struct mapping stack = mapping_of("[stack]", 'w');
+    uint32_t best = 0, len = it->end - it->start;
+    for (uint32_t *at = __builtin_frame_address(0); (char *)(at + 3) < stack.end; at++)
+        if (at[2] == len && at[0] > best && at[0] < below && at[1] == 1) {
+            best = at[0];
+            *segment = at[0];
+            *generation = at[1];
+        }
+    return best != 0;
+}
+
+/* The own outbox is what spryd hands out as such. To a plain function it hands out nothing: then the latest. */
+static int find_own(void) {
+    enum { SEGMENTS = 1 << 16 };
+    for (uint32_t below = SEGMENTS; find_name(&outbox, below, &own_segment, &own_generation); below = own_segment) {
+        struct stat about = {0};
+        int fd = ask_for(own_segment, own_generation);
+        if (fd < 0) continue;
+        fstat(fd, &about);
+        close(fd);
+        if (about.st_ino == outbox.inode) return 1;
+    }
+    return find_name(&outbox, SEGMENTS, &own_segment, &own_generation);
+}
+
+/* Finds everything; 0 when something is missing. Descriptors are in the order in which spryd handed them over. */
+static int break_in(void) {
+    read_maps();
+    control_fd = bus_fd = -1;
+    for (int fd = 3; fd < 256; fd++) {
+        int domain = domain_of(fd);
+        if (domain == AF_UNIX && control_fd < 0) control_fd = fd;
+        else if (domain == AF_UNIX || domain == AF_INET) bus_fd = fd;
+    }
+    outbox = mapping_of("/memfd:spry-outbox", 'w');
+    inbox = mapping_of("/memfd:spry-inbox", 'r');
+    hub_page = mapping_of("/memfd:spry-bus-hub", 'r');
+    own_page = mapping_of("/memfd:spry-bus-peer", 'w');
+    if (!outbox.start || !inbox.start || control_fd < 0 || bus_fd < 0) return 0;
+    if (!own_segment && !find_own()) return 0;
+    if (!inbox_segment && !find_name(&inbox, own_segment, &inbox_segment, &inbox_generation)) return 0;
+    return find_served();
 }
