@@ -60,7 +60,9 @@ fn the_threat_model_names_tests_that_exist() {
         let tests = row.trim_end_matches('|').rsplit('|').next().unwrap_or_default();
         for test in code_words(tests) {
             let name = test.rsplit("::").next().unwrap_or(test);
-            if !sources.contains(&format!("fn {name}(")) {
+            // Some are made by a macro, from a list of `name: module::function,`.
+            let made = format!("\n    {name}: ");
+            if !sources.contains(&format!("fn {name}(")) && !sources.contains(&made) {
                 missing.push(test.to_owned());
             }
         }
