@@ -1,13 +1,18 @@
-//! Scheduling policy: pure decisions, no system calls. Inputs in, decisions out; time comes as a parameter.
+//! Scheduling: pure decisions, and the ways to make them true. Inputs in, decisions out; time comes as a parameter; only
+//! [`backend`] makes system calls.
 //!
 //! - [`placement`]: whether a function's instances run on the core where the request landed.
 //! - [`predict`]: how much CPU time an invocation has left, learnt from the ones before it.
 //! - [`policy`]: who runs first, for how long, and in which of the kernel's classes.
+//! - [`engine`]: a node's dispatch by a policy: who begins, who goes first, who waits.
+//! - [`backend`]: what that becomes in the kernel.
 //! - [`sim`]: a machine of many cores on which the same policies run a trace, beside textbook ones.
 //!
 //! Names are slots ([`FunctionId`], [`TaskId`]): what a function or an invocation is, nothing here knows.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod backend;
+pub mod engine;
 pub mod placement;
 pub mod policy;
 pub mod predict;

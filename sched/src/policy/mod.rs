@@ -144,6 +144,11 @@ pub trait Policy {
     /// Takes in what has happened at `now_ns` and adds what is to be done about it to `decisions`.
     fn on(&mut self, now_ns: u64, event: Event, decisions: &mut Vec<Decision>);
 
+    /// What was learnt of a function counts no more: its slot is another's now.
+    fn forget(&mut self, function: FunctionId) {
+        let _ = function;
+    }
+
     /// When it next wants a [`Event::Tick`]; `None`: not before the next event.
     fn next_tick_ns(&self) -> Option<u64> {
         None

@@ -15,6 +15,7 @@
 
 use super::known::Known;
 use super::{Class, Decision, Event, Policy};
+use crate::FunctionId;
 use crate::predict::{Predictor, SHORT_NS};
 
 /// The least expected time left goes first.
@@ -31,6 +32,10 @@ impl Srpt {
 }
 
 impl Policy for Srpt {
+    fn forget(&mut self, function: FunctionId) {
+        self.known.predictor.forget(function);
+    }
+
     fn on(&mut self, now_ns: u64, event: Event, decisions: &mut Vec<Decision>) {
         let Some((task, known)) = self.known.take(now_ns, event) else { return };
         let rest_ns = self.known.predictor.mean_rest_ns(known.function, known.size_bytes, known.used_ns);

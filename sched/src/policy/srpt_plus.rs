@@ -52,9 +52,9 @@ use std::collections::BinaryHeap;
 
 use super::known::{Known, Task};
 use super::{Class, Decision, Event, Policy};
-use crate::TaskId;
 use crate::predict::{Predictor, SHORT_NS};
 use crate::slots::Slots;
+use crate::{FunctionId, TaskId};
 
 /// The parameters of srpt+.
 #[derive(Clone, Copy, Debug)]
@@ -244,6 +244,10 @@ fn is_current(due: &Slots<Due>, task: TaskId, turn: u64) -> bool {
 }
 
 impl Policy for SrptPlus {
+    fn forget(&mut self, function: FunctionId) {
+        self.known.predictor.forget(function);
+    }
+
     fn on(&mut self, now_ns: u64, event: Event, decisions: &mut Vec<Decision>) {
         let from = decisions.len();
         match event {

@@ -1,0 +1,160 @@
+//! On real processes: what the kernel was told is what it says.
+
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::process::{Child, Command, Stdio};
+
+use super::*;
+use crate::policy::UNLIMITED;
+
+/// A process that waits for its end of file.
+struct Sleeper {
+    child: Child,
+    process: Process,
+}
+
+impl Sleeper {
+    #[allow(unsafe_code)]
+    fn start(group: Option<PathBuf>) -> Self {
+        let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat");
+        let pid = child.id() as i32;
+        // SAFETY: a plain system call.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) } as i32;
+        assert!(fd >= 0, "pidfd_open: {}", io::Error::last_os_error());
+        // SAFETY: the call above has just made it.
+        let pidfd = Arc::new(unsafe { OwnedFd::from_raw_fd(fd) });
+        assert!(pidfd.as_raw_fd() >= 0);
+        Self { child, process: Process::new(pid, pidfd, group) }
+    }
+
+    fn class(&self) -> i32 {
+        sys::attr(self.process.pid()).expect("attributes").policy as i32
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const BACK: Standing = Standing { level: Level::Back, ..Standing::FREE };
+
+#[test]
+fn by_threads_the_back_is_the_idle_class_and_the_front_the_fair_one() {
+    let posix = Posix::open(PosixOptions::default());
+    if posix.means() != Means::Thread {
+        eprintln!("SKIP: {}", posix.describe());
+        return;
+    }
+    let sleeper = Sleeper::start(None);
+    posix.apply(&sleeper.process, BACK).expect("back");
+    assert_eq!(sleeper.class(), libc::SCHED_IDLE);
+    posix.apply(&sleeper.process, Standing::FREE).expect("front");
+    assert_eq!(sleeper.class(), libc::SCHED_OTHER);
+}
+
+#[test]
+fn a_slice_is_asked_for_within_the_kernels_bounds() {
+    let posix = Posix::open(PosixOptions::default());
+    let sleeper = Sleeper::start(None);
+    let asked = Standing { slice_ns: 1, ..Standing::FREE };
+    if let Err(error) = posix.apply(&sleeper.process, asked) {
+        eprintln!("SKIP: {error}");
+        return;
+    }
+    let attr = sys::attr(sleeper.process.pid()).expect("attributes");
+    // 0: this kernel has no slices of one's own (before 6.12).
+    assert!(attr.runtime_ns == 0 || attr.runtime_ns == 100_000, "{attr:?}");
+}
+
+#[test]
+fn a_process_that_has_been_reaped_is_never_touched() {
+    let posix = Posix::open(PosixOptions { realtime: true, ..PosixOptions::default() });
+    let mut sleeper = Sleeper::start(None);
+    sleeper.child.kill().expect("kill");
+    sleeper.child.wait().expect("reap");
+    assert!(!sleeper.process.is_alive());
+    for level in [Level::Front, Level::Back] {
+        let refused = posix.apply(&sleeper.process, Standing { level, ..Standing::FREE });
+        assert!(refused.is_err() || posix.means() == Means::None);
+    }
+    assert_eq!(sleeper.process.cpu_ns(), None);
+}
+
+#[test]
+fn real_time_where_it_is_refused_is_said_and_replaced() {
+    let posix = Posix::open(PosixOptions { realtime: true, ..PosixOptions::default() });
+    let sleeper = Sleeper::start(None);
+    posix.apply(&sleeper.process, Standing::FREE).expect("front");
+    match posix.means() {
+        Means::Realtime => {
+            // (With the flag that its children are not.)
+            assert_eq!(sleeper.class() & !0x4000_0000, libc::SCHED_FIFO);
+            posix.apply(&sleeper.process, BACK).expect("back");
+            assert_eq!(sleeper.class(), libc::SCHED_OTHER);
+        }
+        _ => assert!(posix.describe().contains("SCHED_FIFO is refused"), "{}", posix.describe()),
+    }
+}
+
+/// A group of the cpu controller, v1 or v2, of this test's own.
+struct Group(PathBuf);
+
+impl Group {
+    fn make() -> Option<Self> {
+        let roots = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup"];
+        roots.into_iter().map(Path::new).find_map(|root| {
+            let path = root.join(format!("spry-backend-test-{}", std::process::id()));
+            std::fs::create_dir(&path).ok()?;
+            let group = Self(path);
+            group.0.join("cpu.idle").exists().then_some(group)
+        })
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn by_groups_the_back_is_an_idle_group() {
+    let Some(group) = Group::make() else {
+        eprintln!("SKIP: no control group with cpu.idle can be made here");
+        return;
+    };
+    let posix = Posix::open(PosixOptions { groups: Some(&group.0), realtime: false });
+    assert_eq!(posix.means(), Means::Group, "{}", posix.describe());
+    let sleeper = Sleeper::start(Some(group.0.clone()));
+    let idle = || std::fs::read_to_string(group.0.join("cpu.idle")).expect("cpu.idle").trim().to_owned();
+    posix.apply(&sleeper.process, BACK).expect("back");
+    assert_eq!(idle(), "1");
+    posix.apply(&sleeper.process, Standing { slice_ns: UNLIMITED, ..Standing::FREE }).expect("front");
+    assert_eq!(idle(), "0");
+}
+
+#[test]
+fn a_process_without_a_group_of_its_own_is_steered_by_its_class() {
+    let Some(group) = Group::make() else {
+        eprintln!("SKIP: no control group with cpu.idle can be made here");
+        return;
+    };
+    let posix = Posix::open(PosixOptions { groups: Some(&group.0), realtime: false });
+    let sleeper = Sleeper::start(None);
+    posix.apply(&sleeper.process, BACK).expect("back");
+    assert_eq!(sleeper.class(), libc::SCHED_IDLE);
+}
+
+#[test]
+fn cpu_time_is_read_and_grows() {
+    let sleeper = Sleeper::start(None);
+    let own = Process::new(std::process::id() as i32, Arc::clone(&sleeper.process.pidfd), None);
+    let before = own.cpu_ns().expect("a clock");
+    let mut sum = 0u64;
+    while own.cpu_ns().expect("a clock") == before {
+        sum = std::hint::black_box(sum.wrapping_add(1));
+    }
+    assert!(sleeper.process.cpu_ns().is_some());
+}

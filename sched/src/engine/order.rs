@@ -1,0 +1,116 @@
+//! Who is at the front: as many as there are cores, the first of those who could run.
+
+use super::{Engine, GAIN_NS, Key, Order, Place, SEARCH};
+use crate::TaskId;
+use crate::backend::Level;
+use crate::policy::{Class, Decision};
+
+impl Engine {
+    /// Fills the front, then lets those overtake who come before somebody there.
+    pub(super) fn settle(&mut self, now_ns: u64, orders: &mut Vec<Order>) {
+        // Those of the fair class aren't held back; what they get is the kernel's to say.
+        while let Some(&(fair, _, _, id)) = self.waiting.last()
+            && fair
+        {
+            self.admit(now_ns, id, Place::Back, orders);
+        }
+        loop {
+            let Some((rank, id)) = self.best_outside(now_ns) else { return };
+            let at_front = self.begun.iter().filter(|begun| self.is_at(**begun, Place::Front)).count();
+            if at_front >= self.cores {
+                let worst = self.begun.iter().copied().filter(|begun| self.is_at(*begun, Place::Front));
+                let worst = worst.map(|begun| (self.rank_now(begun, now_ns), begun)).max();
+                let preempts = self.tasks.get(id.0).is_some_and(|task| task.decision.preempt);
+                let Some((_, worst)) = worst.filter(|(worst_rank, _)| {
+                    preempts && (rank == 0 && *worst_rank > 0 || rank.saturating_add(GAIN_NS) < *worst_rank)
+                }) else {
+                    return;
+                };
+                self.move_to(now_ns, worst, Place::Back, orders);
+            }
+            self.move_to(now_ns, id, Place::Front, orders);
+        }
+    }
+
+    /// The first, by rank, of those who aren't at the front and could be.
+    fn best_outside(&self, now_ns: u64) -> Option<(u64, TaskId)> {
+        let back = self.begun.iter().copied().filter(|id| self.is_at(*id, Place::Back)).filter_map(|id| {
+            let task = self.tasks.get(id.0)?;
+            (task.decision.class == Class::Fifo).then(|| (self.rank_now(id, now_ns), task.turn, id))
+        });
+        let room = |id: TaskId| {
+            let function = self.tasks.get(id.0).map(|task| task.function);
+            let stalled = self.begun.iter().filter_map(|begun| self.tasks.get(begun.0));
+            let stalled =
+                stalled.filter(|task| task.place == Place::Stalled && Some(task.function) == function);
+            stalled.count() < self.cores
+        };
+        let waiting = self.waiting.iter().take(SEARCH).find(|(.., id)| room(*id));
+        let waiting = waiting.map(|&(_, rank, turn, id)| (rank, turn, id));
+        back.chain(waiting).min().map(|(rank, _, id)| (rank, id))
+    }
+
+    fn move_to(&mut self, now_ns: u64, id: TaskId, place: Place, orders: &mut Vec<Order>) {
+        if self.is_at(id, Place::Waiting) {
+            return self.admit(now_ns, id, place, orders);
+        }
+        if let Some(task) = self.tasks.get_mut(id.0) {
+            if task.place == Place::Front {
+                let ran_ns = now_ns.saturating_sub(task.counted_ns);
+                task.count(now_ns, task.used_ns.saturating_add(ran_ns));
+            }
+            task.counted_ns = now_ns;
+            task.place = place;
+        }
+        self.align(id, orders);
+    }
+
+    fn admit(&mut self, now_ns: u64, id: TaskId, place: Place, orders: &mut Vec<Order>) {
+        if let Some(key) = self.key(id) {
+            self.waiting.remove(&key);
+        }
+        if let Some(task) = self.tasks.get_mut(id.0) {
+            task.place = place;
+            task.counted_ns = now_ns;
+            self.begun.push(id);
+            orders.push(Order::Admit(id));
+        }
+    }
+
+    /// Tells the kernel, if it doesn't know.
+    pub(super) fn align(&mut self, id: TaskId, orders: &mut Vec<Order>) {
+        let Some(task) = self.tasks.get_mut(id.0) else { return };
+        let level = match task.place {
+            Place::Front => Level::Front,
+            Place::Back => Level::Back,
+            Place::Waiting | Place::Stalled | Place::Blocked { .. } => return,
+        };
+        if task.level != level {
+            task.level = level;
+            orders.push(Order::Stand(id, task.standing()));
+        }
+    }
+
+    fn rank_now(&self, id: TaskId, now_ns: u64) -> u64 {
+        let Some(task) = self.tasks.get(id.0) else { return u64::MAX };
+        if task.decision.class == Class::Fair {
+            return u64::MAX;
+        }
+        match task.place {
+            Place::Front => {
+                let now = Decision { rank: task.rank, ..task.decision };
+                now.rank_after(now_ns.saturating_sub(task.counted_ns))
+            }
+            _ => task.rank,
+        }
+    }
+
+    pub(super) fn is_at(&self, id: TaskId, place: Place) -> bool {
+        self.tasks.get(id.0).is_some_and(|task| task.place == place)
+    }
+
+    pub(super) fn key(&self, id: TaskId) -> Option<Key> {
+        let task = self.tasks.get(id.0)?;
+        Some((task.decision.class == Class::Fair, task.rank, task.turn, id))
+    }
+}
