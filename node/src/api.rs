@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::{Egress, Isolation, Limits, Name, Runtime, Scale};
+use crate::progress::Progress;
 use crate::store::{PlannedChain, Staged, StoreError};
 use crate::units::Size;
 pub use chain::{
@@ -26,8 +27,9 @@ pub type Reply<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// The node's core, seen from the control API. Shared by all threads that serve it.
 pub trait Engine: Send + Sync + 'static {
     /// Starts the staged version's zygote, commits it ([`crate::store::Store::commit`]), moves traffic to it, lets
-    /// the old version drain and forgets it. On an error nothing has changed: dropping `staged` cleans up.
-    fn deploy(&self, staged: Staged) -> Reply<'_, Result<Deployed, DeployError>>;
+    /// the old version drain and forgets it. On an error nothing has changed: dropping `staged` cleans up. What is being
+    /// done meanwhile is said to `progress`.
+    fn deploy(&self, staged: Staged, progress: Progress) -> Reply<'_, Result<Deployed, DeployError>>;
     /// Takes the function out of service, ends its processes, then removes it from the store.
     fn remove<'a>(&'a self, name: &'a Name) -> Reply<'a, Result<(), RemoveError>>;
     /// All functions, by name.
@@ -86,6 +88,9 @@ pub enum DeployError {
     /// The zygote died while it loaded the function: its author's fault.
     #[error("the zygote died while it loaded the function: {0}")]
     ZygoteDied(String),
+    /// The packages that it asks for can't be installed: its author's fault.
+    #[error("{0}")]
+    Packages(String),
     /// The runtime isn't there or can't be used on this node: the operator's to mend.
     #[error("the {runtime} runtime can't be used on this node: {why}")]
     Runtime {

@@ -27,6 +27,7 @@ use crate::gateway::{self, Connection, WorkerSpec};
 use crate::inbox::NodeBytes;
 use crate::keeper::{self, Keeper};
 use crate::node::{Fixed, Node, transport_name};
+use crate::packages::{Packages, PackagesError};
 use crate::sandbox::Outcome;
 use crate::store::{Options, Store, StoreError};
 use crate::zygote::{Executor, ExecutorConfig, ExecutorError, Launch};
@@ -57,6 +58,9 @@ pub enum StartupError {
     /// The runtimes can't be written.
     #[error(transparent)]
     Extract(#[from] ExtractError),
+    /// The folder with Python packages can't be opened.
+    #[error(transparent)]
+    Packages(#[from] PackagesError),
     /// No transport works, or the one that was asked for doesn't.
     #[error("the bus: {0}; `spry doctor` tells more")]
     Bus(#[from] BusError),
@@ -100,6 +104,7 @@ async fn serve(config: Config) -> Result<(), StartupError> {
         tracing::warn!(transport = transport_name(*kind), %why, "a better transport can't be used");
     }
     let executor = executor(&config)?;
+    let packages = Packages::open(&config, Arc::clone(&executor))?;
     let (to_keeper, mailbox) = unbounded_channel();
     let limits = QueueLimits { function: config.queue.per_function, node: config.queue.node };
     let functions = spry_ebpf_common::DEFAULT_FUNCTIONS as usize;
@@ -125,6 +130,7 @@ async fn serve(config: Config) -> Result<(), StartupError> {
         bus,
         executor,
         store,
+        packages,
         dispatcher: Rc::clone(&dispatcher),
         workers,
         node_bytes: NodeBytes::new(config.queue.memory.as_bytes()),

@@ -20,6 +20,8 @@ pub mod keeper;
 pub mod manifest;
 pub mod metrics;
 pub mod node;
+pub mod packages;
+pub mod progress;
 pub mod sandbox;
 pub mod store;
 pub mod sys;

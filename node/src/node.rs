@@ -24,6 +24,7 @@ use crate::dispatch::Bus;
 use crate::function::{Entered, Function};
 use crate::keeper::ToKeeper;
 use crate::manifest::Name;
+use crate::progress::Progress;
 use crate::store::{PlannedChain, Staged};
 use crate::units::Size;
 use show::{activation, add, calls, instances, log_line, promised_to};
@@ -202,9 +203,9 @@ pub fn transport_name(kind: Kind) -> &'static str {
 }
 
 impl Engine for Node {
-    fn deploy(&self, staged: Staged) -> Reply<'_, Result<Deployed, DeployError>> {
+    fn deploy(&self, staged: Staged, progress: Progress) -> Reply<'_, Result<Deployed, DeployError>> {
         let (done, answer) = oneshot::channel();
-        let sent = self.keeper.send(ToKeeper::Deploy { staged: Box::new(staged), done });
+        let sent = self.keeper.send(ToKeeper::Deploy { staged: Box::new(staged), progress, done });
         Box::pin(async move {
             sent.map_err(|_| DeployError::ShuttingDown)?;
             answer.await.unwrap_or(Err(DeployError::ShuttingDown))

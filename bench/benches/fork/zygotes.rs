@@ -219,6 +219,7 @@ fn spec(name: &str, runtime: Runtime, handler: &str, code: PathBuf) -> ZygoteSpe
         runtime,
         handler: handler.to_owned(),
         code,
+        packages: None,
         env: BTreeMap::new(),
         uid_gid: Some((UID, UID)),
         limits: ProcessLimits::default(),

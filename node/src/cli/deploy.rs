@@ -3,19 +3,24 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use http::Request;
+use http::{Method, Request};
 use http_body::{Body, Frame, SizeHint};
 
 use super::client::{self, Client};
 use super::{Failure, Output, pack, print, print_json, segment};
 use crate::api::Deployed;
 use crate::manifest::{Defaults, Manifest, Name, Override};
+use crate::progress::ProgressPage;
 use crate::units::Size;
+
+/// The daemon's answer is there; what it has said before is read for so long.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What `spry deploy` takes.
 #[derive(Debug, Args)]
@@ -57,23 +62,64 @@ pub(super) async fn deploy(client: &Client, wanted: Deploy, output: Output) -> R
     let files = if packed.files == 1 { "1 file".into() } else { format!("{} files", packed.files) };
     say(&format!("packing {}: {files}, {}", wanted.path.display(), Size::bytes(packed.bytes).rounded()));
 
-    let request = Request::post(target(&wanted)?)
+    let progress = match (output, crate::sys::random_u64()) {
+        (Output::Text, Ok(number)) => Some(format!("deploy-{number:016x}")),
+        _ => None,
+    };
+    let request = Request::post(target(&wanted, progress.as_deref())?)
         .header("host", "spry")
         .header("content-type", "application/x-tar")
         .body(Archive { file: packed.archive, left: packed.bytes })
         .map_err(|error| usage(error.to_string()))?;
-    say("starting its zygote …");
-    let body = client::good(client.send(request).await?).await?;
+    let mut deployed = pin!(async { client.send(request).await });
+    let answer = match &progress {
+        None => deployed.await?,
+        Some(name) => {
+            let mut shown = pin!(show_progress(client, name, &say));
+            tokio::select! {
+                answer = &mut deployed => {
+                    // What was said last may still be on its way.
+                    let _ = tokio::time::timeout(LAST_WORDS, shown).await;
+                    answer?
+                }
+                () = &mut shown => deployed.await?,
+            }
+        }
+    };
+    let body = client::good(answer).await?;
     match output {
         Output::Json => print_json(&body),
         Output::Text => print(&summary(&client::read(&body)?)),
     }
 }
 
-fn target(wanted: &Deploy) -> Result<String, Failure> {
+/// Says what the daemon does meanwhile, until it has ended.
+async fn show_progress(client: &Client, name: &str, say: &impl Fn(&str)) {
+    let mut since = 0;
+    loop {
+        let path = format!("/system/progress/{name}?since={since}&wait=30s");
+        let page = client.call(Method::GET, &path).await;
+        match page.and_then(|body| client::read::<ProgressPage>(&body)) {
+            Ok(page) => {
+                page.lines.iter().for_each(|line| say(line));
+                since = page.next;
+                if page.done {
+                    return;
+                }
+            }
+            // Whatever it is, the deploy's own answer says it better.
+            Err(_) => return,
+        }
+    }
+}
+
+fn target(wanted: &Deploy, progress: Option<&str>) -> Result<String, Failure> {
     let mut query = form_urlencoded::Serializer::new(String::new());
     for set in &wanted.set {
         query.append_pair("set", set);
+    }
+    if let Some(name) = progress {
+        query.append_pair("progress", name);
     }
     let path = match &wanted.name {
         Some(name) => format!("/system/function/{}", segment(name)?),

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::manifest::{Defaults, ManifestError};
-use crate::units::{Size, UnitError};
+use crate::units::{Period, Size, UnitError};
 
 /// The file that is read when none is named; it may be absent.
 pub const DEFAULT_FILE: &str = "/etc/spry/spryd.toml";
@@ -87,6 +87,33 @@ impl Default for UploadLimits {
     }
 }
 
+/// Where Python packages come from, and within which bounds they are installed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packages {
+    /// The index; `None`: only `find_links`.
+    pub index: Option<String>,
+    /// A folder of wheels that are looked at as well.
+    pub find_links: Option<PathBuf>,
+    /// Whether packages may be built, by code of their own, where there is no wheel.
+    pub build: bool,
+    /// Bytes of one installed set of packages.
+    pub size: Size,
+    /// How long installing one set may take.
+    pub timeout: Period,
+}
+
+impl Default for Packages {
+    fn default() -> Self {
+        Self {
+            index: Some("https://wheels.example/simple".into()),
+            find_links: None,
+            build: false,
+            size: Size::gib(1),
+            timeout: Period::minutes(10),
+        }
+    }
+}
+
 /// The daemon's configuration, checked: every value present and within its bounds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -112,6 +139,8 @@ pub struct Config {
     pub log_volume: Size,
     /// What may be uploaded.
     pub upload: UploadLimits,
+    /// Python packages.
+    pub packages: Packages,
     /// Where the control API's bearer token is; made at the first start.
     pub api_token_file: PathBuf,
     /// For manifests that are silent.

@@ -6,11 +6,15 @@ use std::thread::available_parallelism;
 
 use serde::Deserialize;
 
-use super::{Config, ConfigError, DEFAULT_CONTROL_SOCKET, Flags, Queue, TransportChoice, UploadLimits};
+use super::{
+    Config, ConfigError, DEFAULT_CONTROL_SOCKET, Flags, Packages, Queue, TransportChoice, UploadLimits,
+};
 use crate::manifest::Defaults;
 use crate::manifest::raw::{Quantity, RawLimits, RawScale};
-use crate::units::Size;
+use crate::units::{Period, Size};
 
+/// User ids after those of functions, for what spryd runs beside them (installing packages).
+pub const UIDS_OF_TOOLS: u32 = 16;
 /// User ids set aside for functions, one each, from `uid_base` on.
 pub const UID_COUNT: u32 = 65_536;
 /// The default of `uid_base`: above what distributions, containers' subordinate ids and systemd's dynamic
@@ -45,8 +49,26 @@ pub struct RawConfig {
     pub logs: RawLogs,
     /// `[upload]`
     pub upload: RawUpload,
+    /// `[packages]`
+    pub packages: RawPackages,
     /// `[defaults]`
     pub defaults: RawDefaults,
+}
+
+/// `[packages]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPackages {
+    /// An address, or `none`.
+    pub index: Option<String>,
+    /// A folder.
+    pub find_links: Option<PathBuf>,
+    /// Whether packages may be built.
+    pub build: Option<bool>,
+    /// A size.
+    pub size: Option<Quantity>,
+    /// A period.
+    pub timeout: Option<String>,
 }
 
 /// `[python]` as written.
@@ -130,7 +152,7 @@ impl TryFrom<RawConfig> for Config {
         let volume =
             size("logs.per_invocation", raw.logs.per_invocation, Size::kib(64), Size::kib(1), Size::mib(16))?;
         let upload = UploadLimits::default();
-        let highest = i64::from(u32::MAX - UID_COUNT);
+        let highest = i64::from(u32::MAX - UID_COUNT - UIDS_OF_TOOLS);
         Ok(Self {
             listen: listen(raw.listen)?,
             control_socket: control_socket(raw.control_socket)?,
@@ -145,6 +167,7 @@ impl TryFrom<RawConfig> for Config {
                 size: size("upload.size", raw.upload.size, upload.size, Size::kib(1), Size::gib(16))?,
                 files: count("upload.files", raw.upload.files, i64::from(upload.files), 1, 1 << 20)? as u32,
             },
+            packages: packages(raw.packages)?,
             api_token_file: match raw.api_token_file {
                 Some(path) => absolute("api_token_file", Some(path), "/")?,
                 None => state_dir.join("api-token"),
@@ -156,6 +179,40 @@ impl TryFrom<RawConfig> for Config {
             state_dir,
         })
     }
+}
+
+fn packages(written: RawPackages) -> Result<Packages, ConfigError> {
+    let default = Packages::default();
+    let index = match written.index {
+        None => default.index,
+        Some(word) if word == "none" => None,
+        Some(url) => {
+            let is_web = url.starts_with("https://") || url.starts_with("http://");
+            if !is_web || url.chars().any(|letter| letter.is_whitespace() || letter.is_control()) {
+                return bound(
+                    "packages.index",
+                    format!("{url:?}"),
+                    "an https:// or http:// address, or \"none\"",
+                );
+            }
+            Some(url)
+        }
+    };
+    let timeout = match written.timeout {
+        None => default.timeout,
+        Some(text) => text.parse().map_err(|source| ConfigError::Unit { key: "packages.timeout", source })?,
+    };
+    let (least, most) = (Period::seconds(1), Period::minutes(24 * 60));
+    if !(least..=most).contains(&timeout) {
+        return bound("packages.timeout", timeout, format!("between {least} and {most}"));
+    }
+    Ok(Packages {
+        index,
+        find_links: optional("packages.find_links", written.find_links)?,
+        build: written.build.unwrap_or(default.build),
+        size: size("packages.size", written.size, default.size, Size::mib(1), Size::gib(1024))?,
+        timeout,
+    })
 }
 
 fn bound<T>(key: &'static str, value: impl ToString, bound: impl Into<String>) -> Result<T, ConfigError> {

@@ -41,6 +41,12 @@ per_invocation = "16KiB"
 [upload]
 size = "10MB"
 files = 50
+[packages]
+index = "https://wheels.example/simple"
+find_links = "/srv/wheels"
+build = true
+size = "2GiB"
+timeout = "3m"
 [defaults.limits]
 memory = "64MiB"
 cpu = 0.5
@@ -67,6 +73,14 @@ fn every_key_is_read() {
     assert_eq!(config.queue, Queue { per_function: 10, node: 100, memory: Size::mib(64) });
     assert_eq!(config.log_volume, Size::kib(16));
     assert_eq!(config.upload, UploadLimits { size: Size::bytes(10_000_000), files: 50 });
+    let packages = Packages {
+        index: Some("https://wheels.example/simple".into()),
+        find_links: Some("/srv/wheels".into()),
+        build: true,
+        size: Size::gib(2),
+        timeout: Period::minutes(3),
+    };
+    assert_eq!(config.packages, packages);
     assert_eq!(config.defaults.limits.timeout, Period::seconds(10));
     assert_eq!(config.defaults.scale.max, 4);
 }
@@ -94,6 +108,9 @@ fn each_refusal_names_key_value_and_bound() {
         ("[queue]\nmemory = \"10xB\"", "queue.memory: \"10xB\" has the unknown unit"),
         ("[queue]\nper_function = 0", "queue.per_function is 0"),
         ("[logs]\nper_invocation = \"1B\"", "logs.per_invocation is 1B"),
+        ("[packages]\nindex = \"pypi\"", "packages.index is \"pypi\", but must be an https:// or http://"),
+        ("[packages]\nsize = \"1KiB\"", "packages.size is 1KiB"),
+        ("[packages]\ntimeout = \"0s\"", "packages.timeout is 0s, but must be between 1s and 1d"),
         ("[defaults.limits]\nmemory = \"1B\"", "defaults.limits.memory is 1B"),
         ("[defaults.scale]\nmax = 100", "defaults.scale.max is 100, but must be between 1 and 64"),
         ("statedir = 1", "unknown field `statedir`"),

@@ -11,6 +11,7 @@ use http_body_util::{BodyExt, Full};
 use super::query::Query;
 use super::{Control, Refused, blocking, json};
 use crate::manifest::{ManifestError, Name};
+use crate::progress::Progress;
 use crate::store::{StoreError, Upload};
 
 /// An upload of which nothing arrives for so long is given up.
@@ -30,6 +31,11 @@ where
     B: http_body::Body<Data = Bytes> + Send,
     B::Error: std::fmt::Display,
 {
+    let progress = match query.text("progress") {
+        Some(name) => super::progress(control, name)?,
+        None => Progress::silent(),
+    };
+    let _ends = Ends(progress.clone());
     let name = name.or_else(|| query.text("name")).map(str::to_owned);
     if let Some(name) = &name {
         name.parse::<Name>().map_err(|error| StoreError::Manifest(ManifestError::Name(error)))?;
@@ -43,8 +49,17 @@ where
 
     let engine = Arc::clone(&control.engine);
     // In a task of its own: a client that leaves must not leave the deploy half done.
-    let deployed = tokio::spawn(async move { engine.deploy(staged).await }).await;
+    let deployed = tokio::spawn(async move { engine.deploy(staged, progress).await }).await;
     json(&deployed.map_err(|_| Refused::Broken)?.map_err(Refused::Deploy)?)
+}
+
+/// However a deploy ends, whoever reads its progress is told.
+struct Ends(Progress);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.end();
+    }
 }
 
 async fn receive<B>(body: B, control: &Control) -> Result<Upload, Refused>

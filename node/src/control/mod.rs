@@ -22,13 +22,14 @@ use serde::Serialize;
 use crate::api::Engine;
 use crate::doctor;
 use crate::manifest::{Defaults, Name};
+use crate::progress::{self, Board, Progress};
 use crate::store::Store;
 use query::Query;
 pub use refusal::Refused;
 use token::ApiToken;
 
 /// Every route, as documented.
-pub const ROUTES: [(&str, &str); 16] = [
+pub const ROUTES: [(&str, &str); 17] = [
     ("GET", "/system/status"),
     ("GET", "/system/doctor"),
     ("GET", "/system/functions"),
@@ -45,6 +46,7 @@ pub const ROUTES: [(&str, &str); 16] = [
     ("GET", "/system/activation/ID"),
     ("GET", "/system/activation/ID/logs"),
     ("GET", "/system/version"),
+    ("GET", "/system/progress/NAME"),
 ];
 
 /// Lines or activations that one answer has when the caller doesn't say.
@@ -70,6 +72,7 @@ pub struct Control {
     store: Arc<Store>,
     token: Arc<ApiToken>,
     defaults: Defaults,
+    progress: Arc<Board>,
     doctor: doctor::Options,
 }
 
@@ -82,7 +85,7 @@ impl Control {
         defaults: Defaults,
         doctor: doctor::Options,
     ) -> Self {
-        Self { engine, store, token: Arc::new(token), defaults, doctor }
+        Self { engine, store, token: Arc::new(token), defaults, progress: Arc::default(), doctor }
     }
 }
 
@@ -156,13 +159,29 @@ where
         ["activations"] if reads => json(&engine.activations(query.text("function"), limit(&query)?).await),
         ["activation", id] if reads => json(&activation(id, control).await?),
         ["activation", id, "logs"] if reads => json(&activation(id, control).await?.logs),
+        ["progress", name] if reads => {
+            let wait = query.period("wait")?.unwrap_or_default().min(WAIT_MAX);
+            let progress = progress(control, name)?;
+            json(&progress.read(query.number("since")?.unwrap_or(0), wait).await)
+        }
         ["version" | "status" | "doctor" | "activations" | "chains"]
         | ["function", _, "logs"]
+        | ["progress", _]
         | ["activation", _]
         | ["activation", _, "logs"] => Err(Refused::Method("GET")),
         ["functions"] => Err(Refused::Method("GET, POST, PUT")),
         ["function" | "chain", _] => Err(Refused::Method("GET, POST, PUT, DELETE")),
         _ => Err(Refused::NoSuchPath),
+    }
+}
+
+fn progress(control: &Control, name: &str) -> Result<Progress, Refused> {
+    match progress::is_name(name) {
+        true => Ok(control.progress.named(name)),
+        false => Err(Refused::Parameter {
+            name: "progress",
+            problem: "its name has 8 to 64 letters, digits and hyphens".into(),
+        }),
     }
 }
 

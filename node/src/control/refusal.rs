@@ -118,6 +118,7 @@ fn blame_of_deploy(error: &DeployError) -> (StatusCode, &'static str) {
         DeployError::Code(_) => (StatusCode::BAD_REQUEST, "broken_code"),
         DeployError::InitTimeout(_) => (StatusCode::BAD_REQUEST, "init_timeout"),
         DeployError::ZygoteDied(_) => (StatusCode::BAD_REQUEST, "init_died"),
+        DeployError::Packages(_) => (StatusCode::BAD_REQUEST, "packages_failed"),
         DeployError::Runtime { .. } => (StatusCode::SERVICE_UNAVAILABLE, "runtime_unusable"),
         DeployError::NoRoom(_) => (StatusCode::SERVICE_UNAVAILABLE, "node_full"),
         DeployError::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),

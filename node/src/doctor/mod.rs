@@ -83,7 +83,7 @@ pub fn examine(options: &Options) -> Report {
     checks.extend(kernel::transports());
     checks.extend([kernel::futex_by_io_uring(), kernel::sched_ext()]);
     checks.extend(crate::sandbox::probe::probe().into_iter().map(of_sandbox));
-    checks.push(python::interpreter(options));
+    checks.extend([python::interpreter(options), python::packages(options)]);
     let usable = checks.iter().all(|check| !check.required || matches!(check.outcome, Outcome::Yes { .. }));
     Report { usable, checks }
 }
@@ -146,6 +146,7 @@ mod tests {
             "seccomp",
             "cgroup layout",
             "python",
+            "python packages",
         ] {
             assert!(names.contains(&wanted), "no check \"{wanted}\" among {names:?}");
         }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{Check, Options, Outcome, check, error, no, yes};
+use crate::packages::PackagesError;
 use crate::zygote::find_interpreter;
 
 /// Prints what is asked for, one thing a line. abi3 modules need a build with a GIL.
@@ -17,6 +18,21 @@ pub(super) fn interpreter(options: &Options) -> Check {
         Err(problem) => no(problem.to_string(), "native functions only"),
     };
     check("python", outcome)
+}
+
+/// Whether it can install the packages that functions ask for.
+pub(super) fn packages(options: &Options) -> Check {
+    let user = options.function_uid.map(|uid| (uid, uid));
+    let instead = "functions without packages, or with their packages in their folders";
+    let outcome = match find_interpreter(options.python.as_deref(), user) {
+        Err(problem) => no(problem.to_string(), "native functions only"),
+        Ok(path) => match crate::packages::ask(&path, options.function_uid) {
+            Ok(identity) if identity.has_pip => yes(format!("pip of {}", path.display())),
+            Ok(_) => no(PackagesError::NoPip(path).to_string(), instead),
+            Err(problem) => no(problem.to_string(), instead),
+        },
+    };
+    check("python packages", outcome)
 }
 
 fn ask(path: &Path, uid: Option<u32>) -> Outcome {

@@ -16,11 +16,17 @@ use crate::activation::History;
 use crate::api::{DeployError, Deployed, RemoveError};
 use crate::function::{Counts, Function};
 use crate::manifest::{Egress, Isolation, Name, Runtime};
+use crate::packages::PackagesError;
+use crate::progress::Progress;
 use crate::store::{Staged, StoredFunction};
 use crate::zygote::{self, ProcessLimits, StartError, ZygoteSpec};
 
 impl Keeper {
-    pub(super) async fn deploy(self: &Rc<Self>, staged: Staged) -> Result<Deployed, DeployError> {
+    pub(super) async fn deploy(
+        self: &Rc<Self>,
+        staged: Staged,
+        progress: &Progress,
+    ) -> Result<Deployed, DeployError> {
         if self.closing.get() {
             return Err(DeployError::ShuttingDown);
         }
@@ -28,10 +34,11 @@ impl Keeper {
         let before = self.node.named(&name);
         let function = self.make(preview(&staged), before.as_ref())?;
         let started = Instant::now();
-        let zygote = match tend::start_zygote(self, &function).await {
+        let zygote = match tend::start_zygote(self, &function, progress).await {
             Ok(zygote) => zygote,
             Err(error) => {
                 self.bus.functions[usize::from(function.index.0)].store(None);
+                self.sweep_packages().await;
                 return Err(deploy_error(error, function.stored.manifest.runtime));
             }
         };
@@ -81,6 +88,7 @@ impl Keeper {
         }
         let (store, gone) = (Arc::clone(&self.store), name.clone());
         off_the_loop(move || store.remove(&gone)).await?;
+        self.sweep_packages().await;
         tracing::info!(function = name.as_str(), "removed");
         Ok(())
     }
@@ -111,6 +119,19 @@ impl Keeper {
         })
     }
 
+    /// Removes the Python packages that no function on the bus asks for.
+    pub(super) async fn sweep_packages(&self) {
+        let wanted = || {
+            let functions = self.bus.functions.iter().filter_map(|entry| entry.load_full());
+            let lists = functions.map(|function| function.stored.manifest.packages.clone());
+            lists.filter(|list| !list.is_empty()).collect()
+        };
+        match zygote::find_interpreter(self.node.config().python.as_deref(), self.packages.uid_gid()) {
+            Ok(interpreter) => self.packages.sweep(&interpreter, wanted).await,
+            Err(error) => tracing::debug!(%error, "no packages without an interpreter"),
+        }
+    }
+
     /// What a function's processes are to be.
     pub(super) fn spec(&self, stored: &StoredFunction) -> Result<ZygoteSpec, StartError> {
         let manifest = &stored.manifest;
@@ -127,6 +148,7 @@ impl Keeper {
             runtime,
             handler: manifest.handler.clone(),
             code: stored.code.clone(),
+            packages: None,
             env: manifest.env.clone(),
             uid_gid,
             limits: ProcessLimits {
@@ -168,6 +190,8 @@ fn deploy_error(error: StartError, runtime: Runtime) -> DeployError {
         StartError::Code { message, output } => DeployError::Code(with_output(message, output)),
         StartError::Died { exit, output } => DeployError::ZygoteDied(with_output(exit.to_string(), output)),
         StartError::Timeout { after, .. } => DeployError::InitTimeout(after),
+        StartError::Packages(error) if error.blames_function() => DeployError::Packages(error.to_string()),
+        StartError::Packages(PackagesError::ShuttingDown) => DeployError::ShuttingDown,
         StartError::Os { operation, source } => DeployError::Os { step: operation, source },
         other => DeployError::Runtime { runtime, why: other.to_string() },
     }

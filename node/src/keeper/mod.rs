@@ -31,6 +31,8 @@ use crate::inbox::{Inbox, NodeBytes};
 use crate::instance::{Doom, Instance};
 use crate::manifest::Name;
 use crate::node::Node;
+use crate::packages::Packages;
+use crate::progress::Progress;
 use crate::store::{PlannedChain, Staged, Store, StoredFunction};
 use crate::zygote::Executor;
 
@@ -56,6 +58,8 @@ pub enum ToKeeper {
     Deploy {
         /// What was uploaded.
         staged: Box<Staged>,
+        /// Told what is being done.
+        progress: Progress,
         /// Told how it went.
         done: oneshot::Sender<Result<Deployed, DeployError>>,
     },
@@ -91,6 +95,7 @@ pub struct Keeper {
     bus: Arc<Bus>,
     executor: Arc<Executor>,
     store: Arc<Store>,
+    packages: Packages,
     dispatcher: Rc<Dispatcher>,
     workers: Vec<Worker>,
     node_bytes: Arc<NodeBytes>,
@@ -122,6 +127,8 @@ pub struct Parts {
     pub executor: Arc<Executor>,
     /// Remembers functions.
     pub store: Arc<Store>,
+    /// Python packages that functions share.
+    pub packages: Packages,
     /// The keeper's own way onto the bus.
     pub dispatcher: Rc<Dispatcher>,
     /// The gateway's workers.
@@ -138,6 +145,7 @@ impl Keeper {
             bus: parts.bus,
             executor: parts.executor,
             store: parts.store,
+            packages: parts.packages,
             dispatcher: parts.dispatcher,
             workers: parts.workers,
             node_bytes: parts.node_bytes,
@@ -155,6 +163,7 @@ impl Keeper {
     pub async fn restore(self: &Rc<Self>) {
         self.restore_functions();
         self.restore_chains().await;
+        self.sweep_packages().await;
     }
 
     fn restore_functions(self: &Rc<Self>) {
@@ -199,10 +208,10 @@ impl Keeper {
                     instance.bind_to(Some(cpu));
                 }
                 ToKeeper::Move { .. } => {}
-                ToKeeper::Deploy { staged, done } => {
+                ToKeeper::Deploy { staged, progress, done } => {
                     let keeper = Rc::clone(&self);
                     tokio::task::spawn_local(async move {
-                        let _ = done.send(keeper.deploy(*staged).await);
+                        let _ = done.send(keeper.deploy(*staged, &progress).await);
                     });
                 }
                 ToKeeper::Remove { name, done } => {
@@ -260,6 +269,7 @@ impl Keeper {
     /// Ends everything: instances, zygotes, their cgroups.
     pub async fn close(&self) {
         self.closing.set(true);
+        self.packages.close();
         let tenders: Vec<_> = self.tended.borrow().values().cloned().collect();
         for tender in tenders {
             let (done, ended) = oneshot::channel();

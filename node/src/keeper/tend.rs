@@ -21,7 +21,8 @@ use crate::function::Function;
 use crate::gateway::Refusal;
 use crate::instance::{Doom, Instance};
 use crate::manifest::Isolation;
-use crate::zygote::{StartError, Zygote};
+use crate::progress::Progress;
+use crate::zygote::{Runtime, StartError, Zygote};
 use shm_bus::ids::InvocationId;
 
 /// What a tender is told.
@@ -93,8 +94,19 @@ pub(super) fn spawn(
 }
 
 /// Starts a function's zygote: its code is loaded when this returns.
-pub(super) async fn start_zygote(keeper: &Rc<Keeper>, function: &Function) -> Result<Rc<Zygote>, StartError> {
-    let spec = keeper.spec(&function.stored)?;
+pub(super) async fn start_zygote(
+    keeper: &Rc<Keeper>,
+    function: &Function,
+    progress: &Progress,
+) -> Result<Rc<Zygote>, StartError> {
+    let mut spec = keeper.spec(&function.stored)?;
+    let wanted = &function.stored.manifest.packages;
+    if let Runtime::Python { interpreter } = &spec.runtime
+        && !wanted.is_empty()
+    {
+        spec.packages = Some(keeper.packages.provide(wanted, interpreter, progress).await?);
+    }
+    progress.say("starting its zygote …");
     let zygote = Zygote::start(&keeper.executor, &spec).await?;
     Ok(Rc::new(zygote))
 }
@@ -222,7 +234,7 @@ impl Tender {
         if let Some(zygote) = &self.zygote {
             return Ok(Rc::clone(zygote));
         }
-        let zygote = start_zygote(&self.keeper, &self.function).await?;
+        let zygote = start_zygote(&self.keeper, &self.function, &Progress::silent()).await?;
         Ok(self.adopt(zygote))
     }
 
@@ -358,6 +370,7 @@ impl Tender {
             if let Err(error) = super::off_the_loop(move || store.forget(&name, version)).await {
                 tracing::warn!(function = self.function.name(), %error, "an old version's files stay behind");
             }
+            self.keeper.sweep_packages().await;
         }
         if let Some(told) = told {
             let _ = told.send(());

@@ -6,6 +6,7 @@
 
 pub mod infer;
 pub mod raw;
+pub mod requirement;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::units::{Period, Size, UnitError};
+pub use requirement::{Requirement, RequirementError};
 
 /// The file's name within a function's folder.
 pub const FILE_NAME: &str = "spry.toml";
@@ -216,6 +218,9 @@ pub struct Manifest {
     pub handler: String,
     /// What separates one request from the next.
     pub isolation: Isolation,
+    /// Python packages that it needs, those of its `requirements` file among them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<Requirement>,
     /// What an instance may use.
     pub limits: Limits,
     /// How many instances there are.
@@ -324,6 +329,9 @@ pub enum ManifestError {
         /// What is wrong.
         why: String,
     },
+    /// One of `packages`, or a line of the file that `requirements` names.
+    #[error("packages: {0}")]
+    Requirement(#[from] RequirementError),
     /// A variable that can't be set.
     #[error("env.{name} can't be set: {why}")]
     Env {
@@ -353,7 +361,7 @@ impl Manifest {
             Some(text) => raw::RawManifest::parse(&text, overrides)?,
             None => raw::RawManifest::parse("", overrides)?,
         };
-        let filled = infer::fill_in(raw, folder, name)?;
+        let filled = requirement::merge(infer::fill_in(raw, folder, name)?, folder)?;
         let manifest = filled.check(defaults)?;
         infer::handler_is_there(&manifest, folder)?;
         Ok(manifest)

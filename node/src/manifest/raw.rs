@@ -11,11 +11,13 @@ use super::{
 use crate::units::{Period, Size};
 
 /// Every key that `--set` knows; `env.` is followed by the variable's name.
-pub const KEYS: [&str; 15] = [
+pub const KEYS: [&str; 17] = [
     "name",
     "runtime",
     "handler",
     "isolation",
+    "packages",
+    "requirements",
     "limits.memory",
     "limits.cpu",
     "limits.timeout",
@@ -41,6 +43,10 @@ pub struct RawManifest {
     pub handler: Option<String>,
     /// `instance` or `request`.
     pub isolation: Option<String>,
+    /// Python packages.
+    pub packages: Option<Vec<String>>,
+    /// A file with a Python package in each line.
+    pub requirements: Option<String>,
     /// `[limits]`
     pub limits: RawLimits,
     /// `[scale]`
@@ -121,11 +127,16 @@ impl RawManifest {
             self.handler.ok_or_else(|| missing("handler", "write handler = \"module:function\""))?;
         let runtime = runtime_of(&runtime)?;
         check_handler(runtime, &handler)?;
+        let packages = super::requirement::check(self.packages.unwrap_or_default())?;
+        let bound = || "left out: only runtime = \"python\" has packages".to_owned();
+        let fits = packages.is_empty() || runtime == Runtime::Python;
+        within(fits, "packages", format!("{} long", packages.len()), bound())?;
         Ok(Manifest {
             name: Name::try_from(name)?,
             runtime,
             handler,
             isolation: isolation_of(self.isolation.as_deref())?,
+            packages,
             limits: self.limits.check(&defaults.limits, "limits")?,
             scale: self.scale.check(&defaults.scale, "scale")?,
             env: check_env(self.env)?,
@@ -138,6 +149,11 @@ fn put(table: &mut toml::Table, wanted: &Override) -> Result<(), ManifestError> 
     let no_such_key = || ManifestError::NoSuchKey(wanted.key.clone());
     let text = || toml::Value::String(wanted.value.clone());
     let (section, key) = match wanted.key.split_once('.') {
+        None if wanted.key == "packages" => {
+            let words = wanted.value.split_whitespace().map(|word| toml::Value::String(word.to_owned()));
+            table.insert(wanted.key.clone(), toml::Value::Array(words.collect()));
+            return Ok(());
+        }
         None if KEYS.contains(&wanted.key.as_str()) => {
             table.insert(wanted.key.clone(), text());
             return Ok(());

@@ -98,6 +98,33 @@ fn an_unclear_folder_says_what_to_write() {
 }
 
 #[test]
+fn packages_are_those_of_the_manifest_and_of_its_file() {
+    let text = format!("packages = [\"NumPy>=2\", \"six\"]\nrequirements = \"needs.txt\"\n{FULL}");
+    let needs = "# what else\nsix\npandas ~= 2.2\n";
+    let manifest = read(&[("spry.toml", &text), ("needs.txt", needs)], None, &[]).expect("valid");
+    let names: Vec<&str> = manifest.packages.iter().map(Requirement::as_str).collect();
+    assert_eq!(names, ["numpy>=2", "pandas~=2.2", "six"]);
+    let printed = toml::to_string(&manifest).expect("prints");
+    assert_eq!(read(&[("spry.toml", &printed)], None, &[]).expect("reads back"), manifest);
+    let set = read(&[("spry.toml", FULL)], None, &["packages=numpy six==1.16.0"]).expect("valid");
+    assert_eq!(set.packages.len(), 2);
+
+    for (set, says) in [
+        ("requirements=../needs.txt", "must be a file within the folder"),
+        ("requirements=/etc/passwd", "must be a file within the folder"),
+        ("requirements=none.txt", "there is no \"none.txt\" in the folder"),
+        ("packages=-e", "packages: \"-e\" can't be required: options are not taken"),
+        ("packages=git+https://x/y", "not a path or an address"),
+    ] {
+        let error = read(&[("spry.toml", FULL)], None, &[set]).expect_err(set);
+        assert!(error.contains(says), "{set}: {error}");
+    }
+    let native = "name='a'\nruntime='native'\nhandler='a.so'\npackages=['six']\n";
+    let error = read(&[("spry.toml", native), ("a.so", "")], None, &[]).expect_err("native");
+    assert!(error.contains("only runtime = \"python\" has packages"), "{error}");
+}
+
+#[test]
 fn overrides_reach_every_key() {
     let set = ["limits.memory=64MiB", "env.GREETING=hi=there", "scale.max=2", "limits.cpu=2", "scale.min=0"];
     let manifest = read(&[("spry.toml", FULL)], Some("x"), &set).expect("overridden");

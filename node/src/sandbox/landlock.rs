@@ -3,7 +3,7 @@
 //! signals and abstract Unix sockets from leaving the function: what protects a spryd that isn't root from a
 //! function that has spryd's own user.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
@@ -33,16 +33,18 @@ fn known(version: u32) -> usize {
 }
 
 /// What one process is put under.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Landlock {
     accesses: u64,
     scoped: u64,
     known: usize,
+    writable: Option<CString>,
 }
 
 impl Landlock {
-    /// As much as this version of landlock has. `host_sockets`: the host's abstract sockets may be connected to.
-    pub(super) fn new(version: u32, host_sockets: bool) -> Self {
+    /// As much as this version of landlock has. `host_sockets`: the host's abstract sockets may be connected to;
+    /// `writable`: another folder that may be written to.
+    pub(super) fn new(version: u32, host_sockets: bool, writable: Option<CString>) -> Self {
         let mut accesses = VERSION_1;
         for (since, access) in [(2, REFER), (3, TRUNCATE), (5, DEVICE_IOCTL)] {
             if version >= since {
@@ -50,7 +52,7 @@ impl Landlock {
             }
         }
         let scopes = if host_sockets { SCOPES & !1 } else { SCOPES };
-        Self { accesses, scoped: if version >= 6 { scopes } else { 0 }, known: known(version) }
+        Self { accesses, scoped: if version >= 6 { scopes } else { 0 }, known: known(version), writable }
     }
 
     /// Child-safe.
@@ -64,6 +66,9 @@ impl Landlock {
         for (path, accesses) in rules {
             confine::landlock_allow(ruleset.as_fd(), path, accesses)?;
         }
+        if let Some(path) = &self.writable {
+            confine::landlock_allow(ruleset.as_fd(), path, self.accesses)?;
+        }
         confine::landlock_restrict(ruleset.as_fd())
     }
 }
@@ -74,11 +79,11 @@ mod tests {
 
     #[test]
     fn a_version_is_asked_for_what_it_has() {
-        let first = Landlock::new(1, false);
+        let first = Landlock::new(1, false, None);
         assert_eq!((first.accesses, first.scoped, first.known), (0x1fff, 0, 8));
-        let newest = Landlock::new(7, false);
+        let newest = Landlock::new(7, false, None);
         assert_eq!((newest.accesses, newest.scoped, newest.known), (0xffff, 3, 24));
-        assert_eq!(Landlock::new(6, true).scoped, 2, "signals only");
-        assert_eq!(Landlock::new(4, false).accesses & DEVICE_IOCTL, 0);
+        assert_eq!(Landlock::new(6, true, None).scoped, 2, "signals only");
+        assert_eq!(Landlock::new(4, false, None).accesses & DEVICE_IOCTL, 0);
     }
 }

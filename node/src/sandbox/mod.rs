@@ -188,7 +188,8 @@ impl Plan {
             Step::ChangeDirectory(text("code folder", wanted.program.directory.as_os_str())?),
         ]);
         if let Some(version) = wanted.ability.landlock() {
-            steps.push(Step::RestrictFiles(Landlock::new(version, !wanted.private_network)));
+            let writable = wanted.root.writable.map(|path| text("path", path.as_os_str())).transpose()?;
+            steps.push(Step::RestrictFiles(Landlock::new(version, !wanted.private_network, writable)));
         }
         let held = wanted.descriptors;
         let places = [(held.input, 0), (held.output, 1), (held.output, 2), (held.control, 3)];

@@ -102,6 +102,7 @@ impl Ability {
         steps.push(Step::PrivateMounts);
         let root = Root {
             visible: &[],
+            writable: None,
             tmp_bytes: 1 << 20,
             tmp_writable: false,
             host_network: false,

@@ -61,6 +61,8 @@ const TMP_FILES_MIN: u64 = 256;
 pub struct Root<'a> {
     /// Folders and files of this function and its runtime, at their own paths.
     pub visible: &'a [PathBuf],
+    /// A folder that may be written to, at its own path.
+    pub writable: Option<&'a Path>,
     /// Bytes that `/tmp` may hold.
     pub tmp_bytes: u64,
     /// False: nothing can be written to `/tmp`.
@@ -95,6 +97,11 @@ impl Root<'_> {
         }
         for path in self.visible {
             made.show(path)?;
+        }
+        if let Some(path) = self.writable {
+            made.folder(path)?;
+            made.steps
+                .push(Step::BindWritable { source: text("path", path.as_os_str())?, target: inside(path)? });
         }
         let (uid, gid) = self.user;
         made.file(Path::new("/etc/passwd"), &format!("function:x:{uid}:{gid}::/:/usr/sbin/nologin\n"))?;

@@ -75,6 +75,13 @@ pub enum Step {
         /// One of the harmless devices.
         device: bool,
     },
+    /// A folder of the host that may be written to; without set-user-id and devices.
+    BindWritable {
+        /// On the host.
+        source: CString,
+        /// In the new root.
+        target: CString,
+    },
     /// `/proc`, without the processes of others.
     MountProc(CString),
     /// `/tmp`; the options limit it.
@@ -146,6 +153,7 @@ impl Step {
             Self::MakeFile { .. } => "make a file in the root",
             Self::MakeLink { .. } => "make a link in the root",
             Self::Bind { .. } => "bind into the root",
+            Self::BindWritable { .. } => "bind a writable folder into the root",
             Self::MountProc(_) => "mount /proc",
             Self::MountTmp { .. } => "mount /tmp",
             Self::SealTmp(_) => "seal /tmp",
@@ -197,6 +205,10 @@ impl Step {
                 let kind = if *device { libc::MOUNT_ATTR_NOEXEC } else { libc::MOUNT_ATTR_NODEV };
                 let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | kind;
                 confine::set_mount_attributes(target, attributes)
+            }
+            Self::BindWritable { source, target } => {
+                confine::mount(Some(source), target, None, libc::MS_BIND, None)?;
+                confine::set_mount_attributes(target, libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV)
             }
             Self::MountProc(path) => {
                 let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;

@@ -10,6 +10,8 @@
 //! - [`InstanceProcess`] and [`Zygote`] kill what they stand for when they are dropped. Whatever happens, the
 //!   nursery reaps the process, kills what it leaves in its control group, and puts the group away.
 //!
+//! - [`Task`] is neither: a confined tool that does one thing and ends.
+//!
 //! What the processes do inside is `node/runtime`; what they say is `spry_wire::control`.
 
 mod channel;
@@ -22,6 +24,7 @@ mod nursery;
 mod output;
 mod spec;
 mod start;
+mod task;
 
 pub use channel::ChannelError;
 pub use executor::{Executor, ExecutorConfig, ExecutorError, Launch};
@@ -31,3 +34,4 @@ pub use instance::InstanceProcess;
 pub use interpreter::{InterpreterError, check_interpreter, find_interpreter};
 pub use spec::{Egress, ProcessLimits, Runtime, ZygoteSpec};
 pub use start::{StartError, Zygote};
+pub use task::{Task, TaskSpec};

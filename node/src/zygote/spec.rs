@@ -16,6 +16,8 @@ pub struct ZygoteSpec {
     pub handler: String,
     /// The folder with its code, readable by `uid_gid`.
     pub code: PathBuf,
+    /// The folder with the Python packages that it needs.
+    pub packages: Option<PathBuf>,
     /// Its own environment variables.
     pub env: BTreeMap<String, String>,
     /// The function's user and group. Root needs one; anyone else can't have one (`None`).

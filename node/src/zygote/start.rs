@@ -15,6 +15,7 @@ use super::nursery::Child;
 use super::output::{self, Output};
 use super::spec::{Egress, ProcessLimits, Runtime, ZygoteSpec};
 use crate::cgroup::{CgroupError, Controller, FunctionGroup, GroupLimits};
+use crate::packages::PackagesError;
 use crate::sandbox::{
     Confinement, Credentials, Descriptors, Plan, PlanError, Program, Rlimits, Root, StepFailed, StepReport,
     filter, installation,
@@ -25,6 +26,8 @@ use spry_wire::control::{FromZygote, Init, ToZygote};
 
 /// Where programs are found from within a function.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+/// Tells Python's bootstrap where the function's packages are.
+const PACKAGES_VARIABLE: &str = "SPRY_PACKAGES";
 /// Instances that share a function's user: what a per-user count of processes is multiplied by.
 const INSTANCES_MAX: u64 = spry_ebpf_common::SLOTS_PER_FUNCTION as u64;
 /// Where the watchdog holds memory, it must see the limit passed before allocations fail; this bounds by how much.
@@ -71,6 +74,9 @@ pub enum StartError {
     /// The interpreter can't be used.
     #[error(transparent)]
     Interpreter(#[from] InterpreterError),
+    /// Its packages can't be had.
+    #[error(transparent)]
+    Packages(#[from] PackagesError),
     /// Its control groups.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -154,6 +160,7 @@ impl Zygote {
         let environment = environment(spec, launch);
         let mut visible = launch.files.clone();
         visible.extend([program.clone(), spec.code.clone()]);
+        visible.extend(spec.packages.clone());
         if let Runtime::Python { interpreter } = &spec.runtime {
             visible.extend(installation(interpreter));
         }
@@ -163,9 +170,10 @@ impl Zygote {
             private_network: spec.egress == Egress::None,
             hostname: &spec.name,
             control_groups: leaf.open_procs()?,
-            limits: rlimits(executor, spec, credentials),
+            limits: rlimits(executor, &spec.limits, credentials),
             root: Root {
                 visible: &visible,
+                writable: None,
                 tmp_bytes: spec.limits.tmpfs_bytes,
                 tmp_writable: !spec.single_use,
                 host_network: spec.egress == Egress::Host,
@@ -325,7 +333,7 @@ async fn load(
 }
 
 /// Waits until the process runs its program, or a step has failed.
-async fn confined(report: StepReport) -> io::Result<Option<StepFailed>> {
+pub(super) async fn confined(report: StepReport) -> io::Result<Option<StepFailed>> {
     let pipe = sys::watch(report.as_fd().try_clone_to_owned()?)?;
     loop {
         let mut ready = pipe.readable().await?;
@@ -336,7 +344,7 @@ async fn confined(report: StepReport) -> io::Result<Option<StepFailed>> {
     }
 }
 
-fn own_user() -> (u32, u32) {
+pub(super) fn own_user() -> (u32, u32) {
     (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
 }
 
@@ -346,19 +354,22 @@ fn environment(spec: &ZygoteSpec, launch: &Launch) -> BTreeMap<String, String> {
         base.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     all.extend(spec.env.clone());
     all.extend(launch.env.clone());
+    if let Some(packages) = &spec.packages {
+        all.insert(PACKAGES_VARIABLE.to_owned(), packages.display().to_string());
+    }
     all
 }
 
 /// What control groups don't hold is held here, as well as rlimits can.
-fn rlimits(executor: &Executor, spec: &ZygoteSpec, credentials: Credentials) -> Rlimits {
+pub(super) fn rlimits(executor: &Executor, limits: &ProcessLimits, credentials: Credentials) -> Rlimits {
     let tree = &executor.tree;
     // counted per user (and user namespace): with neither, the limit would count all that this user runs
-    let per_user = u64::from(spec.limits.processes) * (INSTANCES_MAX + 1);
+    let per_user = u64::from(limits.processes) * (INSTANCES_MAX + 1);
     let processes = match credentials {
         Credentials::Inherited => None,
         _ if tree.has(Controller::Pids) => Some(per_user.max(4096)),
         _ => Some(per_user),
     };
-    let data_bytes = (!tree.has(Controller::Memory)).then_some(spec.limits.memory_bytes * DATA_SLACK);
-    Rlimits { open_files: spec.limits.open_files, processes, data_bytes }
+    let data_bytes = (!tree.has(Controller::Memory)).then_some(limits.memory_bytes * DATA_SLACK);
+    Rlimits { open_files: limits.open_files, processes, data_bytes }
 }

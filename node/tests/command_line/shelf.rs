@@ -11,6 +11,7 @@ use spry_node::api::{
     StatusView, ZygoteState,
 };
 use spry_node::manifest::Name;
+use spry_node::progress::Progress;
 use spry_node::store::{PlannedChain, Staged, Store, StoredFunction};
 use spry_node::units::Size;
 use tokio::sync::watch;
@@ -120,8 +121,9 @@ fn now<'a, T: Send + 'a>(value: T) -> Reply<'a, T> {
 }
 
 impl Engine for Shelf {
-    fn deploy(&self, staged: Staged) -> Reply<'_, Result<Deployed, DeployError>> {
+    fn deploy(&self, staged: Staged, progress: Progress) -> Reply<'_, Result<Deployed, DeployError>> {
         Box::pin(async move {
+            progress.say("starting its zygote …");
             let module = staged.manifest().handler.split(':').next().unwrap_or_default().to_owned();
             let text =
                 std::fs::read_to_string(staged.code().join(format!("{module}.py"))).unwrap_or_default();

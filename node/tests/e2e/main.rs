@@ -12,4 +12,5 @@ mod chains;
 mod errors;
 mod http;
 mod life;
+mod packages;
 mod transports;

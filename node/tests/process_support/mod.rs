@@ -104,6 +104,7 @@ impl Stage {
             runtime: Runtime::Native,
             handler: format!("{zygote}/{instance}"),
             code,
+            packages: None,
             env: [("GREETING".to_owned(), "hello".to_owned())].into(),
             uid_gid,
             limits: ProcessLimits::default(),

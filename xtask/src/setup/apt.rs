@@ -28,11 +28,16 @@ enum Probe {
 }
 
 /// All that spry needs from Debian.
-pub(crate) const NEEDS: [Need; 5] = [
+pub(crate) const NEEDS: [Need; 6] = [
     Need { probe: Probe::Program("cc"), package: "gcc", why: "links every Rust program" },
     Need { probe: Probe::File("/usr/include/stdio.h"), package: "libc6-dev", why: "what cc links against" },
     Need { probe: Probe::Program("c++"), package: "g++", why: "compiles libFuzzer and bpf-linker's glue" },
     Need { probe: Probe::File("/usr/bin/python3"), package: "python3", why: "runs Python functions" },
+    Need {
+        probe: Probe::File("/usr/lib/python3/dist-packages/pip"),
+        package: "python3-pip",
+        why: "installs the packages that Python functions ask for",
+    },
     Need {
         probe: Probe::File("/etc/ssl/certs/ca-certificates.crt"),
         package: "ca-certificates",

@@ -1,0 +1,356 @@
+//! Python packages: installed when a function is deployed, shared, kept apart from everything else, and removed.
+//!
+//! Most of it needs no network: the packages are made here, and spryd looks for them in a folder. The one test that
+//! asks the real index is skipped where that can't be reached; what it fetches is kept under `target/`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use crate::daemon::Daemon;
+
+const PYTHON: &str = "/usr/bin/python3";
+
+/// Makes a wheel: a zip with the module and what pip wants to know about it.
+const MAKE_WHEEL: &str = r#"
+import hashlib, base64, sys, zipfile
+folder, name, version, source = sys.argv[1:]
+info = f"{name}-{version}.dist-info"
+files = {
+    f"{name}/__init__.py": open(source).read(),
+    f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+    f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+}
+record = "".join(f"{path},,\n" for path in files) + f"{info}/RECORD,,\n"
+with zipfile.ZipFile(f"{folder}/{name}-{version}-py3-none-any.whl", "w") as wheel:
+    for path, text in {**files, f"{info}/RECORD": record}.items():
+        wheel.writestr(path, text)
+"#;
+
+/// Makes a source package that builds itself, without any other: its module says what the build could do.
+const MAKE_SOURCE: &str = r#"
+import io, sys, tarfile
+folder, state, socket = sys.argv[1:]
+backend = '''
+import os, signal, socket, zipfile
+def attempt(what):
+    try:
+        return repr(what())
+    except Exception as error:
+        return type(error).__name__
+def connect():
+    socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).connect(SOCKET)
+def linger():
+    if os.fork() == 0:
+        os.setsid()
+        os.closerange(0, 1024)
+        signal.pause()
+def build_wheel(folder, settings=None, metadata=None):
+    seen = {
+        "uid": os.getuid(),
+        "token": attempt(lambda: open(STATE + "/api-token").read()),
+        "functions": attempt(lambda: os.listdir(STATE + "/functions")),
+        "sets": attempt(lambda: os.listdir(STATE + "/packages")),
+        "socket": attempt(connect),
+        "usr": attempt(lambda: open("/usr/spry-was-here", "w")),
+        "code": attempt(lambda: open(STATE + "/packages/spry-was-here", "w")),
+        "root": attempt(lambda: os.setuid(0)),
+        "shadow": attempt(lambda: open("/etc/shadow").read()),
+        "kill": attempt(lambda: os.kill(1, 0)),
+    }
+    linger()
+    name = "tattler-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(os.path.join(folder, name), "w") as wheel:
+        wheel.writestr("tattler.py", "SEEN = " + repr(seen))
+        wheel.writestr("tattler-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: tattler\\nVersion: 1.0\\n")
+        wheel.writestr("tattler-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("tattler-1.0.dist-info/RECORD", "tattler.py,,\\n")
+    return name
+'''
+files = {
+    "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+    "backend.py": f"STATE, SOCKET = {state!r}, {socket!r}\n" + backend,
+    "PKG-INFO": "Metadata-Version: 2.1\nName: tattler\nVersion: 1.0\n",
+}
+with tarfile.open(f"{folder}/tattler-1.0.tar.gz", "w:gz") as archive:
+    for path, text in files.items():
+        info = tarfile.TarInfo(f"tattler-1.0/{path}")
+        info.size = len(text.encode())
+        archive.addfile(info, io.BytesIO(text.encode()))
+"#;
+
+/// A folder of packages that functions' installer can read.
+fn links() -> tempfile::TempDir {
+    let folder = tempfile::Builder::new().prefix("spry-links-").tempdir().expect("a folder");
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("opened to all");
+    folder
+}
+
+fn python(program: &str, arguments: &[&str]) {
+    let status = Command::new(PYTHON).args(["-c", program]).args(arguments).status();
+    assert!(status.expect("python runs").success());
+}
+
+fn wheel(links: &Path, name: &str, version: &str, source: &str) {
+    let file = links.join("source.py");
+    fs::write(&file, source).expect("written");
+    python(MAKE_WHEEL, &[text(links), name, version, text(&file)]);
+    fs::remove_file(file).expect("removed");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+fn configuration(links: &Path, more: &str) -> String {
+    format!("[packages]\nindex = \"none\"\nfind_links = {:?}\n{more}", text(links))
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Ends the test early where there is no pip to test with; says so.
+macro_rules! need_pip {
+    () => {
+        $crate::need_root_and_cc!();
+        let has = Command::new(PYTHON).args(["-I", "-m", "pip", "--version"]).output();
+        if !has.is_ok_and(|output| output.status.success()) {
+            assert!(std::env::var_os("SPRY_TEST_ALL").is_none(), "SPRY_TEST_ALL is set, but there is no pip");
+            println!("SKIPPED: {PYTHON} has no pip");
+            return;
+        }
+    };
+}
+
+/// Names of what is in the folder of package sets, the unfinished too.
+fn sets(daemon: &Daemon) -> Vec<String> {
+    let entries = fs::read_dir(daemon.state().join("packages")).expect("listed").flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+const USER: &str =
+    "import tiny\ndef main(params):\n    return {\"value\": tiny.VALUE, \"file\": tiny.__file__}\n";
+
+#[test]
+fn a_set_is_installed_once_shared_kept_over_a_crash_and_removed_with_its_last_function() {
+    need_pip!();
+    let links = links();
+    wheel(links.path(), "tiny", "1.0", "VALUE = 1\n");
+    wheel(links.path(), "tiny", "2.0", "VALUE = 2\n");
+    let mut daemon = Daemon::start(&configuration(links.path(), ""));
+
+    let first = daemon.try_deploy_python("first", USER, &["packages=Tiny==1.0"]);
+    assert!(first.status.success(), "{}", err(&first));
+    for said in ["installing tiny==1.0 …", "Successfully installed tiny-1.0", "starting its zygote"] {
+        assert!(err(&first).contains(said), "no {said:?} in {}", err(&first));
+    }
+    let answer = daemon.post("/function/first", b"{}").json();
+    assert_eq!(answer["value"], 1);
+    let file = PathBuf::from(answer["file"].as_str().expect("a path"));
+    assert!(file.starts_with(daemon.state().join("packages")), "{}", file.display());
+    assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o7777, 0o644);
+
+    let second = daemon.try_deploy_python("second", USER, &["packages=tiny==1.0"]);
+    assert!(second.status.success() && !err(&second).contains("installing"), "{}", err(&second));
+    let newer = daemon.try_deploy_python("newer", USER, &["packages=tiny>1"]);
+    assert!(newer.status.success(), "{}", err(&newer));
+    assert_eq!(daemon.post("/function/newer", b"{}").json()["value"], 2);
+    assert_eq!(sets(&daemon).len(), 2, "{:?}", sets(&daemon));
+
+    daemon.crash_and_restart();
+    assert_eq!(daemon.post("/function/second", b"{}").json()["value"], 1);
+    // What is gone from the disk is installed again when it is needed.
+    fs::remove_dir_all(daemon.state().join("packages")).expect("removed");
+    daemon.crash_and_restart();
+    assert_eq!(daemon.post("/function/newer", b"{}").json()["value"], 2);
+
+    daemon.spry_ok(&["remove", "first"]);
+    assert_eq!(daemon.post("/function/second", b"{}").json()["value"], 1);
+    daemon.spry_ok(&["remove", "newer"]);
+    daemon.until("the set of one removed function goes", |daemon| sets(daemon).len() == 1);
+    daemon.deploy_python("second", "def main(params):\n    return {}\n", &[]);
+    daemon.until("the set of a version that was replaced goes", |daemon| sets(daemon).is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn a_function_can_not_change_its_packages_and_sees_no_others() {
+    need_pip!();
+    let links = links();
+    wheel(links.path(), "tiny", "1.0", "VALUE = 1\n");
+    wheel(links.path(), "other", "1.0", "VALUE = 'secret'\n");
+    let daemon = Daemon::start(&configuration(links.path(), ""));
+    let source = r#"
+import os, tiny
+def attempt(what):
+    try:
+        return repr(what())
+    except Exception as error:
+        return type(error).__name__
+def main(params):
+    folder = os.path.dirname(os.path.dirname(tiny.__file__))
+    sets = os.path.dirname(os.path.dirname(folder))
+    return {
+        "write": attempt(lambda: open(tiny.__file__, "a")),
+        "make": attempt(lambda: open(folder + "/new.py", "w")),
+        "remove": attempt(lambda: os.remove(tiny.__file__)),
+        "mode": attempt(lambda: os.chmod(tiny.__file__, 0o777)),
+        "sets": len(os.listdir(sets)),
+        "other": attempt(lambda: __import__("other")),
+        "environment": attempt(lambda: os.environ["SPRY_PACKAGES"]),
+    }
+"#;
+    daemon.deploy_python("one", "import other\ndef main(params):\n    return {}\n", &["packages=other"]);
+    daemon.deploy_python("two", source, &["packages=tiny"]);
+    let seen = daemon.post("/function/two", b"{}").json();
+    for attempt in ["write", "make", "remove"] {
+        assert!(
+            ["'OSError'", "OSError", "PermissionError"].contains(&seen[attempt].as_str().expect("text")),
+            "{seen}"
+        );
+    }
+    assert_ne!(seen["mode"], "None", "{seen}");
+    assert_eq!(seen["sets"], 1, "only its own is in its root: {seen}");
+    assert_eq!(seen["other"], "ModuleNotFoundError");
+    assert_eq!(seen["environment"], "KeyError");
+    daemon.stop();
+}
+
+#[test]
+fn packages_that_can_not_be_had_change_nothing_and_pips_own_words_say_why() {
+    need_pip!();
+    let links = links();
+    wheel(links.path(), "tiny", "1.0", "VALUE = 1\n");
+    wheel(links.path(), "large", "1.0", &format!("VALUE = {:?}\n", "x".repeat(2 << 20)));
+    python(MAKE_SOURCE, &[text(links.path()), "/none", "/none"]);
+    let daemon = Daemon::start(&configuration(links.path(), "size = \"1MiB\"\n"));
+    daemon.deploy_python("f", USER, &["packages=tiny"]);
+    for (wanted, says) in [
+        ("packages=absent-package", "No matching distribution found for absent-package"),
+        ("packages=tiny>1", "No matching distribution found for tiny>1"),
+        ("packages=large", "over the limit of 1MiB"),
+        ("packages=tattler", "No matching distribution found for tattler"),
+        ("packages=tiny tiny<1", "conflicting"),
+    ] {
+        let refused = daemon.try_deploy_python("f", USER, &[wanted]);
+        assert_eq!(refused.status.code(), Some(1), "{wanted}: {}", err(&refused));
+        assert!(err(&refused).contains(says), "{wanted}: {}", err(&refused));
+        assert_eq!(daemon.post("/function/f", b"{}").json()["value"], 1, "{wanted}");
+    }
+    assert_eq!(daemon.spry_json(&["describe", "f"])["version"], 1);
+    daemon.until("nothing is left of what failed", |daemon| sets(daemon).len() == 1);
+    daemon.stop();
+}
+
+#[test]
+fn installing_for_too_long_is_ended() {
+    need_pip!();
+    let links = links();
+    wheel(links.path(), "tiny", "1.0", "VALUE = 1\n");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let index = format!("http://{}/simple", silent.local_addr().expect("bound"));
+    let daemon = Daemon::start(&format!("[packages]\nindex = {index:?}\ntimeout = \"1s\"\n"));
+    let refused = daemon.try_deploy_python("f", USER, &["packages=tiny"]);
+    assert!(err(&refused).contains("weren't installed after 1 s"), "{}", err(&refused));
+    daemon.until("nothing is left", |daemon| sets(daemon).is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn a_package_that_is_built_runs_confined() {
+    need_pip!();
+    let links = links();
+    let mut daemon = Daemon::start(&configuration(links.path(), "build = true\n"));
+    python(MAKE_SOURCE, &[text(links.path()), text(&daemon.state()), text(&daemon.socket())]);
+    daemon.deploy_python("neighbour", "def main(params):\n    return {}\n", &[]);
+    let source = "import tattler\ndef main(params):\n    return tattler.SEEN\n";
+    let deployed = daemon.try_deploy_python("f", source, &["packages=tattler"]);
+    assert!(deployed.status.success(), "{}", err(&deployed));
+    let seen = daemon.post("/function/f", b"{}").json();
+    assert_ne!(seen["uid"], 0);
+    for attempt in ["token", "functions", "socket", "usr", "code", "root", "shadow", "kill"] {
+        let outcome = seen[attempt].as_str().expect("text");
+        assert!(outcome.ends_with("Error") || outcome.ends_with("Exception"), "{attempt}: {seen}");
+    }
+    // The sets that others use aren't in its root; its own work folder is.
+    assert!(!seen["sets"].as_str().expect("text").contains("site"), "{seen}");
+    let uid = seen["uid"].as_u64().expect("a number") as u32;
+    daemon.until("what it left running is ended", |_| !any_process_of(uid));
+    daemon.crash_and_restart();
+    assert_eq!(daemon.get("/function/neighbour").status, 200);
+    daemon.stop();
+}
+
+fn any_process_of(uid: u32) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let processes = fs::read_dir("/proc").expect("listed").flatten();
+    let mut numbers = processes.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());
+    numbers.any(|entry| entry.metadata().is_ok_and(|process| process.uid() == uid))
+}
+
+#[test]
+fn numpy_from_the_index() {
+    need_pip!();
+    // What is large is fetched by this user's own pip, once for this clone, so that a run costs the index nothing.
+    let wheels = Path::new(env!("CARGO_TARGET_TMPDIR")).join("wheels");
+    fs::create_dir_all(&wheels).expect("made");
+    let has = |name: &str| {
+        fs::read_dir(&wheels)
+            .expect("listed")
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with(name))
+    };
+    if !(has("numpy-") && has("six-")) {
+        let fetched = Command::new(PYTHON)
+            .args([
+                "-m",
+                "pip",
+                "download",
+                "--only-binary=:all:",
+                "--no-deps",
+                "--retries",
+                "1",
+                "--timeout",
+                "20",
+            ])
+            .args([
+                "--quiet",
+                "--disable-pip-version-check",
+                "-d",
+                text(&wheels),
+                "numpy==2.2.6",
+                "six==1.17.0",
+            ])
+            .output()
+            .expect("pip runs");
+        if !fetched.status.success() {
+            println!(
+                "SKIPPED: the package index can't be reached: {}",
+                err(&fetched).lines().last().unwrap_or("")
+            );
+            return;
+        }
+    }
+    let shared = links();
+    for entry in fs::read_dir(&wheels).expect("listed").flatten() {
+        fs::copy(entry.path(), shared.path().join(entry.file_name())).expect("copied");
+    }
+    let daemon = Daemon::start(&configuration(shared.path(), ""));
+    let source = "import numpy, six\ndef main(params):\n    \
+                  return {\"sum\": int(numpy.arange(10).sum()), \"six\": six.__version__}\n";
+    let deployed =
+        daemon.try_deploy_python("sum", source, &["packages=numpy==2.2.6 six", "limits.memory=256MiB"]);
+    assert!(deployed.status.success(), "{}", err(&deployed));
+    assert_eq!(daemon.post("/function/sum", b"{}").json(), serde_json::json!({"sum": 45, "six": "1.17.0"}));
+    daemon.stop();
+
+    // What is small comes from the index itself, as on a node that nobody has configured.
+    let daemon = Daemon::start("");
+    let source = "import six\ndef main(params):\n    return {\"six\": six.__version__}\n";
+    let deployed = daemon.try_deploy_python("small", source, &["packages=six==1.17.0"]);
+    assert!(deployed.status.success(), "{}", err(&deployed));
+    assert_eq!(daemon.post("/function/small", b"{}").json(), serde_json::json!({"six": "1.17.0"}));
+    daemon.stop();
+}
