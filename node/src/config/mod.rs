@@ -87,11 +87,22 @@ impl Default for UploadLimits {
     }
 }
 
+/// Where pip looks for packages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PackageIndex {
+    /// Where it looks when it isn't told.
+    OfPip,
+    /// At this address.
+    At(String),
+    /// Nowhere: there is only `find_links`.
+    Nowhere,
+}
+
 /// Where Python packages come from, and within which bounds they are installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packages {
-    /// The index; `None`: only `find_links`.
-    pub index: Option<String>,
+    /// The index.
+    pub index: PackageIndex,
     /// A folder of wheels that are looked at as well.
     pub find_links: Option<PathBuf>,
     /// Whether packages may be built, by code of their own, where there is no wheel.
@@ -105,7 +116,7 @@ pub struct Packages {
 impl Default for Packages {
     fn default() -> Self {
         Self {
-            index: Some("https://wheels.example/simple".into()),
+            index: PackageIndex::OfPip,
             find_links: None,
             build: false,
             size: Size::gib(1),

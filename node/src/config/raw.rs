@@ -7,7 +7,8 @@ use std::thread::available_parallelism;
 use serde::Deserialize;
 
 use super::{
-    Config, ConfigError, DEFAULT_CONTROL_SOCKET, Flags, Packages, Queue, TransportChoice, UploadLimits,
+    Config, ConfigError, DEFAULT_CONTROL_SOCKET, Flags, PackageIndex, Packages, Queue, TransportChoice,
+    UploadLimits,
 };
 use crate::manifest::Defaults;
 use crate::manifest::raw::{Quantity, RawLimits, RawScale};
@@ -185,7 +186,7 @@ fn packages(written: RawPackages) -> Result<Packages, ConfigError> {
     let default = Packages::default();
     let index = match written.index {
         None => default.index,
-        Some(word) if word == "none" => None,
+        Some(word) if word == "none" => PackageIndex::Nowhere,
         Some(url) => {
             let is_web = url.starts_with("https://") || url.starts_with("http://");
             if !is_web || url.chars().any(|letter| letter.is_whitespace() || letter.is_control()) {
@@ -195,7 +196,7 @@ fn packages(written: RawPackages) -> Result<Packages, ConfigError> {
                     "an https:// or http:// address, or \"none\"",
                 );
             }
-            Some(url)
+            PackageIndex::At(url)
         }
     };
     let timeout = match written.timeout {

@@ -74,7 +74,7 @@ fn every_key_is_read() {
     assert_eq!(config.log_volume, Size::kib(16));
     assert_eq!(config.upload, UploadLimits { size: Size::bytes(10_000_000), files: 50 });
     let packages = Packages {
-        index: Some("https://wheels.example/simple".into()),
+        index: PackageIndex::At("https://wheels.example/simple".into()),
         find_links: Some("/srv/wheels".into()),
         build: true,
         size: Size::gib(2),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::shelf::{Work, bytes_below};
 use super::{PackagesError, off_the_loop};
-use crate::config;
+use crate::config::{self, PackageIndex};
 use crate::progress::Progress;
 use crate::sandbox::installation;
 use crate::units::Size;
@@ -60,7 +60,7 @@ pub(super) async fn run(
         folder: work.path(),
         uid_gid,
         limits: LIMITS,
-        network: config.index.is_some(),
+        network: config.index != PackageIndex::Nowhere,
     };
     let mut task =
         Task::start(executor, &spec).await.map_err(|error| PackagesError::Start(Box::new(error)))?;
@@ -124,9 +124,10 @@ fn environment(config: &config::Packages, work: &Work) -> BTreeMap<String, Strin
     .into();
     let mut set = |name: &str, value: String| drop(all.insert(name.to_owned(), value));
     match &config.index {
+        PackageIndex::OfPip => {}
         // In the environment, where others don't see what it may hold of a password.
-        Some(url) => set("PIP_INDEX_URL", url.clone()),
-        None => set("PIP_NO_INDEX", "1".to_owned()),
+        PackageIndex::At(url) => set("PIP_INDEX_URL", url.clone()),
+        PackageIndex::Nowhere => set("PIP_NO_INDEX", "1".to_owned()),
     }
     if let Some(folder) = &config.find_links {
         set("PIP_FIND_LINKS", shown(folder));
