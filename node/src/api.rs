@@ -322,9 +322,61 @@ pub struct ActivationView {
     /// The error's code, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Where an asynchronous call is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub later: Option<LaterView>,
     /// What it wrote; empty in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<LogLine>,
+}
+
+/// Where an asynchronous call is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LaterState {
+    /// It waits for its turn.
+    Queued,
+    /// It waits for its time: it was put off, or has failed and is to run again.
+    Delayed,
+    /// It runs.
+    Running,
+    /// It has ended with an answer.
+    Done,
+    /// It was given up.
+    Dead,
+    /// It was cancelled.
+    Cancelled,
+}
+
+impl LaterState {
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Delayed => "delayed",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Dead => "dead",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What is known of an asynchronous call beyond its last run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LaterView {
+    /// Where it is.
+    pub state: LaterState,
+    /// How often it has run (while it runs: has failed).
+    pub attempts: u32,
+    /// When it was accepted.
+    pub accepted_unix_ms: u64,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_unix_ms: Option<u64>,
+    /// Until it may run, when it is delayed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due_ms: Option<u64>,
 }
 
 /// Which stream a line was written to.

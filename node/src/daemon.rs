@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
 
+use crate::calls::{self, Calls};
 use crate::config::{Config, TransportChoice};
 use crate::control::Control;
 use crate::control::token::{ApiToken, TokenError};
@@ -29,6 +30,7 @@ use crate::keeper::{self, Keeper};
 use crate::node::{Fixed, Node, transport_name};
 use crate::packages::{Packages, PackagesError};
 use crate::sandbox::Outcome;
+use crate::store::fault::Seam;
 use crate::store::{Options, Store, StoreError};
 use crate::zygote::{Executor, ExecutorConfig, ExecutorError, Launch};
 
@@ -95,6 +97,13 @@ async fn serve(config: Config) -> Result<(), StartupError> {
         uid_base: config.uid_base,
         upload: config.upload,
     })?);
+    let calls = Calls::open(calls::Parts {
+        state_dir: &config.state_dir,
+        settings: config.asynchronous.clone(),
+        defaults: config.defaults.asynchronous,
+        clock: Arc::new(crate::activation::unix_ms),
+        seam: Seam::of_environment(),
+    })?;
     let token = ApiToken::load_or_create(&config.api_token_file)?;
     let listener = bind(config.listen)?;
     let control = bind_control(&config.control_socket)?;
@@ -113,12 +122,16 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let node = Node::new(fixed, Arc::clone(&bus), to_keeper);
     let engine: Arc<dyn crate::api::Engine> = node.clone();
     let doctor = crate::doctor::Options::of(&config);
-    let control_api = Arc::new(Control::new(engine, Arc::clone(&store), token, config.defaults, doctor));
+    let control_api = Arc::new(
+        Control::new(engine, Arc::clone(&store), token, config.defaults, doctor)
+            .with_calls(Arc::clone(&calls)),
+    );
     let connections = Arc::new(AtomicUsize::new(0));
     let shared = Shared {
         bus: Arc::clone(&bus),
         node: Arc::clone(&node),
         control: control_api,
+        calls: Arc::clone(&calls),
         connections: Arc::clone(&connections),
     };
     let (workers, threads) = start_workers(&config, &shared)?;
@@ -139,10 +152,13 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     tokio::task::spawn_local(serve_or_say("the bus's fault reports", Rc::clone(&keeper).serve_faults()));
     tokio::task::spawn_local(Rc::clone(&keeper).run(mailbox));
     keeper.restore().await;
+    // Not before what they call is there.
+    calls.start(mailboxes.clone(), node.clone()).map_err(os("start to run asynchronous calls"))?;
     let doors = Doors { mailboxes: mailboxes.clone(), connections, next: AtomicUsize::new(0) };
     announce(&node, listen, &config);
     wait_for_end(&doors, &listener, &control).await?;
     tracing::info!("stopping");
+    calls.stop();
     drop((listener, control));
     let _ = std::fs::remove_file(&config.control_socket);
     for mailbox in &mailboxes {
@@ -152,6 +168,7 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let joined =
         tokio::task::spawn_blocking(move || threads.into_iter().for_each(|thread| drop(thread.join())));
     let _ = joined.await;
+    let _ = tokio::task::spawn_blocking(move || calls.close()).await;
     keeper.close().await;
     tracing::info!("stopped");
     Ok(())
@@ -255,6 +272,7 @@ struct Shared {
     bus: Arc<Bus>,
     node: Arc<Node>,
     control: Arc<Control>,
+    calls: Arc<Calls>,
     connections: Arc<AtomicUsize>,
 }
 
@@ -274,6 +292,7 @@ fn start_workers(config: &Config, shared: &Shared) -> Result<(Vec<keeper::Worker
             mailbox: letters,
             node: Arc::clone(&shared.node),
             control: Arc::clone(&shared.control),
+            calls: Arc::clone(&shared.calls),
             connections: Arc::clone(&shared.connections),
         };
         let (ready, wait) = std::sync::mpsc::channel();

@@ -18,6 +18,8 @@ use crate::api::{
     ActivationView, Applied, ApplyError, Calls, ChainView, DeployError, Deployed, Engine, FunctionView,
     Instances, LogLine, LogPage, PassedOver, RemoveError, Reply, StatusView,
 };
+use crate::calls::policy::Policy;
+use crate::calls::runner::Callees;
 use crate::chain::Chain;
 use crate::config::Config;
 use crate::dispatch::Bus;
@@ -190,6 +192,26 @@ impl Node {
         let next = lines.last().map_or(history.next_line().max(from), |line| line.number + 1);
         let missed = since.map_or(0, |since| first.saturating_sub(since));
         Some(LogPage { lines, next, missed })
+    }
+}
+
+/// Calls of a chain that run at once, when nothing says otherwise.
+const CHAIN_IN_FLIGHT: u32 = 8;
+
+impl Callees for Node {
+    fn policy(&self, name: &str) -> Option<Policy> {
+        let (mut policy, in_flight) = match self.named(name) {
+            Some(function) => {
+                let manifest = &function.stored.manifest;
+                (manifest.asynchronous, manifest.scale.max)
+            }
+            None if self.has_chain(name) => (self.config().defaults.asynchronous, CHAIN_IN_FLIGHT),
+            None => return None,
+        };
+        if policy.in_flight == 0 {
+            policy.in_flight = in_flight;
+        }
+        Some(policy)
     }
 }
 

@@ -32,10 +32,13 @@ pub(super) struct Invoke {
     /// Say the call's id and where its time went
     #[arg(short, long)]
     verbose: bool,
+    /// Return as soon as the node has the call on disk, and print its id
+    #[arg(long = "async")]
+    later: bool,
 }
 
 pub(super) async fn invoke(client: &Client, wanted: Invoke) -> Result<(), Failure> {
-    let verbose = wanted.verbose;
+    let (verbose, later) = (wanted.verbose, wanted.later);
     let response = client.send(request(wanted)?).await?;
     if verbose {
         let header = |name: &str| response.headers().get(name).map(HeaderValue::as_bytes).unwrap_or(b"-");
@@ -44,6 +47,24 @@ pub(super) async fn invoke(client: &Client, wanted: Invoke) -> Result<(), Failur
         let _ = writeln!(stderr, "status  {}", response.status());
         let _ = writeln!(stderr, "call    {}", shown("x-call-id"));
         let _ = writeln!(stderr, "timing  {}", shown("server-timing"));
+    }
+    if later && response.status() == http::StatusCode::ACCEPTED {
+        let id = response.headers().get("x-call-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+        return super::print(&format!("{id}\n"));
+    }
+    if response.status().is_success() || response.status().is_redirection() {
+        return pass_on(response).await;
+    }
+    refused(response).await
+}
+
+/// What an asynchronous call answered: as if it had been called and waited for.
+pub(super) async fn result(client: &Client, path: &str) -> Result<(), Failure> {
+    let request = Request::builder().uri(path).header(HOST, "spry").body(Full::<Bytes>::default());
+    let response = client.send(request.map_err(|error| Failure::Usage(error.to_string()))?).await?;
+    let is_result = response.headers().contains_key("x-spry-call-state");
+    if !is_result {
+        return client::good(response).await.map(drop);
     }
     if response.status().is_success() || response.status().is_redirection() {
         return pass_on(response).await;
@@ -59,7 +80,7 @@ fn request(wanted: Invoke) -> Result<Request<Full<Bytes>>, Failure> {
         Some(word) => {
             Method::from_bytes(word.as_bytes()).map_err(|_| usage(format!("-X {word:?} is no method")))?
         }
-        None if has_data => Method::POST,
+        None if has_data || wanted.later => Method::POST,
         None => Method::GET,
     };
     if !matches!(wanted.path.bytes().next(), None | Some(b'/' | b'?')) {
@@ -78,7 +99,8 @@ fn request(wanted: Invoke) -> Result<Request<Full<Bytes>>, Failure> {
     if !headers.contains_key(HOST) {
         headers.insert(HOST, HeaderValue::from_static("spry"));
     }
-    let target = format!("/function/{}{}", segment(&wanted.name)?, wanted.path);
+    let door = if wanted.later { "async-function" } else { "function" };
+    let target = format!("/{door}/{}{}", segment(&wanted.name)?, wanted.path);
     let mut request = Request::builder().method(method).uri(target).body(Full::new(body));
     if let Ok(request) = &mut request {
         *request.headers_mut() = headers;

@@ -6,6 +6,7 @@
 
 mod chain;
 mod client;
+mod dead;
 mod deploy;
 mod invoke;
 mod pack;
@@ -23,6 +24,7 @@ use serde::de::DeserializeOwned;
 use crate::api::{ActivationView, FunctionView, LogLine, LogPage, StatusView};
 use crate::config::{Config, DEFAULT_CONTROL_SOCKET};
 use crate::doctor;
+use crate::units::Period;
 use client::Client;
 
 /// Deploys and calls functions on this node, and shows how they fare.
@@ -82,6 +84,9 @@ enum Command {
     /// Look at single calls
     #[command(subcommand)]
     Activation(Activation),
+    /// Look at asynchronous calls that were given up, run them again or forget them
+    #[command(subcommand)]
+    Dead(dead::Dead),
     /// Show the node: transport, limits, processes
     Status,
     /// Check what this kernel and these rights give
@@ -119,6 +124,17 @@ enum Activation {
     Get {
         /// The call's id (X-Call-Id)
         id: String,
+        /// Wait so long for an asynchronous call to end, 60 s at most
+        #[arg(long, value_name = "PERIOD")]
+        wait: Option<Period>,
+    },
+    /// Print what an asynchronous call answered
+    Result {
+        /// The call's id (X-Call-Id)
+        id: String,
+        /// Wait so long for it to end, 60 s at most
+        #[arg(long, value_name = "PERIOD")]
+        wait: Option<Period>,
     },
     /// Print what one call wrote
     Logs {
@@ -218,6 +234,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Chain(wanted) => chain::chain(&client, wanted, output).await?,
         Command::Logs(wanted) => logs(&client, &wanted, output).await?,
         Command::Activation(wanted) => activation(&client, wanted, output).await?,
+        Command::Dead(wanted) => dead::dead(&client, wanted, output).await?,
         Command::Status => {
             show(&client, "/system/status", output, |view: StatusView| show::status(&view)).await?;
         }
@@ -248,8 +265,12 @@ async fn activation(client: &Client, wanted: Activation, output: Output) -> Resu
             let path = format!("/system/activations?limit={limit}{}", of.unwrap_or_default());
             show(client, &path, output, |list: Vec<ActivationView>| show::activations(&list)).await
         }
-        Activation::Get { id } => {
-            let path = format!("/system/activation/{}", segment(&id)?);
+        Activation::Result { id, wait } => {
+            let path = format!("/system/activation/{}/result{}", segment(&id)?, waiting(wait));
+            invoke::result(client, &path).await
+        }
+        Activation::Get { id, wait } => {
+            let path = format!("/system/activation/{}{}", segment(&id)?, waiting(wait));
             show(client, &path, output, |view: ActivationView| show::activation(&view)).await
         }
         Activation::Logs { id } => {
@@ -257,6 +278,10 @@ async fn activation(client: &Client, wanted: Activation, output: Output) -> Resu
             show(client, &path, output, |lines: Vec<LogLine>| show::lines(&lines)).await
         }
     }
+}
+
+fn waiting(wait: Option<Period>) -> String {
+    wait.map(|wait| format!("?wait={wait}")).unwrap_or_default()
 }
 
 async fn logs(client: &Client, wanted: &Logs, output: Output) -> Result<(), Failure> {

@@ -127,6 +127,11 @@ pub(super) fn activation(view: &ActivationView) -> String {
     if let Some(error) = &view.error {
         rows.push(("error", error.clone()));
     }
+    if let Some(later) = &view.later {
+        let due = later.due_ms.map(|ms| format!(", due in {}", span(ms))).unwrap_or_default();
+        let attempts = later.attempts;
+        rows.push(("asynchronous", format!("{}, {attempts} attempts{due}", later.state.as_str())));
+    }
     let times = [("queue", view.queue_ms), ("start", view.start_ms), ("exec", view.exec_ms)];
     let times: Vec<String> = times.iter().map(|(name, ms)| format!("{name} {ms:.2} ms")).collect();
     rows.push(("time", times.join(", ")));

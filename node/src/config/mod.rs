@@ -9,6 +9,7 @@ pub mod raw;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::calls::settings::Settings;
 use crate::manifest::{Defaults, ManifestError};
 use crate::units::{Period, Size, UnitError};
 
@@ -146,6 +147,8 @@ pub struct Config {
     pub uid_base: u32,
     /// Bounds of the queues.
     pub queue: Queue,
+    /// Asynchronous calls.
+    pub asynchronous: Settings,
     /// Bytes of output kept of one invocation; the rest is cut and said to be.
     pub log_volume: Size,
     /// What may be uploaded.

@@ -10,8 +10,9 @@ use super::{
     Config, ConfigError, DEFAULT_CONTROL_SOCKET, Flags, PackageIndex, Packages, Queue, TransportChoice,
     UploadLimits,
 };
+use crate::calls::settings::RawSettings;
 use crate::manifest::Defaults;
-use crate::manifest::raw::{Quantity, RawLimits, RawScale};
+use crate::manifest::raw::{Quantity, RawLimits, RawPolicy, RawScale};
 use crate::units::{Period, Size};
 
 /// User ids after those of functions, for what spryd runs beside them (installing packages).
@@ -52,6 +53,9 @@ pub struct RawConfig {
     pub upload: RawUpload,
     /// `[packages]`
     pub packages: RawPackages,
+    /// `[async]`
+    #[serde(rename = "async")]
+    pub asynchronous: RawSettings,
     /// `[defaults]`
     pub defaults: RawDefaults,
 }
@@ -118,6 +122,9 @@ pub struct RawDefaults {
     pub limits: RawLimits,
     /// As in a manifest.
     pub scale: RawScale,
+    /// As in a manifest.
+    #[serde(rename = "async")]
+    pub asynchronous: RawPolicy,
 }
 
 impl RawConfig {
@@ -163,6 +170,7 @@ impl TryFrom<RawConfig> for Config {
             runtime_dir: optional("runtime_dir", raw.runtime_dir)?,
             uid_base: count("uid_base", raw.uid_base, i64::from(UID_BASE), 65_536, highest)? as u32,
             queue,
+            asynchronous: raw.asynchronous.check()?,
             log_volume: volume,
             upload: UploadLimits {
                 size: size("upload.size", raw.upload.size, upload.size, Size::kib(1), Size::gib(16))?,
@@ -176,6 +184,10 @@ impl TryFrom<RawConfig> for Config {
             defaults: Defaults {
                 limits: raw.defaults.limits.check(&Defaults::default().limits, "defaults.limits")?,
                 scale: raw.defaults.scale.check(&Defaults::default().scale, "defaults.scale")?,
+                asynchronous: raw
+                    .defaults
+                    .asynchronous
+                    .check(&Defaults::default().asynchronous, "defaults.async")?,
             },
             state_dir,
         })
@@ -263,7 +275,7 @@ fn transport(written: Option<&str>) -> Result<TransportChoice, ConfigError> {
     }
 }
 
-fn count(
+pub(crate) fn count(
     key: &'static str,
     written: Option<i64>,
     default: i64,
@@ -277,7 +289,7 @@ fn count(
     bound(key, value, format!("between {least} and {most}"))
 }
 
-fn size(
+pub(crate) fn size(
     key: &'static str,
     written: Option<Quantity>,
     default: Size,
@@ -291,6 +303,24 @@ fn size(
             Ok(bytes) => Size::bytes(bytes),
             Err(_) => return bound(key, bytes, format!("between {least} and {most}")),
         },
+    };
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    bound(key, value, format!("between {least} and {most}"))
+}
+
+pub(crate) fn period(
+    key: &'static str,
+    written: Option<Quantity>,
+    default: Period,
+    least: Period,
+    most: Period,
+) -> Result<Period, ConfigError> {
+    let value = match written {
+        None => default,
+        Some(Quantity::Text(text)) => text.parse().map_err(|source| ConfigError::Unit { key, source })?,
+        Some(Quantity::Number(number)) => return bound(key, number, "a text with a unit such as \"30s\""),
     };
     if (least..=most).contains(&value) {
         return Ok(value);

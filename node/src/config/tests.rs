@@ -47,6 +47,29 @@ find_links = "/srv/wheels"
 build = true
 size = "2GiB"
 timeout = "3m"
+[async]
+calls = 1000
+bytes = "64MiB"
+memory = "1MiB"
+in_flight = 16
+dead = 100
+idempotency = "1h"
+[async.results]
+count = 500
+bytes = "10MiB"
+age = "2h"
+each = "64KiB"
+[async.callback]
+hosts = ["public", "10.0.0.0/8", "hooks.lan:8080"]
+timeout = "5s"
+retries = 2
+backoff = "500ms"
+[defaults.async]
+retries = 9
+backoff = "100ms"
+backoff_max = "1m"
+age = "1h"
+in_flight = 2
 [defaults.limits]
 memory = "64MiB"
 cpu = 0.5

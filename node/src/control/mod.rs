@@ -6,6 +6,7 @@
 
 mod chain;
 mod deploy;
+pub(crate) mod later;
 mod query;
 mod refusal;
 pub mod token;
@@ -20,6 +21,7 @@ use http_body_util::Full;
 use serde::Serialize;
 
 use crate::api::Engine;
+use crate::calls::Calls;
 use crate::doctor;
 use crate::manifest::{Defaults, Name};
 use crate::progress::{self, Board, Progress};
@@ -29,7 +31,7 @@ pub use refusal::Refused;
 use token::ApiToken;
 
 /// Every route, as documented.
-pub const ROUTES: [(&str, &str); 17] = [
+pub const ROUTES: [(&str, &str); 21] = [
     ("GET", "/system/status"),
     ("GET", "/system/doctor"),
     ("GET", "/system/functions"),
@@ -45,6 +47,10 @@ pub const ROUTES: [(&str, &str); 17] = [
     ("GET", "/system/activations"),
     ("GET", "/system/activation/ID"),
     ("GET", "/system/activation/ID/logs"),
+    ("GET", "/system/activation/ID/result"),
+    ("GET", "/system/dead"),
+    ("POST", "/system/dead/ID"),
+    ("DELETE", "/system/dead/ID"),
     ("GET", "/system/version"),
     ("GET", "/system/progress/NAME"),
 ];
@@ -74,6 +80,7 @@ pub struct Control {
     defaults: Defaults,
     progress: Arc<Board>,
     doctor: doctor::Options,
+    calls: Option<Arc<Calls>>,
 }
 
 impl Control {
@@ -85,7 +92,12 @@ impl Control {
         defaults: Defaults,
         doctor: doctor::Options,
     ) -> Self {
-        Self { engine, store, token: Arc::new(token), defaults, progress: Arc::default(), doctor }
+        Self { engine, store, token: Arc::new(token), defaults, progress: Arc::default(), doctor, calls: None }
+    }
+
+    /// The same with asynchronous calls; without, their routes are not there.
+    pub fn with_calls(self, calls: Arc<Calls>) -> Self {
+        Self { calls: Some(calls), ..self }
     }
 }
 
@@ -157,18 +169,23 @@ where
         ["chain", name] if writes => chain::apply(body, control, name).await,
         ["chain", name] if parts.method == Method::DELETE => chain::remove(name, control).await,
         ["activations"] if reads => json(&engine.activations(query.text("function"), limit(&query)?).await),
-        ["activation", id] if reads => json(&activation(id, control).await?),
+        ["activation", id] if reads => later::activation(id, &query, control).await,
+        ["activation", id, "result"] if reads => later::result(id, &query, control).await,
+        ["dead"] if reads => later::dead(&query, control).await,
+        ["dead", id] if writes => later::revive(id, control).await,
+        ["dead", id] if parts.method == Method::DELETE => later::drop_dead(id, control).await,
         ["activation", id, "logs"] if reads => json(&activation(id, control).await?.logs),
         ["progress", name] if reads => {
             let wait = query.period("wait")?.unwrap_or_default().min(WAIT_MAX);
             let progress = progress(control, name)?;
             json(&progress.read(query.number("since")?.unwrap_or(0), wait).await)
         }
-        ["version" | "status" | "doctor" | "activations" | "chains"]
+        ["version" | "status" | "doctor" | "activations" | "chains" | "dead"]
         | ["function", _, "logs"]
         | ["progress", _]
         | ["activation", _]
-        | ["activation", _, "logs"] => Err(Refused::Method("GET")),
+        | ["activation", _, "logs" | "result"] => Err(Refused::Method("GET")),
+        ["dead", _] => Err(Refused::Method("POST, PUT, DELETE")),
         ["functions"] => Err(Refused::Method("GET, POST, PUT")),
         ["function" | "chain", _] => Err(Refused::Method("GET, POST, PUT, DELETE")),
         _ => Err(Refused::NoSuchPath),

@@ -3,6 +3,7 @@
 use http::StatusCode;
 
 use crate::api::{ApplyError, DeployError, ErrorBody, ErrorDetail, RemoveError};
+use crate::calls::CallsError;
 use crate::store::StoreError;
 
 /// Why a control request was not done.
@@ -36,6 +37,15 @@ pub enum Refused {
     /// No such call, or it is too long ago.
     #[error("no call \"{0}\" is remembered; `spry activation list` shows those that are")]
     NoSuchActivation(String),
+    /// An asynchronous call was not found or not changed.
+    #[error(transparent)]
+    Calls(#[from] CallsError),
+    /// The call has not ended yet.
+    #[error("call {0} has not ended yet; wait for it with `wait=30s`")]
+    NotEnded(String),
+    /// What the call answered isn't kept.
+    #[error("the result of call {0} is not kept: it was no asynchronous call")]
+    NoResult(String),
     /// A query parameter can't be read.
     #[error("the parameter `{name}`: {problem}")]
     Parameter {
@@ -97,6 +107,9 @@ impl Refused {
             }
             Self::OtherChain { .. } => (StatusCode::BAD_REQUEST, "bad_chain"),
             Self::NoSuchActivation(_) => (StatusCode::NOT_FOUND, "no_such_call"),
+            Self::Calls(error) => error.status(),
+            Self::NotEnded(_) => (StatusCode::CONFLICT, "not_ended"),
+            Self::NoResult(_) => (StatusCode::NOT_FOUND, "no_result"),
             Self::Parameter { .. } => (StatusCode::BAD_REQUEST, "bad_parameter"),
             Self::Body(_) => (StatusCode::BAD_REQUEST, "body_broken"),
             Self::Stalled(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),

@@ -51,6 +51,8 @@ use crate::zygote::Executor;
 pub enum ToWorker {
     /// Serve this connection.
     Connection(crate::gateway::Connection),
+    /// Run this asynchronous call.
+    Call(Box<crate::calls::launch::Launch>),
     /// Take in what has arrived on the port, then answer.
     Flush(tokio::sync::oneshot::Sender<()>),
     /// An instance has ended with this invocation in its hands.

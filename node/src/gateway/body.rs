@@ -6,8 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::Body as _;
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use tokio::time::Instant;
 
 use super::Refusal;
@@ -21,19 +20,28 @@ const TOTAL: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_micros(50);
 
 /// A body that may not be whole yet.
-pub(super) struct Body {
-    incoming: Incoming,
+pub(super) struct Body<B> {
+    incoming: B,
     /// When it must be whole.
     last: Instant,
     /// No piece so far was looked for in vain. The first that is ends the looking: a slow client costs one [`LOOK`].
     brisk: bool,
 }
 
-type Piece = Option<Result<Frame<Bytes>, hyper::Error>>;
+type Piece<E> = Option<Result<Frame<Bytes>, E>>;
 
-impl Body {
-    pub(super) fn new(incoming: Incoming) -> Self {
+impl<B> Body<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: std::fmt::Display,
+{
+    pub(super) fn new(incoming: B) -> Self {
         Self { incoming, last: Instant::now() + TOTAL, brisk: true }
+    }
+
+    /// Whether it is known that nothing follows.
+    pub(super) fn is_end(&self) -> bool {
+        self.incoming.is_end_stream()
     }
 
     /// The next piece, or trailers; `None` after the last.
@@ -50,7 +58,7 @@ impl Body {
     }
 
     /// The next piece, if it is there or comes while it is looked for. Others are served meanwhile.
-    async fn look(&mut self) -> Option<Piece> {
+    async fn look(&mut self) -> Option<Piece<B::Error>> {
         let mut until = None;
         loop {
             let piece =

@@ -21,6 +21,23 @@ impl CallId {
         Self(digits)
     }
 
+    /// A name that nobody can guess: who knows it was told it.
+    pub fn random() -> std::io::Result<Self> {
+        Ok(Self::new(crate::sys::random_u64()?, crate::sys::random_u64()?))
+    }
+
+    /// Reads 32 hexadecimal digits (small letters).
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits: [u8; 32] = text.as_bytes().try_into().ok()?;
+        digits.iter().all(|digit| HEX.contains(digit)).then_some(Self(digits))
+    }
+
+    /// The two halves.
+    pub fn halves(&self) -> (u64, u64) {
+        let half = |digits: &str| u64::from_str_radix(digits, 16).unwrap_or_default();
+        (half(&self.as_str()[..16]), half(&self.as_str()[16..]))
+    }
+
     /// The digits.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
@@ -70,6 +87,16 @@ impl CallIds {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_read_as_it_was_written() {
+        let id = CallId::new(0x0123_4567_89ab_cdef, u64::MAX);
+        assert_eq!(CallId::parse(id.as_str()), Some(id));
+        assert_eq!(id.halves(), (0x0123_4567_89ab_cdef, u64::MAX));
+        for bad in ["", "g", &"0".repeat(31), &"0".repeat(33), &"A".repeat(32)] {
+            assert_eq!(CallId::parse(bad), None);
+        }
+    }
 
     #[test]
     fn names_are_hexadecimal_and_differ() {

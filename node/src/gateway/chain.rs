@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use hyper::Request;
-use hyper::body::Incoming;
 
 use super::answer::{self, Answer};
 use super::call_id::CallId;
@@ -14,13 +14,17 @@ use crate::chain::{Call, Chain};
 
 impl Worker {
     /// The chain's result, or why there is none; where the time went; and what its steps took.
-    pub(super) async fn run_chain(
+    pub(super) async fn run_chain<B>(
         &self,
         chain: Arc<Chain>,
-        request: Request<Incoming>,
+        request: Request<B>,
         name_len: usize,
         call_id: CallId,
-    ) -> (Outcome<Answer>, String) {
+    ) -> (Outcome<Answer>, String)
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
         // The later steps' processes are made while the body comes in and the first step works.
         chain.prewarm(&*self.dispatcher().bus().transport);
         let limit_bytes = chain.plan.payload_bytes;

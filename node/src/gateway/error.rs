@@ -10,6 +10,8 @@ use http::StatusCode;
 use shm_bus::transport::FaultKind;
 
 use super::call_id::CallId;
+use crate::calls::CallsError;
+use crate::calls::launch::Again;
 
 /// Why an invocation has no result. Produced where it happens, shown to the client by [`Refusal::status`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -111,6 +113,17 @@ pub enum Refusal {
     /// Nobody waits for the result any more.
     #[error("the call was cancelled")]
     Cancelled,
+    /// An asynchronous call was not accepted, cancelled or found.
+    #[error(transparent)]
+    Calls(#[from] CallsError),
+    /// A header of an asynchronous call can't be read.
+    #[error("{name}: {problem}")]
+    Header {
+        /// Which.
+        name: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
     /// Its memory ran out.
     #[error("the function used more than its memory limit of {limit_bytes} bytes and was ended")]
     OutOfMemory {
@@ -156,6 +169,24 @@ impl Refusal {
             Self::ChainTimedOut(_) => (StatusCode::GATEWAY_TIMEOUT, "timed_out"),
             Self::TimedOut(_) => (StatusCode::GATEWAY_TIMEOUT, "timed_out"),
             Self::OutOfMemory { .. } => (StatusCode::INSUFFICIENT_STORAGE, "out_of_memory"),
+            Self::Header { .. } => (StatusCode::BAD_REQUEST, "bad_header"),
+            Self::Calls(error) => error.status(),
+        }
+    }
+
+    /// Whether an asynchronous call that met this should be tried again.
+    pub fn again(&self) -> Again {
+        use Refusal::{
+            BodyBroken, BodyTimeout, Cancelled, HeadTooLarge, Header, MethodNotAllowed, NoSuchPath, NodeFull,
+            PayloadTooLarge, QueueFull, QueueTimeout, ShuttingDown, Step,
+        };
+        match self {
+            QueueFull { .. } | NodeFull { .. } | QueueTimeout(_) | ShuttingDown | Cancelled => Again::Free,
+            PayloadTooLarge { .. } | HeadTooLarge(_) | NoSuchPath | MethodNotAllowed(_) => Again::Never,
+            BodyBroken(_) | BodyTimeout(_) | Header { .. } => Again::Never,
+            Step { refusal, .. } => refusal.again(),
+            // A function that isn't there may be deployed again.
+            _ => Again::Counted,
         }
     }
 
@@ -176,6 +207,7 @@ impl Refusal {
     /// Seconds after which the client may try again, for overload.
     pub fn retry_after_s(&self) -> Option<u32> {
         match self.status().0 {
+            _ if matches!(self, Self::Calls(CallsError::Unwritable(_))) => Some(5),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Some(1),
             _ => None,
         }

@@ -10,6 +10,7 @@ pub mod call_id;
 mod chain;
 mod error;
 mod headers;
+mod later;
 mod service;
 mod timing;
 
@@ -31,6 +32,7 @@ pub use answer::Failed;
 pub(crate) use answer::failure_in;
 pub use error::Refusal;
 
+use crate::calls::Calls;
 use crate::control::{Caller, Control};
 use crate::dispatch::{Bus, Dispatcher, ToWorker};
 use crate::node::Node;
@@ -69,6 +71,8 @@ pub struct WorkerSpec {
     pub node: Arc<Node>,
     /// The control API.
     pub control: Arc<Control>,
+    /// The asynchronous calls.
+    pub calls: Arc<Calls>,
     /// Connections being served, by all workers.
     pub connections: Arc<AtomicUsize>,
 }
@@ -104,7 +108,7 @@ pub fn run(spec: WorkerSpec, ready: std::sync::mpsc::Sender<Result<(), String>>)
             }
         });
         let connections = Arc::clone(&spec.connections);
-        let worker = Worker::new(random, spec.node, spec.control, dispatcher);
+        let worker = Worker::new(random, spec.node, spec.control, spec.calls, dispatcher);
         serve(worker, spec.mailbox, connections).await;
     });
 }
@@ -132,6 +136,10 @@ async fn serve(worker: Rc<Worker>, mut mailbox: UnboundedReceiver<ToWorker>, con
                 });
                 while here.try_join_next().is_some() {}
             }
+            ToWorker::Call(launch) => {
+                here.spawn_local(Rc::clone(&worker).run_launch(*launch));
+                while here.try_join_next().is_some() {}
+            }
             ToWorker::Flush(done) => {
                 worker.dispatcher().receive();
                 let _ = done.send(());
@@ -157,7 +165,8 @@ async fn serve(worker: Rc<Worker>, mut mailbox: UnboundedReceiver<ToWorker>, con
                     worker.dispatcher().receive();
                     let _ = done.send(());
                 }
-                ToWorker::Connection(_) | ToWorker::Shutdown => {}
+                // A call that is dropped stays on disk and runs after the restart.
+                ToWorker::Connection(_) | ToWorker::Call(_) | ToWorker::Shutdown => {}
             }
         }
     };

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
@@ -22,6 +21,8 @@ use super::call_id::{CallId, CallIds};
 use super::headers::reaches_function;
 use super::timing::Timing;
 use crate::activation::{History, Record, Stream};
+use crate::calls::Calls;
+use crate::calls::launch::{Launch, Why};
 use crate::control::{self, Caller, Control};
 use crate::dispatch::{self, Dispatcher, Job};
 use crate::function::{Counts, Entered};
@@ -37,10 +38,11 @@ static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// What one worker thread serves with.
 pub(super) struct Worker {
-    node: Arc<Node>,
+    pub(super) node: Arc<Node>,
     control: Arc<Control>,
+    pub(super) calls: Arc<Calls>,
     dispatcher: Rc<Dispatcher>,
-    call_ids: CallIds,
+    pub(super) call_ids: CallIds,
     scratch: RefCell<Vec<u8>>,
 }
 
@@ -62,10 +64,11 @@ impl Worker {
         random: u64,
         node: Arc<Node>,
         control: Arc<Control>,
+        calls: Arc<Calls>,
         dispatcher: Rc<Dispatcher>,
     ) -> Rc<Self> {
         let call_ids = CallIds::new(random);
-        Rc::new(Self { node, control, dispatcher, call_ids, scratch: RefCell::default() })
+        Rc::new(Self { node, control, calls, dispatcher, call_ids, scratch: RefCell::default() })
     }
 
     /// Its way onto the bus.
@@ -82,7 +85,12 @@ impl Worker {
         let path = request.uri().path();
         if let Some(rest) = path.strip_prefix("/function/") {
             let name_len = rest.find('/').unwrap_or(rest.len());
-            return self.invoke(request, name_len).await;
+            let call_id = self.call_ids.next();
+            return self.invoke(request, name_len, call_id).await;
+        }
+        if let Some(rest) = path.strip_prefix("/async-function/") {
+            let name_len = rest.find('/').unwrap_or(rest.len());
+            return self.later(request, name_len).await;
         }
         let call_id = self.call_ids.next();
         let mut response = match path {
@@ -101,8 +109,26 @@ impl Worker {
         response
     }
 
-    async fn invoke(self: Rc<Self>, request: Request<Incoming>, name_len: usize) -> Response<Full<Bytes>> {
-        let call_id = self.call_ids.next();
+    /// Runs an asynchronous call, as if a client had sent it.
+    pub(super) async fn run_launch(self: Rc<Self>, mut launch: Launch) {
+        let (call_id, name_len) = (launch.id(), launch.name_len());
+        let response = match launch.take_request() {
+            Some(request) => self.invoke(request, name_len, call_id).await,
+            None => refuse(&Refusal::NoSuchPath, call_id, Timing::NONE),
+        };
+        launch.answer(response).await;
+    }
+
+    async fn invoke<B>(
+        self: Rc<Self>,
+        request: Request<B>,
+        name_len: usize,
+        call_id: CallId,
+    ) -> Response<Full<Bytes>>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
         let at = SystemTime::now();
         let called = &request.uri().path()["/function/".len()..][..name_len];
         if let Some(entered) = self.node.enter(called) {
@@ -123,13 +149,17 @@ impl Worker {
     }
 
     /// The result of a function, or why there is none; and where the time went either way.
-    async fn run(
+    async fn run<B>(
         &self,
         entered: Entered,
-        request: Request<Incoming>,
+        request: Request<B>,
         name_len: usize,
         call_id: CallId,
-    ) -> Outcome<Answer> {
+    ) -> Outcome<Answer>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
         let function = Arc::clone(&entered);
         let timeout = function.stored.manifest.limits.timeout.as_duration();
         let limit_bytes = function.stored.manifest.limits.payload.as_bytes();
@@ -163,14 +193,18 @@ impl Worker {
     }
 
     /// Writes a request into an inbox while it arrives.
-    pub(super) async fn take_in(
+    pub(super) async fn take_in<B>(
         &self,
         inbox: &Arc<Inbox>,
         limit_bytes: u64,
-        request: Request<Incoming>,
+        request: Request<B>,
         name_len: usize,
         call_id: CallId,
-    ) -> Result<Block, Refusal> {
+    ) -> Result<Block, Refusal>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+        B::Error: std::fmt::Display,
+    {
         let too_large = Refusal::PayloadTooLarge { limit_bytes };
         let announced = request.body().size_hint();
         if announced.lower() > limit_bytes {
@@ -288,14 +322,16 @@ impl Accepted {
     }
 }
 
-fn name(response: &mut Response<Full<Bytes>>, call_id: CallId) {
+pub(super) fn name(response: &mut Response<Full<Bytes>>, call_id: CallId) {
     let value = HeaderValue::from_bytes(call_id.as_bytes()).expect("hexadecimal digits");
     response.headers_mut().insert(X_CALL_ID.clone(), value);
 }
 
-fn refuse(refusal: &Refusal, call_id: CallId, timing: Timing) -> Response<Full<Bytes>> {
+pub(super) fn refuse(refusal: &Refusal, call_id: CallId, timing: Timing) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(refusal.body(call_id))));
-    *response.status_mut() = refusal.status().0;
+    let (status, code) = refusal.status();
+    *response.status_mut() = status;
+    response.extensions_mut().insert(Why { code, again: refusal.again() });
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(SERVER_TIMING.clone(), timing.header(""));

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::calls::policy::Policy;
 use crate::units::{Period, Size, UnitError};
 pub use requirement::{Requirement, RequirementError};
 
@@ -194,6 +195,8 @@ pub struct Defaults {
     pub limits: Limits,
     /// For `[scale]`.
     pub scale: Scale,
+    /// For `[async]`.
+    pub asynchronous: Policy,
 }
 
 /// The network section.
@@ -229,6 +232,9 @@ pub struct Manifest {
     pub env: BTreeMap<String, String>,
     /// What it can reach.
     pub network: Network,
+    /// How its asynchronous calls are retried. (Functions that were stored before there were any have the defaults.)
+    #[serde(rename = "async", default)]
+    pub asynchronous: Policy,
 }
 
 /// One `--set KEY=VALUE`: `limits.memory=64MiB`, `env.GREETING=hello`.

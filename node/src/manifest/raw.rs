@@ -8,10 +8,11 @@ use super::{
     Defaults, ENV_MAX, Egress, Isolation, Limits, Manifest, ManifestError, Name, Network, Override, Runtime,
     SCALE_MAX, Scale,
 };
+use crate::calls::policy::Policy;
 use crate::units::{Period, Size};
 
 /// Every key that `--set` knows; `env.` is followed by the variable's name.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 22] = [
     "name",
     "runtime",
     "handler",
@@ -29,6 +30,11 @@ pub const KEYS: [&str; 17] = [
     "scale.idle",
     "env.NAME",
     "network.egress",
+    "async.retries",
+    "async.backoff",
+    "async.backoff_max",
+    "async.age",
+    "async.in_flight",
 ];
 
 /// `spry.toml` as written.
@@ -55,6 +61,9 @@ pub struct RawManifest {
     pub env: BTreeMap<String, String>,
     /// `[network]`
     pub network: RawNetwork,
+    /// `[async]`
+    #[serde(rename = "async")]
+    pub asynchronous: RawPolicy,
 }
 
 /// A quantity: text with a unit, or a number.
@@ -95,6 +104,22 @@ pub struct RawScale {
     pub max: Option<i64>,
     /// A period.
     pub idle: Option<Quantity>,
+}
+
+/// `[async]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPolicy {
+    /// A count.
+    pub retries: Option<i64>,
+    /// A period.
+    pub backoff: Option<Quantity>,
+    /// A period.
+    pub backoff_max: Option<Quantity>,
+    /// A period.
+    pub age: Option<Quantity>,
+    /// A count.
+    pub in_flight: Option<i64>,
 }
 
 /// `[network]` as written.
@@ -141,6 +166,7 @@ impl RawManifest {
             scale: self.scale.check(&defaults.scale, "scale")?,
             env: check_env(self.env)?,
             network: Network { egress: egress_of(self.network.egress.as_deref())? },
+            asynchronous: self.asynchronous.check(&defaults.asynchronous, "async")?,
         })
     }
 }
@@ -166,7 +192,7 @@ fn put(table: &mut toml::Table, wanted: &Override) -> Result<(), ManifestError> 
         ("env", _) => text(),
         _ if !KEYS.contains(&wanted.key.as_str()) => return Err(no_such_key()),
         ("limits", "cpu") => wanted.value.trim().parse().map(toml::Value::Float).unwrap_or_else(|_| text()),
-        ("limits", "processes") | ("scale", "min" | "max") => {
+        ("limits", "processes") | ("scale", "min" | "max") | ("async", "retries" | "in_flight") => {
             wanted.value.trim().parse().map(toml::Value::Integer).unwrap_or_else(|_| text())
         }
         _ => text(),
@@ -279,6 +305,25 @@ impl RawLimits {
     }
 }
 
+impl RawPolicy {
+    /// Checks the section; `section` names it in errors.
+    pub fn check(self, defaults: &Policy, section: &'static str) -> Result<Policy, ManifestError> {
+        let key = |name| key_in(section, name);
+        let policy = Policy {
+            retries: count(self.retries, key("retries"), 0, 1000)?.unwrap_or(defaults.retries),
+            backoff: period(self.backoff, key("backoff"))?.unwrap_or(defaults.backoff),
+            backoff_max: period(self.backoff_max, key("backoff_max"))?.unwrap_or(defaults.backoff_max),
+            age: period(self.age, key("age"))?.unwrap_or(defaults.age),
+            in_flight: count(self.in_flight, key("in_flight"), 0, 4096)?.unwrap_or(defaults.in_flight),
+        };
+        let days = |n: u64| Period::minutes(n * 24 * 60);
+        between(key("backoff"), policy.backoff, Period::millis(1), days(1))?;
+        between(key("backoff_max"), policy.backoff_max, Period::millis(1), days(7))?;
+        between(key("age"), policy.age, Period::seconds(1), days(365))?;
+        Ok(policy)
+    }
+}
+
 impl RawScale {
     /// Checks the section; `section` names it in errors.
     pub fn check(self, defaults: &Scale, section: &'static str) -> Result<Scale, ManifestError> {
@@ -320,6 +365,16 @@ fn key_in(section: &'static str, name: &'static str) -> &'static str {
         ("defaults.scale", "min") => "defaults.scale.min",
         ("defaults.scale", "max") => "defaults.scale.max",
         ("defaults.scale", "idle") => "defaults.scale.idle",
+        ("async", "retries") => "async.retries",
+        ("async", "backoff") => "async.backoff",
+        ("async", "backoff_max") => "async.backoff_max",
+        ("async", "age") => "async.age",
+        ("async", "in_flight") => "async.in_flight",
+        ("defaults.async", "retries") => "defaults.async.retries",
+        ("defaults.async", "backoff") => "defaults.async.backoff",
+        ("defaults.async", "backoff_max") => "defaults.async.backoff_max",
+        ("defaults.async", "age") => "defaults.async.age",
+        ("defaults.async", "in_flight") => "defaults.async.in_flight",
         _ => name,
     }
 }

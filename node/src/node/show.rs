@@ -102,6 +102,7 @@ pub(super) fn activation(function: &Function, record: &Record) -> ActivationView
         exec_ms: ms(record.exec_ns),
         status: record.status,
         error: record.error.map(str::to_owned),
+        later: None,
         logs: Vec::new(),
     }
 }

@@ -5,18 +5,14 @@
 
 mod chains;
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
-use super::{StoreError, UID_COUNT};
+use super::{StoreError, UID_COUNT, sqlite};
 
 pub(super) use chains::ChainRow;
 
-/// Stored as SQLite's `user_version`: how many of [`SCHEMA`] the file has.
-const SCHEMA_VERSION: i32 = SCHEMA.len() as i32;
 /// Stored as SQLite's `application_id`: "spry".
 const APPLICATION_ID: i32 = 0x7370_7279;
 
@@ -67,14 +63,7 @@ pub(super) struct Database {
 
 impl Database {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        // SQLite gives its -wal and -shm files the mode of the database.
-        let mut options = OpenOptions::new();
-        let made = options.write(true).create(true).truncate(false).mode(0o600).open(path);
-        made.map_err(StoreError::os("open", path))?;
-        let at_open = |source| describe(path, "open", source);
-        let mut connection = Connection::open(path).map_err(at_open)?;
-        prepare(&mut connection, path)?;
-        Ok(Self { connection })
+        Ok(Self { connection: sqlite::open(path, APPLICATION_ID, &SCHEMA)? })
     }
 
     /// The current version of every function, by name.
@@ -201,58 +190,4 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
 
 fn failed(operation: &'static str) -> impl Fn(rusqlite::Error) -> StoreError + Copy {
     move |source| StoreError::Database { operation, source }
-}
-
-/// Checks that the file is ours, whole, and of a version that is known; makes the tables that it doesn't have.
-fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
-    let at_open = |source| describe(path, "open", source);
-    connection.pragma_update(None, "journal_mode", "WAL").map_err(at_open)?;
-    connection.pragma_update(None, "synchronous", "FULL").map_err(at_open)?;
-    connection.pragma_update(None, "foreign_keys", true).map_err(at_open)?;
-    let number = |connection: &Connection, pragma: &str| -> Result<i32, StoreError> {
-        connection.pragma_query_value(None, pragma, |row| row.get(0)).map_err(at_open)
-    };
-    let (application, version) = (number(connection, "application_id")?, number(connection, "user_version")?);
-    let tables: i64 =
-        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(at_open)?;
-    if application == 0 && version == 0 && tables == 0 {
-        return migrate(connection, 0).map_err(at_open);
-    }
-    let schema = |found: String, advice| {
-        let path = path.to_owned();
-        Err(StoreError::Schema { path, found, known: SCHEMA_VERSION, advice })
-    };
-    if application != APPLICATION_ID {
-        return schema("another program's mark".into(), "Name another --state-dir.");
-    }
-    if !(1..=SCHEMA_VERSION).contains(&version) {
-        return schema(format!("version {version}"), "Use the spryd that wrote it, or a newer one.");
-    }
-    let found: String =
-        connection.pragma_query_value(None, "quick_check", |row| row.get(0)).map_err(at_open)?;
-    if found != "ok" {
-        return Err(StoreError::Corrupt { path: path.to_owned(), problem: found });
-    }
-    if version < SCHEMA_VERSION { migrate(connection, version).map_err(at_open) } else { Ok(()) }
-}
-
-/// Adds what the schema has beyond `version`.
-fn migrate(connection: &mut Connection, version: i32) -> rusqlite::Result<()> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for addition in SCHEMA.iter().skip(version as usize) {
-        transaction.execute_batch(addition)?;
-    }
-    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-    transaction.commit()
-}
-
-fn describe(path: &Path, operation: &'static str, source: rusqlite::Error) -> StoreError {
-    let path: PathBuf = path.to_owned();
-    match source.sqlite_error_code() {
-        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
-            StoreError::Corrupt { path, problem: source.to_string() }
-        }
-        _ => StoreError::Database { operation, source },
-    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::StoreError;
 
-/// The steps that change the disk, in the order of a deploy and then of a removal; then those of chains.
+/// The steps that change the disk, in the order of a deploy and then of a removal; then those of chains and of asynchronous calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Making the file that takes the upload.
@@ -38,7 +38,38 @@ pub enum Step {
     AfterApply,
     /// Removing a chain.
     RemoveChain,
+    /// Before the transaction that takes a batch of asynchronous calls.
+    CallsBegin,
+    /// Before a call's row is written.
+    CallAccept,
+    /// Before the row of a cancelled call is deleted.
+    CallCancel,
+    /// Before a call's end is written.
+    CallEnd,
+    /// Before a failed call's next time is written.
+    CallPostpone,
+    /// Before a callback's state is written.
+    CallBack,
+    /// Before a dead letter is moved or dropped.
+    CallDead,
+    /// With the batch written, before it is on disk.
+    CallsBeforeCommit,
+    /// It is on disk, but nobody knows yet.
+    CallsAfterCommit,
 }
+
+/// Those of asynchronous calls, by name: what the crash test kills spryd at.
+pub const CALL_STEPS: [(&str, Step); 9] = [
+    ("calls-begin", Step::CallsBegin),
+    ("call-accept", Step::CallAccept),
+    ("call-cancel", Step::CallCancel),
+    ("call-end", Step::CallEnd),
+    ("call-postpone", Step::CallPostpone),
+    ("call-back", Step::CallBack),
+    ("call-dead", Step::CallDead),
+    ("calls-before-commit", Step::CallsBeforeCommit),
+    ("calls-after-commit", Step::CallsAfterCommit),
+];
 
 type Check = dyn Fn(Step) -> std::io::Result<()> + Send + Sync;
 
@@ -52,11 +83,34 @@ impl Seam {
         Self(Some(Arc::new(check)))
     }
 
-    pub(super) fn pass(&self, step: Step) -> Result<(), StoreError> {
+    /// In debug builds, what `SPRY_CRASH_AT=STEP:N` says: the process kills itself when it passes that step for the n-th
+    /// time, as `kill -9` would. In release builds, nothing.
+    pub fn of_environment() -> Self {
+        #[cfg(debug_assertions)]
+        if let Some((at, nth)) = std::env::var("SPRY_CRASH_AT").ok().as_deref().and_then(crash_at) {
+            let passes = std::sync::atomic::AtomicU64::new(0);
+            return Self::new(move |step| {
+                if step == at && passes.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1 == nth {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::SIGKILL);
+                }
+                Ok(())
+            });
+        }
+        Self::default()
+    }
+
+    pub(crate) fn pass(&self, step: Step) -> Result<(), StoreError> {
         let Some(check) = &self.0 else { return Ok(()) };
         let path = PathBuf::from(format!("{step:?}"));
         check(step).map_err(|source| StoreError::Os { operation: "pass the step", path, source })
     }
+}
+
+#[cfg(debug_assertions)]
+fn crash_at(text: &str) -> Option<(Step, u64)> {
+    let (name, nth) = text.split_once(':')?;
+    let (_, step) = CALL_STEPS.iter().find(|(known, _)| *known == name)?;
+    Some((*step, nth.parse().ok()?))
 }
 
 impl fmt::Debug for Seam {

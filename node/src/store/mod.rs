@@ -30,6 +30,7 @@ pub mod chains;
 mod database;
 pub mod fault;
 mod lock;
+pub(crate) mod sqlite;
 mod stage;
 mod unpack;
 
@@ -217,7 +218,7 @@ fn chains_in_words(chains: &[String]) -> String {
 }
 
 impl StoreError {
-    fn os(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn os(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Os { operation, path, source }
     }

@@ -112,6 +112,7 @@ fn call() -> ActivationView {
         exec_ms: 0.5,
         status: 500,
         error: Some("function_failed".into()),
+        later: None,
         logs: vec![line(0), line(1)],
     }
 }

@@ -65,9 +65,28 @@ impl Daemon {
 
     /// Kills it without warning and starts it again on the same state.
     pub(crate) fn crash_and_restart(&mut self) {
-        self.child.kill().expect("kill spryd");
+        self.crash_and_restart_with(&[]);
+    }
+
+    /// The same, with these variables in its environment.
+    pub(crate) fn crash_and_restart_with(&mut self, env: &[(&str, &str)]) {
+        self.kill();
         self.child.wait().expect("reap spryd");
-        (self.child, self.address) = launch(self.folder.path(), &self.config);
+        (self.child, self.address) = launch_with(self.folder.path(), &self.config, env);
+    }
+
+    /// Kills it without warning, if it lives.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("kill spryd");
+    }
+
+    /// Waits until it has died by itself; the watchdog panics.
+    pub(crate) fn wait_for_death(&mut self) {
+        let started = std::time::Instant::now();
+        while self.child.try_wait().expect("wait for spryd").is_none() {
+            assert!(started.elapsed().as_secs() < 60, "watchdog: spryd lives on");
+            std::thread::yield_now();
+        }
     }
 
     /// Runs `spry`.
@@ -198,6 +217,10 @@ fn find_folder(folder: &Path, name: &str, depth: usize) -> Option<PathBuf> {
 }
 
 fn launch(folder: &Path, config: &str) -> (Child, SocketAddr) {
+    launch_with(folder, config, &[])
+}
+
+fn launch_with(folder: &Path, config: &str, env: &[(&str, &str)]) -> (Child, SocketAddr) {
     let file = folder.join("spryd.toml");
     std::fs::write(&file, config).expect("write the configuration");
     let mut child = Command::new(env!("CARGO_BIN_EXE_spryd"))
@@ -208,6 +231,7 @@ fn launch(folder: &Path, config: &str) -> (Child, SocketAddr) {
         .args(["--listen", "127.0.0.1:0"])
         .arg("--control-socket")
         .arg(folder.join("control.sock"))
+        .envs(env.iter().copied())
         .stdout(Stdio::piped())
         .spawn()
         .expect("start spryd");

@@ -9,8 +9,10 @@ mod daemon;
 
 mod chain_isolation;
 mod chains;
+mod crash;
 mod errors;
 mod http;
+mod later;
 mod life;
 mod packages;
 mod transports;

@@ -1,0 +1,351 @@
+//! The whole of it without a node: a fake worker answers what it is told to.
+
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+
+use http::{HeaderMap, Method, Response};
+use http_body_util::Full;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::rows::Outcome;
+use super::*;
+use crate::calls::launch::Launch;
+use crate::store::fault::Step;
+use crate::units::Period;
+
+struct Everybody(Policy);
+
+impl Callees for Everybody {
+    fn policy(&self, _: &str) -> Option<Policy> {
+        Some(self.0)
+    }
+}
+
+/// Calls on a state folder, with a worker that the test plays.
+struct Rig {
+    folder: tempfile::TempDir,
+    calls: Arc<Calls>,
+    worker: UnboundedReceiver<ToWorker>,
+    now_unix_ms: Arc<AtomicU64>,
+    broken: Arc<AtomicBool>,
+}
+
+const QUICK: Policy = Policy {
+    retries: 2,
+    backoff: Period::millis(1),
+    backoff_max: Period::millis(2),
+    age: Period::minutes(60),
+    in_flight: 4,
+};
+
+impl Rig {
+    fn new() -> Self {
+        Self::on(tempfile::tempdir().expect("a folder"), Settings::default(), 1_700_000_000_000)
+    }
+
+    fn on(folder: tempfile::TempDir, settings: Settings, now: u64) -> Self {
+        let (now_unix_ms, broken) = (Arc::new(AtomicU64::new(now)), Arc::new(AtomicBool::new(false)));
+        let (clock, breaks) = (Arc::clone(&now_unix_ms), Arc::clone(&broken));
+        let calls = Calls::open(Parts {
+            state_dir: folder.path(),
+            settings,
+            defaults: QUICK,
+            clock: Arc::new(move || clock.load(Ordering::SeqCst)),
+            seam: Seam::new(move |step| match step {
+                Step::CallsBeforeCommit if breaks.load(Ordering::SeqCst) => {
+                    Err(std::io::ErrorKind::StorageFull.into())
+                }
+                _ => Ok(()),
+            }),
+        })
+        .expect("calls open");
+        let (mailbox, worker) = unbounded_channel();
+        calls.start(vec![mailbox], Arc::new(Everybody(QUICK))).expect("the runner starts");
+        Self { folder, calls, worker, now_unix_ms, broken }
+    }
+
+    /// As after a crash: nothing was closed in order. (The threads are ended, so that the files are free.)
+    fn restarted(self, now: u64) -> Self {
+        self.calls.close();
+        Self::on(self.folder, Settings::default(), now)
+    }
+
+    async fn submit(&self, body: &'static str) -> CallId {
+        self.calls.accept(new(body)).await.expect("accepted").id
+    }
+
+    async fn launch(&mut self) -> Launch {
+        match self.worker.recv().await {
+            Some(ToWorker::Call(launch)) => *launch,
+            _ => panic!("the runner is gone"),
+        }
+    }
+
+    async fn over(&self, id: CallId) -> Ended {
+        while let Some(live) = self.calls.live(id).await {
+            let _ = live.over.await;
+        }
+        self.calls.ended(id).expect("readable").expect("it has ended")
+    }
+
+    fn nothing_starts(&mut self) -> bool {
+        self.worker.try_recv().is_err()
+    }
+}
+
+fn new(body: &'static str) -> NewCall {
+    NewCall {
+        function: "f".into(),
+        head: Head { method: Method::POST, rest: "/rest?q=1".into(), headers: HeaderMap::new() },
+        body: Bytes::from_static(body.as_bytes()),
+        callback: None,
+        delay: Duration::ZERO,
+        key: None,
+    }
+}
+
+fn response(status: u16, body: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+    *response.status_mut() = status.try_into().expect("a status");
+    response
+}
+
+#[tokio::test]
+async fn an_accepted_call_runs_once_as_it_was_sent_and_its_result_is_kept() {
+    let mut rig = Rig::new();
+    let id = rig.submit("hello").await;
+    let mut launch = rig.launch().await;
+    assert_eq!(launch.id(), id);
+    let request = launch.take_request().expect("a request");
+    assert_eq!(request.uri(), "/function/f/rest?q=1");
+    launch.answer(response(201, "done")).await;
+    let ended = rig.over(id).await;
+    assert_eq!((ended.outcome.status, &*ended.outcome.body, ended.attempts), (201, &b"done"[..], 1));
+    // After a restart it is known, and doesn't run again.
+    let mut rig = rig.restarted(1_700_000_000_000);
+    assert_eq!(rig.over(id).await.outcome.status, 201);
+    assert!(rig.calls.live(id).await.is_none() && rig.nothing_starts());
+}
+
+#[tokio::test]
+async fn what_was_not_ended_runs_after_a_restart_in_its_order() {
+    let mut rig = Rig::new();
+    let ids = [rig.submit("a").await, rig.submit("b").await, rig.submit("c").await];
+    // One is running when the node dies.
+    let running = rig.launch().await;
+    assert_eq!(running.id(), ids[0]);
+    std::mem::forget(running);
+    let mut rig = rig.restarted(1_700_000_000_000);
+    for id in ids {
+        let launch = rig.launch().await;
+        assert_eq!(launch.id(), id);
+        launch.answer(response(200, "")).await;
+        rig.over(id).await;
+    }
+}
+
+#[tokio::test]
+async fn failures_are_retried_then_buried_and_can_be_revived() {
+    let mut rig = Rig::new();
+    let id = rig.submit("x").await;
+    for _ in 0..3 {
+        rig.launch().await.answer(response(500, "boom")).await;
+    }
+    let ended = rig.over(id).await;
+    assert!(ended.dead && ended.attempts == 3, "{ended:?}");
+    let dead = rig.calls.dead(None, 10).expect("readable");
+    assert_eq!((dead.len(), dead[0].reason.as_str(), dead[0].attempts), (1, "boom", 3));
+    assert!(rig.calls.dead(Some("other"), 10).expect("readable").is_empty());
+    rig.calls.revive(id).await.expect("it is there");
+    assert_eq!(rig.calls.revive(id).await, Err(CallsError::NoSuchDead(id)));
+    let launch = rig.launch().await;
+    assert_eq!(launch.id(), id);
+    launch.answer(response(200, "at last")).await;
+    assert!(!rig.over(id).await.dead);
+    // A client's fault isn't retried: it is the answer.
+    let id = rig.submit("y").await;
+    rig.launch().await.answer(response(404, "no")).await;
+    let ended = rig.over(id).await;
+    assert!(!ended.dead && ended.outcome.status == 404);
+}
+
+#[tokio::test]
+async fn a_call_that_was_not_begun_has_lost_no_chance() {
+    let mut rig = Rig::new();
+    let id = rig.submit("x").await;
+    for _ in 0..10 {
+        drop(rig.launch().await);
+    }
+    rig.launch().await.answer(response(200, "")).await;
+    assert_eq!(rig.over(id).await.attempts, 1);
+}
+
+#[tokio::test]
+async fn a_cancelled_call_never_runs() {
+    let mut rig = Rig::new();
+    let delayed =
+        rig.calls.accept(NewCall { delay: Duration::from_secs(600), ..new("x") }).await.expect("accepted").id;
+    rig.calls.cancel(delayed).await.expect("it waits");
+    assert_eq!(rig.calls.cancel(delayed).await, Err(CallsError::NoSuchCall(delayed)));
+    let id = rig.submit("runs").await;
+    let launch = rig.launch().await;
+    assert_eq!(rig.calls.cancel(id).await, Err(CallsError::Running(id)));
+    launch.answer(response(200, "")).await;
+    assert_eq!(rig.over(delayed).await.outcome.error.as_deref(), Some("cancelled"));
+    let mut rig = rig.restarted(1_800_000_000_000);
+    assert!(rig.calls.live(delayed).await.is_none() && rig.nothing_starts());
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_loses_nothing_and_heals() {
+    let mut rig = Rig::new();
+    let (before, delayed) =
+        (rig.submit("before").await, NewCall { delay: Duration::from_secs(600), ..new("d") });
+    let delayed = rig.calls.accept(delayed).await.expect("accepted").id;
+    let launch = rig.launch().await;
+    rig.broken.store(true, Ordering::SeqCst);
+    assert!(matches!(rig.calls.accept(new("x")).await, Err(CallsError::Unwritable(_))));
+    // What can't be written isn't cancelled either.
+    assert!(matches!(rig.calls.cancel(delayed).await, Err(CallsError::Unwritable(_))));
+    assert!(rig.calls.live(delayed).await.is_some());
+    // An end is owed: it is told only once it is written.
+    launch.answer(response(200, "kept")).await;
+    assert!(rig.calls.live(before).await.is_some());
+    assert!(rig.calls.counts().broken);
+    rig.broken.store(false, Ordering::SeqCst);
+    assert_eq!(&*rig.over(before).await.outcome.body, b"kept");
+    rig.calls.cancel(delayed).await.expect("writing works again");
+    let id = rig.submit("after").await;
+    rig.launch().await.answer(response(200, "")).await;
+    rig.over(id).await;
+    assert_eq!(rig.calls.counts().bytes, 0);
+}
+
+#[tokio::test]
+async fn a_key_makes_one_call_of_two_submissions() {
+    let mut rig = Rig::new();
+    let keyed = |body| NewCall { key: Some(b"k".to_vec()), ..new(body) };
+    let first = rig.calls.accept(keyed("x")).await.expect("accepted");
+    let second = rig.calls.accept(keyed("x")).await.expect("accepted");
+    assert_eq!((second.id, first.repeated, second.repeated), (first.id, false, true));
+    assert_eq!(rig.calls.accept(keyed("y")).await, Err(CallsError::KeyReused(first.id)));
+    let other =
+        rig.calls.accept(NewCall { function: "g".into(), ..keyed("y") }).await.expect("another function");
+    assert!(!other.repeated);
+    for _ in 0..2 {
+        rig.launch().await.answer(response(200, "")).await;
+    }
+    rig.over(first.id).await;
+    // Also after a restart, and when the call has long ended; until the key is too old.
+    let rig = rig.restarted(1_700_000_000_000 + 3_600_000);
+    assert_eq!(rig.calls.accept(keyed("x")).await.expect("known").id, first.id);
+    rig.now_unix_ms.store(1_700_000_000_000 + 25 * 3_600_000, Ordering::SeqCst);
+    assert!(!rig.calls.accept(keyed("x")).await.expect("accepted").repeated);
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_back_an_hour_stalls_nothing() {
+    const NOW: u64 = 1_700_000_000_000;
+    let mut rig = Rig::new();
+    let id = rig.submit("x").await;
+    let launch = rig.launch().await;
+    rig.now_unix_ms.store(NOW - 3_600_000, Ordering::SeqCst);
+    launch.answer(response(500, "")).await;
+    // The retry comes by the clock that doesn't jump.
+    rig.launch().await.answer(response(200, "")).await;
+    rig.over(id).await;
+    // Over a restart, a wait is never longer than it was to begin with.
+    let wait = NewCall { delay: Duration::from_secs(60), ..new("later") };
+    let later = rig.calls.accept(wait).await.expect("accepted").id;
+    let rig = rig.restarted(NOW - 2 * 3_600_000);
+    let due_in = rig.calls.live(later).await.expect("it waits").due_in;
+    assert!(due_in <= Duration::from_secs(60), "{due_in:?}");
+    // And one that is set forward doesn't make it old.
+    let mut rig = rig.restarted(NOW);
+    rig.now_unix_ms.store(NOW + 3_600_000, Ordering::SeqCst);
+    let again = rig.submit("young").await;
+    rig.launch().await.answer(response(500, "")).await;
+    rig.launch().await.answer(response(200, "")).await;
+    assert!(!rig.over(again).await.dead);
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded_by_count_and_by_bytes() {
+    let mut settings = Settings { calls: 2, bytes: 100, ..Settings::default() };
+    settings.memory = 0; // bodies are read from the disk again
+    let mut rig = Rig::on(tempfile::tempdir().expect("a folder"), settings, 1);
+    let put_off = |body: &'static str| NewCall { delay: Duration::from_secs(600), ..new(body) };
+    let first = rig.calls.accept(put_off("a")).await.expect("accepted").id;
+    let long: &'static str = "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789";
+    assert!(matches!(rig.calls.accept(put_off(long)).await, Err(CallsError::TooMuch { .. })));
+    rig.calls.accept(put_off("b")).await.expect("accepted");
+    assert_eq!(rig.calls.accept(put_off("c")).await, Err(CallsError::Full { waiting: 2 }));
+    rig.calls.cancel(first).await.expect("it waits");
+    let id = rig.submit("now").await;
+    let mut launch = rig.launch().await;
+    let body = http_body_util::BodyExt::collect(launch.take_request().expect("a request").into_body()).await;
+    assert_eq!(body.expect("no error").to_bytes(), "now");
+    launch.answer(response(200, "")).await;
+    rig.over(id).await;
+}
+
+#[test]
+fn what_is_over_is_forgotten_by_count_age_and_bytes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut database = Database::open(&database::path(folder.path())).expect("opens");
+    let ended = |n: u64| Ended {
+        id: CallId::new(7, n),
+        function: "f".into(),
+        outcome: Outcome {
+            status: 200,
+            headers: HeaderMap::new(),
+            body: Bytes::from(vec![b'x'; 1000]),
+            truncated: false,
+            error: None,
+            took: Duration::ZERO,
+        },
+        attempts: 1,
+        accepted_unix_ms: 0,
+        ended_unix_ms: n * 1000,
+        dead: false,
+    };
+    let mut batch = database.begin().expect("begins");
+    (1..=200).for_each(|n| batch.end(&ended(n)).expect("written"));
+    batch.commit().expect("commits");
+    let reader = Reader::open(&database::path(folder.path())).expect("opens");
+    let mut left = |count, bytes, age_s, now_s: u64| {
+        let keep = database::Keep {
+            count,
+            bytes,
+            age: Duration::from_secs(age_s),
+            dead_count: 10,
+            key_age: Duration::from_secs(1),
+        };
+        let mut batch = database.begin().expect("begins");
+        batch.trim(&keep, now_s * 1000).expect("trims");
+        batch.commit().expect("commits");
+        let known: HashMap<u64, bool> =
+            (1..=200).map(|n| (n, reader.ended(CallId::new(7, n)).expect("readable").is_some())).collect();
+        (known.values().filter(|known| **known).count(), known[&200])
+    };
+    assert_eq!(left(150, u64::MAX >> 1, 1 << 30, 200), (150, true));
+    assert_eq!(left(150, u64::MAX >> 1, 99, 200), (100, true));
+    let (count, newest) = left(150, 50_000, 1 << 30, 200);
+    assert!(count <= 50_000 / 1000 && count > 0 && newest, "{count}");
+    assert_eq!(left(150, u64::MAX >> 1, 1, 10_000), (0, false));
+}
+
+#[tokio::test]
+async fn a_file_of_another_program_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(database::path(folder.path()), b"this is no database, whatever its name says")
+        .expect("written");
+    let error = Calls::open(Parts {
+        state_dir: folder.path(),
+        settings: Settings::default(),
+        defaults: QUICK,
+        clock: Arc::new(|| 0),
+        seam: Seam::default(),
+    });
+    assert!(matches!(error.err(), Some(StoreError::Corrupt { .. })));
+}

@@ -1,0 +1,356 @@
+//! The thread that writes `calls.db`: group commit.
+//!
+//! Whatever has been asked for while the last transaction was being flushed goes into the next one: alone, a call pays for
+//! one flush; a thousand at once pay for one flush together. Nobody is answered before the flush has returned.
+//!
+//! A transaction that fails (a full disk, a broken one) fails everybody in it who can be told: submissions, cancellations,
+//! retries by hand. What *has happened* (a call has ended) can't be refused: it is owed, and written before anything
+//! else once writing works again. A crash before then repeats the call, which "at least once" allows.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+
+use super::call::Call;
+use super::database::{Batch, Database, Keep, Key, Known};
+use super::rows::{Callback, Ended};
+use super::runner::ToRunner;
+use super::{CallsError, Clock};
+use crate::gateway::call_id::CallId;
+use crate::store::fault::{Seam, Step};
+
+/// Operations in one transaction.
+const BATCH_MAX: usize = 4096;
+/// Bytes of bodies in one transaction: bounds how long the first waits for the last.
+const BATCH_BYTES: u64 = 32 << 20;
+/// What is owed is tried again this often, and sooner when something new comes.
+const OWED_RETRY: Duration = Duration::from_millis(250);
+/// Ends between two looks for what can be forgotten.
+const TRIM_EVERY: u64 = 1024;
+
+/// What the writer is asked for.
+pub(super) enum Op {
+    /// Accept a call.
+    Accept {
+        /// The call, with its body.
+        call: Call,
+        /// How long after its acceptance it may run.
+        delay: Duration,
+        /// What makes a repetition the same call.
+        key: Option<Key>,
+        /// Told once it is on disk.
+        done: oneshot::Sender<Result<Accepted, CallsError>>,
+    },
+    /// Forget a call that won't run.
+    Cancel {
+        /// Already taken out of the queue; put back if this can't be written.
+        call: Call,
+        /// How it is remembered.
+        ended: Ended,
+        /// Told once it is on disk.
+        done: oneshot::Sender<Result<(), CallsError>>,
+    },
+    /// A call has ended.
+    End {
+        /// Its place.
+        seq: u64,
+        /// How.
+        ended: Ended,
+        /// Whom to tell.
+        callback: Option<Callback>,
+    },
+    /// A call has failed and is to run again.
+    Postpone {
+        /// Its place.
+        seq: u64,
+        /// How often it has failed.
+        failures: u32,
+        /// The wait.
+        delay: Duration,
+    },
+    /// A callback has failed and is to be tried again.
+    CallBackLater {
+        /// Its place.
+        seq: u64,
+        /// How often it has been tried.
+        tries: u32,
+        /// The wait.
+        delay: Duration,
+    },
+    /// A callback is over.
+    CalledBack {
+        /// Its place.
+        seq: u64,
+    },
+    /// Make a dead letter a call again.
+    Revive {
+        /// Which.
+        id: CallId,
+        /// Its new place.
+        seq: u64,
+        /// Told once it is on disk.
+        done: oneshot::Sender<Result<bool, CallsError>>,
+    },
+    /// Remove a dead letter.
+    DropDead {
+        /// Which.
+        id: CallId,
+        /// Told once it is on disk.
+        done: oneshot::Sender<Result<bool, CallsError>>,
+    },
+    /// Write what came before this, and end.
+    Close,
+}
+
+/// A submission that is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// The call.
+    pub id: CallId,
+    /// It was accepted before, under the same key.
+    pub repeated: bool,
+}
+
+/// What an operation found, told when the transaction is on disk.
+enum Found {
+    Nothing,
+    Known(Known),
+    Revived(Option<Call>),
+    Was(bool),
+}
+
+/// What can be seen of the writer from elsewhere.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    /// The last transaction failed.
+    pub broken: AtomicBool,
+    /// Transactions that have failed.
+    pub failures: AtomicU64,
+    /// Transactions that are on disk.
+    pub commits: AtomicU64,
+}
+
+pub(super) struct Writer {
+    pub database: Database,
+    pub inbox: Receiver<Op>,
+    pub runner: UnboundedSender<ToRunner>,
+    pub keep: Keep,
+    pub clock: Clock,
+    pub seam: Seam,
+    pub health: Arc<Health>,
+}
+
+impl Writer {
+    /// Works until it is told to close.
+    pub(super) fn run(mut self) {
+        let mut owed: VecDeque<Op> = VecDeque::new();
+        let mut ends_since_trim = TRIM_EVERY;
+        loop {
+            let first = match owed.is_empty() {
+                true => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                false => self.inbox.recv_timeout(OWED_RETRY),
+            };
+            let mut closed = matches!(first, Err(RecvTimeoutError::Disconnected));
+            let mut batch: Vec<Op> = owed.drain(..).chain(first.ok()).collect();
+            let mut bytes: u64 = batch.iter().map(Op::bytes).sum();
+            while batch.len() < BATCH_MAX && bytes < BATCH_BYTES {
+                let Ok(op) = self.inbox.try_recv() else { break };
+                bytes += op.bytes();
+                batch.push(op);
+            }
+            batch.retain(|op| {
+                closed |= matches!(op, Op::Close);
+                !matches!(op, Op::Close)
+            });
+            ends_since_trim += batch.iter().filter(|op| matches!(op, Op::End { .. })).count() as u64;
+            if !batch.is_empty() {
+                owed = self.write(batch);
+            }
+            if ends_since_trim >= TRIM_EVERY && owed.is_empty() {
+                ends_since_trim = 0;
+                self.trim();
+            }
+            if closed {
+                if !owed.is_empty() {
+                    tracing::error!(
+                        count = owed.len(),
+                        "ends of calls could not be written: those calls run again"
+                    );
+                }
+                return;
+            }
+        }
+    }
+
+    /// One transaction. Returns what is owed.
+    fn write(&mut self, batch: Vec<Op>) -> VecDeque<Op> {
+        match self.commit(&batch) {
+            Ok(found) => {
+                self.health.commits.fetch_add(1, Ordering::Relaxed);
+                if self.health.broken.swap(false, Ordering::Relaxed) {
+                    tracing::info!("calls can be written again");
+                }
+                for (op, found) in batch.into_iter().zip(found) {
+                    self.committed(op, found);
+                }
+                VecDeque::new()
+            }
+            Err(error) => {
+                self.health.failures.fetch_add(1, Ordering::Relaxed);
+                if !self.health.broken.swap(true, Ordering::Relaxed) {
+                    tracing::error!(%error, "calls can't be written; new ones are refused until they can");
+                }
+                batch.into_iter().filter_map(|op| self.failed(op, &error)).collect()
+            }
+        }
+    }
+
+    fn commit(&mut self, batch: &[Op]) -> Result<Vec<Found>, CallsError> {
+        let now_unix_ms = (self.clock)();
+        self.seam.pass(Step::CallsBegin)?;
+        let mut transaction = self.database.begin()?;
+        let mut found = Vec::with_capacity(batch.len());
+        for op in batch {
+            self.seam.pass(op.step())?;
+            found.push(op.put(&mut transaction, &self.keep, now_unix_ms)?);
+        }
+        self.seam.pass(Step::CallsBeforeCommit)?;
+        transaction.commit()?;
+        self.seam.pass(Step::CallsAfterCommit)?;
+        Ok(found)
+    }
+
+    /// It is on disk: whoever waits may know. The runner hears of a call before its submitter does, so that a cancellation
+    /// always finds it.
+    fn committed(&self, op: Op, found: Found) {
+        match (op, found) {
+            (Op::Accept { done, .. }, Found::Known(Known::Same(id))) => {
+                let _ = done.send(Ok(Accepted { id, repeated: true }));
+            }
+            (Op::Accept { done, .. }, Found::Known(Known::Other(id))) => {
+                let _ = done.send(Err(CallsError::KeyReused(id)));
+            }
+            (Op::Accept { call, done, .. }, _) => {
+                let id = call.id;
+                let _ = self.runner.send(ToRunner::Run(call));
+                let _ = done.send(Ok(Accepted { id, repeated: false }));
+            }
+            (Op::Cancel { call, done, .. }, _) => {
+                let _ = self.runner.send(ToRunner::Cancelled(call));
+                let _ = done.send(Ok(()));
+            }
+            (Op::End { ended, callback, .. }, _) => {
+                let _ = self.runner.send(ToRunner::Ended { id: ended.id, callback });
+            }
+            (Op::Revive { done, .. }, Found::Revived(call)) => {
+                let was_there = call.is_some();
+                if let Some(call) = call {
+                    let _ = self.runner.send(ToRunner::Revived(call));
+                }
+                let _ = done.send(Ok(was_there));
+            }
+            (Op::DropDead { done, .. }, Found::Was(there)) => drop(done.send(Ok(there))),
+            _ => {}
+        }
+    }
+
+    /// It is not on disk. Returns it if it can't be refused.
+    fn failed(&self, op: Op, error: &CallsError) -> Option<Op> {
+        match op {
+            Op::Accept { done, .. } => drop(done.send(Err(error.clone()))),
+            Op::Cancel { call, done, .. } => {
+                let _ = self.runner.send(ToRunner::Run(call));
+                let _ = done.send(Err(error.clone()));
+            }
+            Op::Revive { done, .. } | Op::DropDead { done, .. } => drop(done.send(Err(error.clone()))),
+            Op::Close => {}
+            owed @ (Op::End { .. }
+            | Op::Postpone { .. }
+            | Op::CallBackLater { .. }
+            | Op::CalledBack { .. }) => {
+                return Some(owed);
+            }
+        }
+        None
+    }
+
+    fn trim(&mut self) {
+        let now_unix_ms = (self.clock)();
+        let trimmed = self.database.begin().and_then(|mut batch| {
+            let dropped = batch.trim(&self.keep, now_unix_ms)?;
+            batch.commit().map(|()| dropped)
+        });
+        match trimmed {
+            Ok(0) => {}
+            Ok(dropped) => tracing::warn!(dropped, "the oldest dead letters made room (`async.dead`)"),
+            Err(error) => tracing::warn!(%error, "old calls could not be forgotten; tried again later"),
+        }
+    }
+}
+
+impl Op {
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Accept { call, .. } => call.body_len,
+            Self::End { ended, .. } => ended.outcome.body.len() as u64,
+            _ => 0,
+        }
+    }
+
+    fn step(&self) -> Step {
+        match self {
+            Self::Accept { .. } => Step::CallAccept,
+            Self::Cancel { .. } => Step::CallCancel,
+            Self::End { .. } => Step::CallEnd,
+            Self::Postpone { .. } => Step::CallPostpone,
+            Self::CallBackLater { .. } | Self::CalledBack { .. } => Step::CallBack,
+            Self::Revive { .. } | Self::DropDead { .. } | Self::Close => Step::CallDead,
+        }
+    }
+
+    fn put(&self, batch: &mut Batch<'_>, keep: &Keep, now_unix_ms: u64) -> rusqlite::Result<Found> {
+        match self {
+            Self::Accept { call, delay, key, .. } => {
+                if let Some(key) = key
+                    && let Some(known) =
+                        batch.know(&call.function, key, call.id, now_unix_ms, keep.key_age)?
+                {
+                    return Ok(Found::Known(known));
+                }
+                batch.insert(call, *delay)?;
+            }
+            Self::Cancel { call, ended, .. } => {
+                batch.delete(call.seq)?;
+                batch.end(ended)?;
+            }
+            Self::End { seq, ended, callback } => {
+                match ended.dead {
+                    true => batch.bury(*seq, ended)?,
+                    false => batch.delete(*seq)?,
+                }
+                batch.end(ended)?;
+                if let Some(callback) = callback {
+                    batch.call_back(callback)?;
+                }
+            }
+            Self::Postpone { seq, failures, delay } => {
+                batch.postpone(*seq, *failures, now_unix_ms, *delay)?;
+            }
+            Self::CallBackLater { seq, tries, delay } => {
+                batch.call_back_later(*seq, *tries, now_unix_ms, *delay)?;
+            }
+            Self::CalledBack { seq } => batch.called_back(*seq)?,
+            Self::Revive { id, seq, .. } => {
+                return batch.revive(*id, *seq, now_unix_ms, Instant::now()).map(Found::Revived);
+            }
+            Self::DropDead { id, .. } => return batch.drop_dead(*id).map(Found::Was),
+            Self::Close => {}
+        }
+        Ok(Found::Nothing)
+    }
+}
