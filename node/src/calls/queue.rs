@@ -51,10 +51,10 @@ impl Queue {
         let name = Arc::clone(&call.function);
         self.places.insert(call.id, Place::Ready(Arc::clone(&name), call.seq));
         self.lanes.entry(Arc::clone(&name)).or_default().ready.insert(call.seq, call);
-        self.to_ring(name);
+        self.enter_ring(name);
     }
 
-    fn to_ring(&mut self, name: Arc<str>) {
+    fn enter_ring(&mut self, name: Arc<str>) {
         let Some(lane) = self.lanes.get_mut(&name) else { return };
         if lane.ready.is_empty() && lane.in_flight == 0 {
             self.lanes.remove(&name);
@@ -81,13 +81,13 @@ impl Queue {
                 continue; // back in the ring when one of them ends
             }
             let Some((_, call)) = lane.ready.pop_first() else {
-                self.to_ring(name);
+                self.enter_ring(name);
                 continue;
             };
             lane.in_flight += 1;
             self.in_flight += 1;
             self.places.insert(call.id, Place::Running(Arc::clone(&name)));
-            self.to_ring(name);
+            self.enter_ring(name);
             return Some(call);
         }
         None
@@ -116,7 +116,7 @@ impl Queue {
         if let Some(lane) = self.lanes.get_mut(&name) {
             lane.in_flight -= 1;
         }
-        self.to_ring(name);
+        self.enter_ring(name);
         true
     }
 

@@ -51,7 +51,7 @@ pub(crate) fn view(id: CallId, found: Found, run: Option<ActivationView>) -> Act
                 "delayed" => LaterState::Delayed,
                 _ => LaterState::Running,
             };
-            let due_ms = (state == LaterState::Delayed).then(|| live.due_in.as_millis() as u64);
+            let due_ms = (state == LaterState::Delayed).then_some(live.due_in.as_millis() as u64);
             let (attempts, accepted_unix_ms) = (live.failures, live.accepted_unix_ms);
             let later = LaterView { state, attempts, accepted_unix_ms, ended_unix_ms: None, due_ms };
             (live.function, 0, None, later, 0.0)

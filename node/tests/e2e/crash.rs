@@ -63,7 +63,7 @@ fn load(address: SocketAddr, stop: &AtomicBool, numbers: &AtomicU64) -> Told {
     while !stop.load(Ordering::Relaxed) {
         let n = numbers.fetch_add(1, Ordering::Relaxed);
         let body = format!("{{\"n\": {n}}}");
-        let put_off = n % 4 == 0;
+        let put_off = n.is_multiple_of(4);
         let delay = if put_off { "x-delay: 50ms\r\n" } else { "" };
         let request = format!(
             "POST /async-function/note HTTP/1.1\r\nhost: t\r\nconnection: close\r\n{delay}content-length: {}\r\n\r\n{body}",
