@@ -311,6 +311,7 @@ impl Calls {
             clock: Arc::clone(&clock),
             seam,
             health: Arc::clone(&health),
+            room: Arc::clone(&room),
         };
         let thread = std::thread::Builder::new().name("calls-writer".into()).spawn(move || writer.run());
         let thread = thread.map_err(StoreError::os("start a thread for", &path))?;

@@ -30,8 +30,6 @@ use crate::gateway::call_id::CallId;
 pub enum ToRunner {
     /// A call is on disk, and is to run when its time comes.
     Run(Call),
-    /// The same, of one that was a dead letter.
-    Revived(Call),
     /// A run is over; `None`: it did not begin.
     Ran {
         /// Which call.
@@ -224,10 +222,6 @@ impl AtWork {
     fn take(&mut self, message: ToRunner) {
         match message {
             ToRunner::Run(call) => self.wait(call),
-            ToRunner::Revived(call) => {
-                self.room.take_anyway(call.body_len);
-                self.wait(call);
-            }
             ToRunner::Ran { id, ran } => self.ran(id, ran),
             ToRunner::Ended { id, callback } => {
                 self.over(id);
@@ -237,7 +231,6 @@ impl AtWork {
             }
             ToRunner::Cancelled(call) => {
                 self.stats.cancelled.fetch_add(1, Ordering::Relaxed);
-                self.room.give_back(call.body_len);
                 self.over(call.id);
             }
             ToRunner::Posted(post) => self.posted(post),

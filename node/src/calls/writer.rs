@@ -20,7 +20,7 @@ use super::call::Call;
 use super::database::{Batch, Database, Keep, Key, Known};
 use super::rows::{Callback, Ended};
 use super::runner::ToRunner;
-use super::{CallsError, Clock};
+use super::{CallsError, Clock, Room};
 use crate::gateway::call_id::CallId;
 use crate::store::fault::{Seam, Step};
 
@@ -143,6 +143,7 @@ pub(super) struct Writer {
     pub clock: Clock,
     pub seam: Seam,
     pub health: Arc<Health>,
+    pub room: Arc<Room>,
 }
 
 impl Writer {
@@ -241,6 +242,7 @@ impl Writer {
                 let _ = done.send(Ok(Accepted { id, repeated: false }));
             }
             (Op::Cancel { call, done, .. }, _) => {
+                self.room.give_back(call.body_len);
                 let _ = self.runner.send(ToRunner::Cancelled(call));
                 let _ = done.send(Ok(()));
             }
@@ -250,7 +252,8 @@ impl Writer {
             (Op::Revive { done, .. }, Found::Revived(call)) => {
                 let was_there = call.is_some();
                 if let Some(call) = call {
-                    let _ = self.runner.send(ToRunner::Revived(call));
+                    self.room.take_anyway(call.body_len);
+                    let _ = self.runner.send(ToRunner::Run(call));
                 }
                 let _ = done.send(Ok(was_there));
             }

@@ -11,11 +11,16 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use spry_node::calls::policy::Policy;
+use spry_node::calls::runner::Callees;
+use spry_node::calls::settings::Settings;
+use spry_node::calls::{self, Calls};
 use spry_node::config::UploadLimits;
 use spry_node::control::token::ApiToken;
 use spry_node::control::{self, Caller, Control};
 use spry_node::doctor;
 use spry_node::manifest::Defaults;
+use spry_node::store::fault::Seam;
 use spry_node::store::{Options, Store};
 use spry_node::units::Size;
 use tempfile::TempDir;
@@ -23,6 +28,15 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::runtime::Runtime;
 
 use crate::shelf::{CALL, Shelf};
+
+/// There is nobody to call asynchronously.
+struct Nobody;
+
+impl Callees for Nobody {
+    fn policy(&self, _: &str) -> Option<Policy> {
+        None
+    }
+}
 
 /// A running node without function processes. Ends when dropped.
 pub(crate) struct Server {
@@ -46,8 +60,18 @@ impl Server {
         let token = ApiToken::load_or_create(&token_file).expect("a token");
         let shelf = Arc::new(Shelf::new(Arc::clone(&store)));
         let engine: Arc<Shelf> = Arc::clone(&shelf);
+        let calls = Calls::open(calls::Parts {
+            state_dir: &state_dir,
+            settings: Settings::default(),
+            defaults: Policy::default(),
+            clock: Arc::new(spry_node::activation::unix_ms),
+            seam: Seam::default(),
+        })
+        .expect("the calls open");
+        calls.start(Vec::new(), Arc::new(Nobody)).expect("the runner starts");
         let control =
-            Control::new(engine, Arc::clone(&store), token, Defaults::default(), doctor::Options::default());
+            Control::new(engine, Arc::clone(&store), token, Defaults::default(), doctor::Options::default())
+                .with_calls(calls);
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("an event loop");
         let socket = folder.path().join("control.sock");

@@ -33,7 +33,6 @@ fn bad_usage_exits_64_and_help_0() {
         &["chain", "list", "--output", "dot"],
         &["check-config", "/nonexistent/chain.toml"],
         &["top"],
-        &["invoke", "f", "--async"],
     ] {
         let output = run(arguments);
         assert_eq!(code(&output), 64, "{arguments:?}: {}", err(&output));
@@ -59,13 +58,13 @@ fn help_names_what_is_here_and_nothing_else() {
         "chain",
         "logs",
         "activation",
+        "dead",
         "status",
         "doctor",
         "check-config",
     ] {
         assert!(help.contains(&format!("  {command}")), "{command} is missing from\n{help}");
     }
-    assert!(!help.contains("async"), "{help}");
 }
 
 #[test]
