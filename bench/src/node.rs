@@ -102,6 +102,7 @@ pub struct Node {
     child: Child,
     socket: PathBuf,
     log: File,
+    config: PathBuf,
     /// Dropped, and with it deleted, after the daemon has ended.
     folder: tempfile::TempDir,
 }
@@ -131,25 +132,21 @@ impl Node {
             }
         };
         let address = free_address().map_err(io("find", "a free port"))?;
+        let mut command = command(programs, &config, folder.path(), address, &log)?;
         let program = programs.bin_dir.join("spryd");
-        let mut command = Command::new(&program);
-        command
-            .arg("--config")
-            .arg(config)
-            .arg("--state-dir")
-            .arg(folder.path().join("state"))
-            .arg("--listen")
-            .arg(address.to_string())
-            .arg("--control-socket")
-            .arg(&socket)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().map_err(io("open", "the log"))?)
-            .stderr(log.try_clone().map_err(io("open", "the log"))?);
         let child = sys::end_with_spawner(&mut command).spawn();
         let child = child.map_err(io("start", program.display().to_string()))?;
-        let mut node = Self { address, programs: programs.clone(), child, socket, log, folder };
+        let mut node = Self { address, programs: programs.clone(), child, socket, log, folder, config };
         node.wait_until_healthy(stop)?;
         Ok(node)
+    }
+
+    /// Kills spryd without warning and starts it again on the same state and address; it isn't waited for.
+    pub fn crash_and_restart(&mut self) -> Result<(), NodeError> {
+        self.child.kill().and_then(|()| self.child.wait()).map_err(io("end", "spryd"))?;
+        let mut again = command(&self.programs, &self.config, self.folder.path(), self.address, &self.log)?;
+        self.child = sys::end_with_spawner(&mut again).spawn().map_err(io("start", "spryd"))?;
+        Ok(())
     }
 
     fn wait_until_healthy(&mut self, stop: &Stop) -> Result<(), NodeError> {
@@ -274,6 +271,29 @@ impl Drop for Node {
             std::thread::sleep(LOOK);
         }
     }
+}
+
+fn command(
+    programs: &Programs,
+    config: &Path,
+    folder: &Path,
+    address: SocketAddr,
+    log: &File,
+) -> Result<Command, NodeError> {
+    let mut command = Command::new(programs.bin_dir.join("spryd"));
+    command
+        .arg("--config")
+        .arg(config)
+        .arg("--state-dir")
+        .arg(folder.join("state"))
+        .arg("--listen")
+        .arg(address.to_string())
+        .arg("--control-socket")
+        .arg(folder.join("control.sock"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(io("open", "the log"))?)
+        .stderr(log.try_clone().map_err(io("open", "the log"))?);
+    Ok(command)
 }
 
 /// A port that was free a moment ago. (spryd can't say which it got when asked for port 0.)

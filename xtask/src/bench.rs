@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::{process, setup};
 
 /// Every benchmark, and for criterion's its bench targets.
-const BENCHES: [(&str, Kind); 9] = [
+const BENCHES: [(&str, Kind); 10] = [
     ("ipc", Kind::Criterion(&["transports", "allocator", "descriptor"])),
     ("fork", Kind::Criterion(&["fork"])),
     ("http", Kind::Node),
@@ -24,6 +24,7 @@ const BENCHES: [(&str, Kind); 9] = [
     ("redeploy", Kind::Node),
     ("chaos", Kind::Node),
     ("idle", Kind::Node),
+    ("async", Kind::Node),
     ("load", Kind::Node),
 ];
 

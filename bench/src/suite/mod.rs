@@ -5,6 +5,7 @@ pub mod chaos;
 pub mod compare;
 pub mod http;
 pub mod idle;
+pub mod later;
 pub mod redeploy;
 pub mod soak;
 
@@ -54,6 +55,9 @@ pub enum SuiteError {
         /// What it is instead.
         found: String,
     },
+    /// The plain loop on SQLite failed.
+    #[error("SQLite: {0}")]
+    Sqlite(rusqlite::Error),
     /// perf failed.
     #[error("perf: {0}")]
     Perf(std::io::Error),
