@@ -65,7 +65,8 @@ fn accept(options: &Options, programs: &Programs, stop: &Stop) -> Result<Vec<Row
     let mut rows = Vec::new();
     for (case, header) in [("accepted, put off", "X-Delay: 1d\r\n"), ("accepted and run", "")] {
         for &connections in &options.connections {
-            let mut target = Target::new(node.address, "POST", "/async-function/nop", &body, b"".as_slice().into());
+            let mut target =
+                Target::new(node.address, "POST", "/async-function/nop", &body, b"".as_slice().into());
             target.status = 202;
             target.request = with_header(&target.request, header).into();
             let plan = Plan { connections, pace: Pace::Closed, until, timeout: TIMEOUT };
@@ -82,7 +83,9 @@ fn accept(options: &Options, programs: &Programs, stop: &Stop) -> Result<Vec<Row
             }
             let name = format!("{case}, {connections} connections");
             let ratios: Vec<f64> = calls.iter().zip(&loops).map(|(call, one)| call / one).collect();
-            let row = Row::new(BENCH, name.clone(), "calls", median(&calls), "1/s").against(median(&loops)).spread(ratios);
+            let row = Row::new(BENCH, name.clone(), "calls", median(&calls), "1/s")
+                .against(median(&loops))
+                .spread(ratios);
             // Alone, a call is a flush and a request; many share their flushes.
             let bar = if connections >= 32 { row.must(Bar::RatioAtLeast(1.0)) } else { row };
             rows.push(bar);
@@ -104,8 +107,11 @@ fn plain_loop(folder: &std::path::Path, body: &[u8], seconds: f64) -> rusqlite::
     let connection = rusqlite::Connection::open(&path)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.execute_batch("CREATE TABLE calls (seq INTEGER PRIMARY KEY, function TEXT, at INTEGER, body BLOB) STRICT")?;
-    let mut statement = connection.prepare("INSERT INTO calls (function, at, body) VALUES ('nop', ?1, ?2)")?;
+    connection.execute_batch(
+        "CREATE TABLE calls (seq INTEGER PRIMARY KEY, function TEXT, at INTEGER, body BLOB) STRICT",
+    )?;
+    let mut statement =
+        connection.prepare("INSERT INTO calls (function, at, body) VALUES ('nop', ?1, ?2)")?;
     let (begun, mut count) = (Instant::now(), 0u64);
     while begun.elapsed().as_secs_f64() < seconds {
         statement.execute(rusqlite::params![count, body])?;
@@ -166,6 +172,8 @@ fn restart(options: &Options, programs: &Programs, stop: &Stop) -> Result<Vec<Ro
     }
     let case = format!("restart with {} functions", options.functions);
     Ok(vec![
-        Row::new(BENCH, case, "first answer after", medians[1], "ms").against(medians[0]).must(Bar::RatioAtMost(2.0)),
+        Row::new(BENCH, case, "first answer after", medians[1], "ms")
+            .against(medians[0])
+            .must(Bar::RatioAtMost(2.0)),
     ])
 }

@@ -92,7 +92,15 @@ impl Control {
         defaults: Defaults,
         doctor: doctor::Options,
     ) -> Self {
-        Self { engine, store, token: Arc::new(token), defaults, progress: Arc::default(), doctor, calls: None }
+        Self {
+            engine,
+            store,
+            token: Arc::new(token),
+            defaults,
+            progress: Arc::default(),
+            doctor,
+            calls: None,
+        }
     }
 
     /// The same with asynchronous calls; without, their routes are not there.
