@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use spry_wire::freeze::Frozen;
 
 use crate::manifest::{Egress, Isolation, Limits, Name, Runtime, Scale};
 use crate::progress::Progress;
@@ -225,6 +226,9 @@ pub struct FunctionView {
     pub instances: Instances,
     /// Its zygote.
     pub zygote: ZygoteState,
+    /// What its zygote has done to its memory, so that forks are cheap; none when there is no zygote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
     /// Requests that wait.
     pub queued: u64,
     /// What became of its calls.

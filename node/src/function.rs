@@ -15,6 +15,7 @@ use shm_bus::Descriptor;
 use shm_bus::ids::{FunctionIndex, InvocationId};
 use spry_ebpf_common::SLOTS_PER_FUNCTION;
 use spry_sched::placement::Placement;
+use spry_wire::freeze::Frozen;
 use tokio::sync::Notify;
 
 use crate::activation::{History, Start};
@@ -110,6 +111,7 @@ pub struct Function {
     starting: AtomicU32,
     prewarm: AtomicBool,
     zygote: Mutex<(ZygoteState, Option<String>)>,
+    frozen: Mutex<Option<Frozen>>,
     queue: Mutex<VecDeque<Queued>>,
     queue_len: AtomicUsize,
 }
@@ -144,6 +146,7 @@ impl Function {
             starting: AtomicU32::new(0),
             prewarm: AtomicBool::new(false),
             zygote: Mutex::new((ZygoteState::None, None)),
+            frozen: Mutex::default(),
             queue: Mutex::default(),
             queue_len: AtomicUsize::new(0),
         })
@@ -206,6 +209,17 @@ impl Function {
     /// Notes where its zygote is, and what is wrong with it.
     pub fn set_zygote(&self, state: ZygoteState, problem: Option<String>) {
         *self.zygote.lock() = (state, problem);
+    }
+
+    /// Notes what its zygote has done to its memory.
+    pub fn set_frozen(&self, frozen: &Frozen) {
+        *self.frozen.lock() = Some(frozen.clone());
+    }
+
+    /// What its zygote has done to its memory, while there is one.
+    pub fn frozen(&self) -> Option<Frozen> {
+        let frozen = self.frozen.lock().clone();
+        frozen.filter(|_| self.zygote_state() == ZygoteState::Ready)
     }
 
     /// Where its zygote is.

@@ -1,6 +1,8 @@
 //! The API's types as text for people.
 
 use super::table::{Table, ago, instant, pairs, span};
+use spry_wire::freeze::{Freeze, Frozen};
+
 use crate::api::{
     ActivationView, Calls, FunctionState, FunctionView, Instances, LogLine, LogStream, StatusView,
     ZygoteState,
@@ -45,6 +47,7 @@ pub(super) fn function(view: &FunctionView) -> String {
     }
     rows.extend([
         ("zygote", zygote(view.zygote).into()),
+        ("memory", view.frozen.as_ref().map_or("-".into(), frozen)),
         ("instances", instances(view.instances)),
         ("queued", view.queued.to_string()),
         ("calls", calls(&view.calls)),
@@ -159,6 +162,18 @@ pub(super) fn state(state: FunctionState) -> &'static str {
         FunctionState::Broken => "broken",
         FunctionState::Removing => "removing",
     }
+}
+
+/// What a zygote has done to its memory.
+fn frozen(frozen: &Frozen) -> String {
+    let mib = frozen.bytes as f64 / f64::from(1 << 20);
+    let what = match frozen.how {
+        Freeze::Off | Freeze::Auto => return format!("not frozen: {}", frozen.why.as_deref().unwrap_or("-")),
+        Freeze::Memfd => format!("frozen, {mib:.1} MiB in {} pieces", frozen.pieces),
+        Freeze::Huge => format!("{mib:.0} MiB of huge pages"),
+    };
+    let took = format!("{what}, took {:.1} ms", frozen.took_us as f64 / 1e3);
+    frozen.why.as_ref().map_or(took.clone(), |why| format!("{took}; {why}"))
 }
 
 pub(super) fn zygote(state: ZygoteState) -> &'static str {

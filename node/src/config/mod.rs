@@ -9,6 +9,8 @@ pub mod raw;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use spry_wire::freeze::Freeze;
+
 use crate::calls::settings::Settings;
 use crate::manifest::{Defaults, ManifestError};
 use crate::units::{Period, Size, UnitError};
@@ -145,6 +147,8 @@ pub struct Config {
     pub runtime_dir: Option<PathBuf>,
     /// The first of the 65536 user ids that functions run as.
     pub uid_base: u32,
+    /// What zygotes do to their memory, so that forks are cheap.
+    pub freeze: Freeze,
     /// Bounds of the queues.
     pub queue: Queue,
     /// Asynchronous calls.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use serde::Deserialize;
+use spry_wire::freeze::Freeze;
 
 use super::{
     Config, ConfigError, DEFAULT_CONTROL_SOCKET, Flags, PackageIndex, Packages, Queue, TransportChoice,
@@ -45,6 +46,8 @@ pub struct RawConfig {
     pub runtime_dir: Option<PathBuf>,
     /// `[python]`
     pub python: RawPython,
+    /// `[zygotes]`
+    pub zygotes: RawZygotes,
     /// `[queue]`
     pub queue: RawQueue,
     /// `[logs]`
@@ -82,6 +85,14 @@ pub struct RawPackages {
 pub struct RawPython {
     /// A path.
     pub interpreter: Option<PathBuf>,
+}
+
+/// `[zygotes]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawZygotes {
+    /// `auto`, `memfd`, `huge` or `off`.
+    pub freeze: Option<String>,
 }
 
 /// `[queue]` as written.
@@ -169,6 +180,7 @@ impl TryFrom<RawConfig> for Config {
             python: optional("python.interpreter", raw.python.interpreter)?,
             runtime_dir: optional("runtime_dir", raw.runtime_dir)?,
             uid_base: count("uid_base", raw.uid_base, i64::from(UID_BASE), 65_536, highest)? as u32,
+            freeze: freeze(raw.zygotes.freeze.as_deref())?,
             queue,
             asynchronous: raw.asynchronous.check()?,
             log_volume: volume,
@@ -271,6 +283,17 @@ fn transport(written: Option<&str>) -> Result<TransportChoice, ConfigError> {
         Some("broker") => Ok(TransportChoice::Broker),
         Some(other) => {
             bound("transport", format!("\"{other}\""), "one of \"auto\", \"sockmap\", \"futex\", \"broker\"")
+        }
+    }
+}
+
+fn freeze(written: Option<&str>) -> Result<Freeze, ConfigError> {
+    let known = [Freeze::Auto, Freeze::Memfd, Freeze::Huge, Freeze::Off];
+    let Some(text) = written else { return Ok(Freeze::Auto) };
+    match known.into_iter().find(|known| known.as_str() == text) {
+        Some(known) => Ok(known),
+        None => {
+            bound("zygotes.freeze", format!("\"{text}\""), "one of \"auto\", \"memfd\", \"huge\", \"off\"")
         }
     }
 }

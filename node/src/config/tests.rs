@@ -32,6 +32,8 @@ api_token_file = "/srv/token"
 runtime_dir = "/usr/lib/spry"
 [python]
 interpreter = "/usr/bin/python3.11"
+[zygotes]
+freeze = "huge"
 [queue]
 per_function = 10
 node = 100
@@ -93,6 +95,7 @@ fn every_key_is_read() {
     assert_eq!(config.api_token_file, Path::new("/srv/token"));
     assert_eq!(config.runtime_dir.as_deref(), Some(Path::new("/usr/lib/spry")));
     assert_eq!(config.python.as_deref(), Some(Path::new("/usr/bin/python3.11")));
+    assert_eq!(config.freeze, spry_wire::freeze::Freeze::Huge);
     assert_eq!(config.queue, Queue { per_function: 10, node: 100, memory: Size::mib(64) });
     assert_eq!(config.log_volume, Size::kib(16));
     assert_eq!(config.upload, UploadLimits { size: Size::bytes(10_000_000), files: 50 });

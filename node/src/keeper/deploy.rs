@@ -163,6 +163,7 @@ impl Keeper {
                 Egress::Host => zygote::Egress::Host,
             },
             single_use: manifest.isolation == Isolation::Request,
+            freeze: self.node.config().freeze,
         })
     }
 }

@@ -242,6 +242,7 @@ impl Tender {
         self.alone_since = Instant::now();
         death::watch_zygote(Rc::clone(&zygote), Arc::clone(&self.function), self.letters.clone());
         self.function.set_zygote(ZygoteState::Ready, None);
+        self.function.set_frozen(zygote.frozen());
         self.zygote = Some(Rc::clone(&zygote));
         zygote
     }

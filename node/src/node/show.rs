@@ -38,6 +38,7 @@ pub fn view(function: &Function) -> FunctionView {
         problem: function.problem(),
         instances: instances(function),
         zygote,
+        frozen: function.frozen(),
         queued: function.queue_len() as u64,
         calls: calls(&function.counts),
         deployed_unix_ms: stored.deployed_unix_ms,

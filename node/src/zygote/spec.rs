@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use spry_wire::freeze::Freeze;
+
 use crate::cgroup::GroupLimits;
 
 /// Everything that a zygote is made from.
@@ -29,6 +31,8 @@ pub struct ZygoteSpec {
     /// Each of its instances serves one request, and nothing may stay for the next: `/tmp`, which they share, can
     /// only be read.
     pub single_use: bool,
+    /// What it does to its memory once its function is loaded.
+    pub freeze: Freeze,
 }
 
 /// What runs a function.

@@ -23,6 +23,7 @@ use crate::sandbox::{
 use crate::sys;
 use parking_lot::Mutex;
 use spry_wire::control::{FromZygote, Init, ToZygote};
+use spry_wire::freeze::{FreezeWish, Frozen};
 
 /// Where programs are found from within a function.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -136,6 +137,7 @@ pub struct Zygote {
     /// The user that its instances must have, where functions have users of their own.
     pub(super) uid: Option<u32>,
     runtime: String,
+    frozen: Frozen,
     loading_output: String,
     output: Mutex<Option<OwnedFd>>,
 }
@@ -202,8 +204,8 @@ impl Zygote {
         let mut output = Output::new(reader).map_err(os("watch a pipe"))?;
         let loading = load(&child, report, &channel, &mut output, spec);
         let loaded = tokio::time::timeout(executor.config.start_timeout, loading).await;
-        let runtime = match loaded {
-            Ok(Ok(runtime)) => runtime,
+        let (runtime, frozen) = match loaded {
+            Ok(Ok(ready)) => ready,
             Ok(Err(failure)) => {
                 child.kill();
                 let exit = child.exited_or_lost().await;
@@ -227,6 +229,7 @@ impl Zygote {
             limits: spec.limits,
             uid: spec.uid_gid.map(|(uid, _)| uid),
             runtime,
+            frozen,
             loading_output: output.text(),
             output: Mutex::new(Some(output.into_pipe())),
         })
@@ -235,6 +238,11 @@ impl Zygote {
     /// What runs the function, e.g. `CPython 3.11.2`.
     pub fn runtime(&self) -> &str {
         &self.runtime
+    }
+
+    /// What it has done to its memory, as it says (it is the function's process: for people to read).
+    pub fn frozen(&self) -> &Frozen {
+        &self.frozen
     }
 
     /// Its pid.
@@ -296,7 +304,7 @@ async fn load(
     channel: &Channel,
     output: &mut Output,
     spec: &ZygoteSpec,
-) -> Result<String, LoadFailure> {
+) -> Result<(String, Frozen), LoadFailure> {
     let conversation = async {
         if let Some(failed) =
             confined(report).await.map_err(|error| LoadFailure::Channel(ChannelError::Wait(error)))?
@@ -307,6 +315,7 @@ async fn load(
             name: spec.name.clone(),
             handler: spec.handler.clone(),
             code: spec.code.to_string_lossy().into_owned(),
+            freeze: FreezeWish { how: spec.freeze, memory_bytes: spec.limits.memory_bytes },
         };
         let failed = |error| match error {
             ChannelError::Closed => LoadFailure::Died,
@@ -314,7 +323,10 @@ async fn load(
         };
         channel.send(&ToZygote::Init(init), &[]).await.map_err(failed)?;
         match channel.receive::<FromZygote>().await.map_err(failed)? {
-            (FromZygote::Ready { runtime }, fds) if fds.is_empty() => Ok(runtime),
+            (FromZygote::Ready { runtime, frozen }, fds) if fds.is_empty() => {
+                tracing::debug!(function = spec.name, ?frozen, "a zygote is ready");
+                Ok((runtime, legible(frozen)))
+            }
             (FromZygote::Failed { message }, _) => Err(LoadFailure::Code(message)),
             _ => Err(LoadFailure::Protocol),
         }
@@ -342,6 +354,12 @@ pub(super) async fn confined(report: StepReport) -> io::Result<Option<StepFailed
             result => return result,
         }
     }
+}
+
+/// What a hostile process says of itself is shown to people: a line of text.
+fn legible(frozen: Frozen) -> Frozen {
+    let line = |why: String| why.chars().take(400).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    Frozen { why: frozen.why.map(line), ..frozen }
 }
 
 pub(super) fn own_user() -> (u32, u32) {

@@ -84,6 +84,7 @@ fn view(stored: &StoredFunction) -> FunctionView {
         problem: None,
         instances: Instances::default(),
         zygote: ZygoteState::None,
+        frozen: None,
         queued: 0,
         calls: Calls::default(),
         deployed_unix_ms: stored.deployed_unix_ms,

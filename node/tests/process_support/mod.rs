@@ -110,6 +110,7 @@ impl Stage {
             limits: ProcessLimits::default(),
             egress: Egress::None,
             single_use: false,
+            freeze: spry_wire::freeze::Freeze::default(),
         }
     }
 

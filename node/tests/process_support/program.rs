@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 use shm_bus::segment::Writer;
 use spry_wire::control::{self, Fork, FromInstance, FromZygote, ToZygote, ZYGOTE_FD};
+use spry_wire::freeze::Frozen;
 
 /// The variable that makes this program a zygote.
 pub const MARK: &str = "SPRY_TEST_ZYGOTE";
@@ -71,7 +72,7 @@ fn main() -> ! {
         _ => {}
     }
     std::io::stdout().flush().expect("flush");
-    say(&socket, &FromZygote::Ready { runtime: "test".to_owned() });
+    say(&socket, &FromZygote::Ready { runtime: "test".to_owned(), frozen: Frozen::default() });
     while let Ok(Some((message, fds))) = control::receive::<ToZygote>(socket.as_fd()) {
         if let ToZygote::Fork(fork) = message {
             answer(&socket, zygote, instance, &fork, fds);

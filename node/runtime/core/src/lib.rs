@@ -14,6 +14,7 @@
 //! - [`handler`]: what a language implements.
 //! - [`request`], [`response`]: one invocation as the handler sees it.
 //! - `zygote`, `fork`, `setup`: from the control socket to a running instance.
+//! - `freeze`: between loading and the first fork, so that forks are cheap.
 //! - `serve`, `outbox`: the invocation loop and the memory that answers lie in.
 //! - `input`, `segments`: what a descriptor leads to, and the memory that it lies in.
 //!
@@ -26,6 +27,7 @@ pub mod request;
 pub mod response;
 
 mod fork;
+mod freeze;
 mod input;
 mod outbox;
 mod segments;

@@ -4,6 +4,8 @@
 //! runs in a process with one thread, copied from a process with one thread: no lock can be held by a
 //! thread that doesn't exist, so allocating and using libc is sound there, too.
 
+pub(crate) mod memory;
+
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::mem::size_of;

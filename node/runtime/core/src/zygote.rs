@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use spry_wire::control::{self, ControlError, FromZygote, Init, ToZygote, ZYGOTE_FD};
 
 use crate::fork::fork;
+use crate::freeze::freeze;
 use crate::handler::{Handler, LoadError};
 use crate::sys;
 
@@ -53,7 +54,9 @@ fn live<H: Handler>(socket: &OwnedFd) -> Result<(), ControlError> {
     };
     handler.flush();
     sys::flush_c_streams();
-    control::send(socket.as_fd(), &FromZygote::Ready { runtime: H::runtime() }, &[])?;
+    let runtime = H::runtime();
+    let frozen = freeze(&init.freeze);
+    control::send(socket.as_fd(), &FromZygote::Ready { runtime, frozen }, &[])?;
     while let Some((message, fds)) = control::receive::<ToZygote>(socket.as_fd())? {
         match message {
             ToZygote::Fork(request) => fork(socket, &mut handler, &request, fds)?,

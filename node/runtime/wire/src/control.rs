@@ -20,6 +20,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::freeze::{FreezeWish, Frozen};
+
 /// Where a zygote finds its control socket.
 pub const ZYGOTE_FD: RawFd = 3;
 /// Bytes of one message at most.
@@ -46,6 +48,9 @@ pub struct Init {
     pub handler: String,
     /// The folder with the function's code.
     pub code: String,
+    /// What it does to its memory then.
+    #[serde(default)]
+    pub freeze: FreezeWish,
 }
 
 /// What an instance needs to know; the fds come beside the message.
@@ -81,6 +86,9 @@ pub enum FromZygote {
     Ready {
         /// The runtime's own version, e.g. `CPython 3.11.2`.
         runtime: String,
+        /// What has become of its memory.
+        #[serde(default)]
+        frozen: Frozen,
     },
     /// The function can't be loaded; the zygote ends.
     Failed {

@@ -3,8 +3,10 @@
 //! - [`frame`]: how an HTTP request and its response lie in a segment. Read by untrusted and trusted
 //!   code alike, so decoding checks everything and never panics.
 //! - [`control`]: the messages of the control sockets (seqpacket, one message a packet, fds beside it).
+//! - [`freeze`]: what becomes of a zygote's memory between the two.
 #![deny(unsafe_code)]
 
 pub mod control;
 pub mod frame;
+pub mod freeze;
 mod sys;

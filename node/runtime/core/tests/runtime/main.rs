@@ -6,6 +6,7 @@
 mod chains;
 mod cost;
 mod emitting;
+mod freezing;
 mod harness;
 mod hostile;
 mod native;

@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use spry_wire::control::{self, FromZygote, Init, ToZygote};
+use spry_wire::freeze::{FreezeWish, Frozen};
 
 use super::build;
 use super::instance::Instance;
@@ -20,6 +21,7 @@ pub(crate) struct Zygote {
     pub(crate) control: OwnedFd,
     pub(crate) log: OwnedFd,
     pub(crate) runtime: String,
+    pub(crate) frozen: Frozen,
 }
 
 pub(super) fn seqpacket() -> (OwnedFd, OwnedFd) {
@@ -48,16 +50,21 @@ impl Zygote {
         let mut command = Command::new("/usr/bin/python3");
         command.args(["-s", "-B", "-X", "utf8", "-c", include_str!("../../../../python/src/bootstrap.py")]);
         command.env("SPRY_RUNTIME_DIR", dir.path());
-        Self::start(command, code, handler)
+        Self::start(command, code, handler, FreezeWish::default())
     }
 
     /// A native function.
     pub(crate) fn native(library: &Path) -> Result<Self, String> {
-        let handler = library.file_name().expect("file name").to_string_lossy();
-        Self::start(Command::new(build::native_loader()), library.parent().expect("folder"), &handler)
+        Self::native_frozen(library, FreezeWish::default())
     }
 
-    fn start(mut command: Command, code: &Path, handler: &str) -> Result<Self, String> {
+    /// A native function whose zygote does this to its memory.
+    pub(crate) fn native_frozen(library: &Path, wish: FreezeWish) -> Result<Self, String> {
+        let handler = library.file_name().expect("file name").to_string_lossy();
+        Self::start(Command::new(build::native_loader()), library.parent().expect("folder"), &handler, wish)
+    }
+
+    fn start(mut command: Command, code: &Path, handler: &str, freeze: FreezeWish) -> Result<Self, String> {
         let (control, theirs) = seqpacket();
         let (log, log_write) = pipe();
         // Above the place it is to be put at, so that dup2 clears close-on-exec.
@@ -74,16 +81,18 @@ impl Zygote {
         let process = command.spawn().expect("start zygote");
         nix::unistd::close(theirs).expect("close");
         drop(command);
-        let mut zygote = Self { process, control, log, runtime: String::new() };
+        let mut zygote = Self { process, control, log, runtime: String::new(), frozen: Frozen::default() };
         let init = Init {
             name: "under-test".to_owned(),
             handler: handler.to_owned(),
             code: code.to_string_lossy().into_owned(),
+            freeze,
         };
         control::send(zygote.control.as_fd(), &ToZygote::Init(init), &[]).expect("send Init");
         match zygote.hear() {
-            Some((FromZygote::Ready { runtime }, _)) => {
+            Some((FromZygote::Ready { runtime, frozen }, _)) => {
                 zygote.runtime = runtime;
+                zygote.frozen = frozen;
                 Ok(zygote)
             }
             Some((FromZygote::Failed { message }, _)) => Err(message),

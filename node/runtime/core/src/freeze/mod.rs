@@ -1,0 +1,169 @@
+//! Freezing: a zygote's memory is made so that forks needn't copy its page tables.
+//!
+//! A fork copies the page tables of all private memory that was written to: 16 microseconds a megabyte, which for a
+//! Python function with NumPy is more than everything else together. Page tables of a file's pages needn't be copied (they
+//! can be filled in again from the page cache when somebody looks), and the kernel doesn't. So, once the function is
+//! loaded:
+//!
+//! ```text
+//!  before            [heap rw-p, anonymous]          fork copies a table entry per page
+//!  copy              [heap] ──pwrite──► memfd
+//!  exchange          mmap(heap's address, MAP_PRIVATE | MAP_FIXED, memfd)
+//!  after             [heap rw-p, memfd]              fork copies what was written to since: a few pages
+//! ```
+//!
+//! The bytes stay where they are, so no pointer changes; who writes gets a page of its own, as ever. Each exchange is one
+//! call and thus atomic; that nothing writes between copy and exchange is by having one thread, no signals, and code
+//! that uses its stack only ([`crate::sys::memory`]). `plan` says which memory; `guard` keeps calls from working that
+//! would tell the difference.
+//!
+//! The other way is huge pages, one table entry for 2 MiB. When nobody says, it is the memfd (docs/decisions/0009 has the figures).
+//!
+//! Nothing here may fail a function: what can't be frozen stays as it is, and the reason is told.
+
+mod guard;
+mod plan;
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+use spry_wire::freeze::{Freeze, FreezeWish, Frozen};
+
+use crate::sys::memory::{self, Exchange};
+
+/// Less than this is not worth a memfd and a filter: copying its page tables costs less than what freezing adds to
+/// the first writes of every instance.
+const LEAST: u64 = 256 << 10;
+/// The size of a huge page.
+const HUGE: usize = 2 << 20;
+/// Of a huge page's bytes, so many must have been touched: it costs memory for all.
+const HUGE_TOUCHED: usize = HUGE / 16 * 15;
+
+/// Freezes this process. It has one thread.
+pub(crate) fn freeze(wish: &FreezeWish) -> Frozen {
+    let started = Instant::now();
+    let done = match wish.how {
+        Freeze::Off => return Frozen::not("switched off"),
+        Freeze::Auto | Freeze::Memfd => to_memfd(wish),
+        Freeze::Huge => to_huge_pages(wish),
+    };
+    let mut frozen = done.unwrap_or_else(Frozen::not);
+    frozen.took_us = started.elapsed().as_micros() as u64;
+    frozen
+}
+
+fn to_memfd(wish: &FreezeWish) -> Result<Frozen, String> {
+    has_room(wish, memory::CHUNK as u64)?;
+    let page = memory::page_size();
+    let mappings = found(page, plan::GAP)?;
+    let (pieces, total) = plan::lay_out(mappings);
+    if total < LEAST {
+        return Err(format!("only {} KiB were written to, and a fork copies these quickly", total >> 10));
+    }
+    let file = memory::frozen_file(total).map_err(|error| format!("make a file in memory: {error}"))?;
+    let ranges: Vec<Range<usize>> = pieces.iter().map(|piece| piece.mapping.range.clone()).collect();
+    memory::add_filter(&mut guard::compile(&ranges))
+        .map_err(|error| format!("system calls can't be filtered, and MADV_DONTNEED must be: {error}"))?;
+    let (mut bytes, mut count, mut failed) = (0, 0, None);
+    memory::without_signals(|| {
+        // From here to the end of this closure nothing is written to but the stack.
+        for piece in &pieces {
+            let wanted = Exchange {
+                start: piece.mapping.range.start,
+                len: piece.mapping.range.len(),
+                protection: piece.mapping.protection,
+                no_reserve: piece.mapping.no_reserve,
+                has_holes: !piece.mapping.of_file,
+                file: file.as_raw_fd(),
+                offset: piece.offset,
+            };
+            // SAFETY: the plan's pieces are private, readable, and not the stack; each has a place of its own in the
+            // file. `load` has refused a second thread, and signals are blocked.
+            let (done, errno) = unsafe { memory::copy_and_exchange(wanted, page) };
+            bytes += done as u64;
+            count += u32::from(done > 0);
+            failed = failed.or(errno);
+        }
+    });
+    let sealed = memory::seal(&file);
+    let why = match (failed, sealed) {
+        (Some(errno), _) => {
+            Some(format!("a part could not be exchanged: {}", io::Error::from_raw_os_error(errno)))
+        }
+        (None, Err(error)) => Some(format!("the file could not be sealed: {error}")),
+        (None, Ok(())) => None,
+    };
+    Ok(Frozen { how: Freeze::Memfd, bytes, pieces: count, took_us: 0, why })
+}
+
+fn to_huge_pages(wish: &FreezeWish) -> Result<Frozen, String> {
+    has_room(wish, HUGE as u64)?;
+    let page = memory::page_size();
+    let mut frozen = Frozen { how: Freeze::Huge, ..Frozen::default() };
+    let mut failed = None;
+    for mapping in found(page, page)?.iter().filter(|mapping| !mapping.of_file) {
+        let first = mapping.range.start.next_multiple_of(HUGE);
+        for start in (first..mapping.range.end).step_by(HUGE) {
+            let range = start..start + HUGE;
+            if range.end > mapping.range.end {
+                break;
+            }
+            let touched = memory::touched(&range).unwrap_or_default();
+            if touched.iter().filter(|page| **page & 1 != 0).count() * page < HUGE_TOUCHED {
+                continue;
+            }
+            match memory::collapse(&range) {
+                Ok(()) => {
+                    frozen.bytes += HUGE as u64;
+                    frozen.pieces += 1;
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+    }
+    match (frozen.bytes, failed) {
+        (0, Some(error)) => Err(format!("huge pages can't be made: {error} (needs Linux 6.1)")),
+        (0, None) => Err("no 2 MiB of memory in one place were written to".to_owned()),
+        (_, failed) => {
+            frozen.why = failed.map(|error| format!("a part could not be made of huge pages: {error}"));
+            Ok(frozen)
+        }
+    }
+}
+
+/// What is to be frozen, by address.
+fn found(page: usize, gap: usize) -> Result<Vec<plan::Mapping>, String> {
+    memory::trim_heap();
+    let smaps =
+        fs::read_to_string("/proc/self/smaps").map_err(|error| format!("read /proc/self/smaps: {error}"))?;
+    let mut found = Vec::new();
+    for mapping in plan::mappings(&smaps, memory::stack_address()) {
+        if mapping.of_file {
+            found.push(mapping);
+            continue;
+        }
+        // What isn't there any more (this function's own memory comes and goes) is left out.
+        let Ok(touched) = memory::touched(&mapping.range) else { continue };
+        found.extend(plan::cut(&mapping, &touched, page, gap));
+    }
+    Ok(found)
+}
+
+/// While a chunk is exchanged it is there twice: a function near its limit would die of it.
+fn has_room(wish: &FreezeWish, extra: u64) -> Result<(), String> {
+    let statm =
+        fs::read_to_string("/proc/self/statm").map_err(|error| format!("read /proc/self/statm: {error}"))?;
+    let resident = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
+    let needed = resident * memory::page_size() as u64 + 2 * extra;
+    if wish.memory_bytes > 0 && needed > wish.memory_bytes {
+        return Err(format!(
+            "within the memory limit of {} MiB there is no room to copy a part of {} MiB",
+            wish.memory_bytes >> 20,
+            needed >> 20
+        ));
+    }
+    Ok(())
+}
