@@ -5,9 +5,12 @@
 //! - `clone3_with_anonymous_memory` repeats it with anonymous memory in the parent, whose page tables every fork
 //!   copies.
 //! - `zygote`: spryd's way, with the real runtimes ([`zygotes`]).
+//! - `first_instruction`: until the function itself runs, for frozen zygotes and others of many sizes ([`frozen`]).
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 
+#[path = "fork/frozen.rs"]
+mod frozen;
 #[path = "fork/zygotes.rs"]
 mod zygotes;
 

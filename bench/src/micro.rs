@@ -106,6 +106,8 @@ fn baseline(case: &str) -> Option<String> {
         ["descriptor", ..] => "descriptor/baseline_copy".to_owned(),
         ["process" | "zygote", ..] => "process/fork".to_owned(),
         ["clone3_with_anonymous_memory", _] => "clone3_with_anonymous_memory/0MiB".to_owned(),
+        // What freezing brings: each size beside the same size as it would be without.
+        ["first_instruction", language, size, _] => format!("first_instruction/{language}/{size}/unfrozen"),
         _ => return None,
     })
 }
@@ -237,6 +239,7 @@ mod tests {
             "descriptor/check/refused",
             "zygote/fork to hello, native",
             "clone3_with_anonymous_memory/50MiB",
+            "first_instruction/native/50MiB/memfd",
         ] {
             let of = baseline(case).expect(case);
             assert_eq!(baseline(&of).as_ref(), Some(&of), "{case}");

@@ -81,7 +81,7 @@ impl BenchOptions {
 pub(crate) fn run(options: &BenchOptions) -> Result<(), Failure> {
     setup::packages()?;
     artifacts::build(Profile::Release, &["example-nop", "example-echo"])?;
-    if options.name == "chain" {
+    if matches!(options.name, "chain" | "fork") {
         artifacts::build_functions(&["bench-functions"])?;
     }
     match options.kind {

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,11 +32,12 @@ use spry_node::zygote::{
     ZygoteSpec, find_interpreter,
 };
 use spry_wire::control::SegmentSpec;
+use spry_wire::freeze::Freeze;
 use tokio::runtime::Runtime as EventLoop;
 
 /// A user that nobody has.
-const UID: u32 = 61_235;
-const INBOX_LEN: u64 = 64 << 20;
+pub(super) const UID: u32 = 61_235;
+pub(super) const INBOX_LEN: u64 = 64 << 20;
 const OUTBOX_LEN: u64 = 32 << 20;
 const PAYLOAD_MAX: u64 = 6 << 20;
 /// What the shell's users expect of a program that Ctrl-C has ended.
@@ -57,27 +58,36 @@ pub(crate) fn zygotes(criterion: &mut Criterion) {
             Err(why) => eprintln!("zygote/*, {language} is left out: {why}"),
         }
     }
+    super::frozen::frozen(criterion, &mut node);
     node.end();
 }
 
 /// The part of a spryd that makes function processes.
-struct Node {
-    events: EventLoop,
-    executor: Arc<Executor>,
-    bus: Arc<dyn Transport>,
+pub(super) struct Node {
+    pub(super) events: EventLoop,
+    pub(super) executor: Arc<Executor>,
+    pub(super) bus: Arc<dyn Transport>,
     folder: tempfile::TempDir,
     /// The last instance's number.
     instances: u64,
 }
 
 /// What is in use while an instance lives.
-struct Life {
+pub(super) struct Life {
     process: InstanceProcess,
-    peer: PeerId,
-    _outbox: Reader,
+    pub(super) peer: PeerId,
+    pub(super) outbox: Reader,
     _release: ReleaseWriter,
     /// From the request to the hello.
     fork: Duration,
+}
+
+/// What an instance is given, made before it is asked for.
+pub(super) struct Prepared {
+    attachment: Attachment,
+    outbox_fd: OwnedFd,
+    outbox: Reader,
+    release: ReleaseWriter,
 }
 
 impl Node {
@@ -106,7 +116,7 @@ impl Node {
     }
 
     /// A folder that functions' users can read.
-    fn code(&self, name: &str) -> PathBuf {
+    pub(super) fn code(&self, name: &str) -> PathBuf {
         let folder = self.folder.path().join(name);
         fs::create_dir(&folder).expect("a folder for code");
         fs::set_permissions(&folder, Permissions::from_mode(0o755)).expect("open the folder to all");
@@ -166,30 +176,45 @@ impl Node {
 
     /// What `spry_node::keeper` does for a birth, up to the hello.
     fn begin(&mut self, zygote: &Zygote, inbox: std::os::fd::BorrowedFd<'_>) -> Life {
+        let prepared = self.prepare();
+        self.fork(zygote, inbox, prepared)
+    }
+
+    pub(super) fn prepare(&mut self) -> Prepared {
         self.stop_if_told();
         self.instances += 1;
-        let Attachment { peer, endpoint } = self.bus.attach(FunctionIndex(0)).expect("a place on the bus");
-        let outbox = segment::create("bench-outbox", OUTBOX_LEN).expect("an outbox");
-        let reader = Reader::map(outbox.as_fd(), OUTBOX_LEN).expect("map the outbox");
+        let attachment = self.bus.attach(FunctionIndex(0)).expect("a place on the bus");
+        let outbox_fd = segment::create("bench-outbox", OUTBOX_LEN).expect("an outbox");
+        let outbox = Reader::map(outbox_fd.as_fd(), OUTBOX_LEN).expect("map the outbox");
         let release = ReleaseWriter::create("bench-release").expect("a release page");
+        Prepared { attachment, outbox_fd, outbox, release }
+    }
+
+    pub(super) fn fork(
+        &mut self,
+        zygote: &Zygote,
+        inbox: std::os::fd::BorrowedFd<'_>,
+        prepared: Prepared,
+    ) -> Life {
+        let Prepared { attachment: Attachment { peer, endpoint }, outbox_fd, outbox, release } = prepared;
         let segment = |id, len: u64| SegmentSpec { id, generation: 1, len: len as u32 };
         let request = ForkRequest {
             instance: self.instances,
             transport: self.bus.kind(),
             endpoint,
             inbox: (inbox, segment(1, INBOX_LEN)),
-            outbox: (outbox.as_fd(), segment(2, OUTBOX_LEN)),
+            outbox: (outbox_fd.as_fd(), segment(2, OUTBOX_LEN)),
             release_page: release.fd(),
             payload_max: PAYLOAD_MAX,
         };
         let started = Instant::now();
         let process = self.events.block_on(zygote.fork(request)).expect("fork an instance");
         let fork = started.elapsed();
-        Life { process, peer, _outbox: reader, _release: release, fork }
+        Life { process, peer, outbox, _release: release, fork }
     }
 
     /// Ends an instance and waits until it has been reaped and its control group is empty.
-    fn finish(&self, life: Life) {
+    pub(super) fn finish(&self, life: Life) {
         life.process.kill();
         self.events.block_on(life.process.exited());
         self.bus.detach(life.peer);
@@ -209,11 +234,11 @@ impl Node {
     }
 }
 
-fn readable(file: &Path) {
+pub(super) fn readable(file: &Path) {
     fs::set_permissions(file, Permissions::from_mode(0o644)).expect("open the code to all");
 }
 
-fn spec(name: &str, runtime: Runtime, handler: &str, code: PathBuf) -> ZygoteSpec {
+pub(super) fn spec(name: &str, runtime: Runtime, handler: &str, code: PathBuf) -> ZygoteSpec {
     ZygoteSpec {
         name: name.to_owned(),
         runtime,
@@ -225,5 +250,6 @@ fn spec(name: &str, runtime: Runtime, handler: &str, code: PathBuf) -> ZygoteSpe
         limits: ProcessLimits::default(),
         egress: Egress::None,
         single_use: false,
+        freeze: Freeze::default(),
     }
 }
