@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use spry_bench::load::{self, Pace, Plan, Target, Until};
 use spry_bench::node::Programs;
 use spry_bench::stop::Stop;
-use spry_bench::suite::{SuiteError, chain, chaos, http, idle, later, redeploy, soak};
+use spry_bench::suite::{SuiteError, chain, chaos, density, http, idle, later, redeploy, soak};
 use spry_bench::{floor, micro, pingpong, report, sched, sys};
 
 /// Measures spry beside a floor that is measured in the same run.
@@ -35,6 +35,8 @@ enum Command {
     Idle(Suite<idle::Options>),
     /// Asynchronous calls against a plain SQLite loop, what records cost, and a restart with many functions.
     Async(Suite<later::Options>),
+    /// What idle instances take: one of each language, and a node full of functions.
+    Density(Suite<density::Options>),
     /// Load on any HTTP server, to compare with other generators.
     Load(LoadOptions),
     /// Prints what criterion has measured (`cargo xtask bench ipc` and `fork` use it).
@@ -153,6 +155,7 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
         Command::Chaos(suite) => Ok(finish(&chaos::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Idle(suite) => Ok(finish(&idle::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Async(suite) => Ok(finish(&later::run(&suite.options, &suite.programs, &stop)?, &suite)),
+        Command::Density(suite) => Ok(finish(&density::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Load(options) => load(&options, &stop),
         Command::Floor { .. } | Command::Micro { .. } | Command::Sim { .. } | Command::Peer { .. } => {
             unreachable!("handled above")

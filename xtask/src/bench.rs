@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::{process, setup};
 
 /// Every benchmark, and for criterion's its bench targets.
-const BENCHES: [(&str, Kind); 10] = [
+const BENCHES: [(&str, Kind); 11] = [
     ("ipc", Kind::Criterion(&["transports", "allocator", "descriptor"])),
     ("fork", Kind::Criterion(&["fork"])),
     ("http", Kind::Node),
@@ -25,6 +25,7 @@ const BENCHES: [(&str, Kind); 10] = [
     ("chaos", Kind::Node),
     ("idle", Kind::Node),
     ("async", Kind::Node),
+    ("density", Kind::Node),
     ("load", Kind::Node),
 ];
 

@@ -3,6 +3,7 @@
 pub mod chain;
 pub mod chaos;
 pub mod compare;
+pub mod density;
 pub mod http;
 pub mod idle;
 pub mod later;

@@ -290,6 +290,16 @@ pub fn probe() -> Vec<Probe> {
             Err(errno) => no(errno, "no filter on system calls"),
         },
     });
+    // what was made of each zygote is said by `spry describe`
+    probes.push(Probe {
+        name: "frozen zygotes",
+        outcome: match sys::seccomp_filter_available() {
+            Ok(()) => Outcome::Yes { detail: "their memory becomes a sealed file".to_owned() },
+            Err(errno) => {
+                no(errno, "forks copy the page tables of all memory; zygotes.freeze = \"huge\" helps")
+            }
+        },
+    });
     probes.extend(cgroup::probe());
     probes
 }

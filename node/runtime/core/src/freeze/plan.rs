@@ -228,18 +228,18 @@ mod tests {
     fn long_untouched_stretches_are_cut_out() {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let whole = Mapping { range: 0..100 * PAGE, protection, of_file: false, no_reserve: false };
-        let cut_at = |touched: &[usize]| -> Vec<Range<usize>> {
+        let cut_at = |touched: &[usize]| -> Vec<(usize, usize)> {
             let mut pages = vec![0; 100];
             touched.iter().for_each(|page| pages[*page] = 0xf1);
             let pieces = cut(&whole, &pages, PAGE, 10 * PAGE);
-            pieces.into_iter().map(|p| p.range.start / PAGE..p.range.end / PAGE).collect()
+            pieces.into_iter().map(|p| (p.range.start / PAGE, p.range.end / PAGE)).collect()
         };
         assert!(cut_at(&[]).is_empty());
-        assert_eq!(cut_at(&[0]), [0..1]);
-        assert_eq!(cut_at(&[5, 14, 95]), [0..15, 95..100]);
-        assert_eq!(cut_at(&[50]), [50..51]);
-        assert_eq!(cut_at(&(0..100).collect::<Vec<_>>()), [0..100]);
-        assert_eq!(cut_at(&(0..100).step_by(7).collect::<Vec<_>>()), [0..100]);
+        assert_eq!(cut_at(&[0]), [(0, 1)]);
+        assert_eq!(cut_at(&[5, 14, 95]), [(0, 15), (95, 100)]);
+        assert_eq!(cut_at(&[50]), [(50, 51)]);
+        assert_eq!(cut_at(&(0..100).collect::<Vec<_>>()), [(0, 100)]);
+        assert_eq!(cut_at(&(0..100).step_by(7).collect::<Vec<_>>()), [(0, 100)]);
     }
 
     #[test]

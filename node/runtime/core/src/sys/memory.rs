@@ -148,7 +148,36 @@ pub(crate) unsafe fn copy_and_exchange(wanted: Exchange, page: usize) -> (usize,
         }
         done += len;
     }
-    (done, None)
+    // Once more as a whole: pieces that end within a page table leave it behind, empty, and forks would copy it.
+    // SAFETY: every byte of the range is the file's by now.
+    match unsafe { map(&wanted, 0, wanted.len) } {
+        Ok(()) => (done, None),
+        Err(errno) => (done, Some(errno)),
+    }
+}
+
+/// Maps a part of the file in the place of what it is a copy of.
+///
+/// # Safety
+///
+/// As for [`copy_and_exchange`]; the part has been copied.
+unsafe fn map(wanted: &Exchange, at: usize, len: usize) -> Result<(), i32> {
+    let start = wanted.start + at;
+    let offset = wanted.offset + at as u64;
+    let reserve = if wanted.no_reserve { libc::MAP_NORESERVE } else { 0 };
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | reserve;
+    let arguments =
+        [start, len, wanted.protection as usize, flags as usize, wanted.file as usize, offset as usize];
+    // SAFETY: what is mapped over is the caller's range, and the file has its bytes.
+    let Err(errno) = answer(unsafe { raw(libc::SYS_mmap, arguments) }) else { return Ok(()) };
+    // Old kernels unmap first, and may fail then. Going on without that memory isn't possible.
+    let mut page = 0_u8;
+    let look = [start, 1, ptr::from_mut(&mut page) as usize, 0, 0, 0];
+    // SAFETY: `page` has room for the answer about one page; a range that isn't mapped is the answer that is looked for.
+    if unsafe { raw(libc::SYS_mincore, look) } == -(libc::ENOMEM as isize) {
+        super::exit_now(70);
+    }
+    Err(errno)
 }
 
 /// # Safety
@@ -182,23 +211,8 @@ unsafe fn exchange_chunk(wanted: &Exchange, at: usize, len: usize, page: usize) 
         }
         first = end + 1;
     }
-    let reserve = if wanted.no_reserve { libc::MAP_NORESERVE } else { 0 };
-    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | reserve;
-    let arguments =
-        [start, len, wanted.protection as usize, flags as usize, wanted.file as usize, offset as usize];
-    // SAFETY: what is mapped over is the caller's range, and the file has its bytes.
-    match answer(unsafe { raw(libc::SYS_mmap, arguments) }) {
-        Ok(_) => Ok(()),
-        Err(errno) => {
-            // Old kernels unmap first, and may fail then. Going on without that memory isn't possible.
-            // SAFETY: as above; a range that isn't mapped is the answer that is looked for.
-            let there = unsafe { raw(libc::SYS_mincore, [start, len, pages.as_mut_ptr() as usize, 0, 0, 0]) };
-            if there == -(libc::ENOMEM as isize) {
-                super::exit_now(70);
-            }
-            Err(errno)
-        }
-    }
+    // SAFETY: this part has been copied, but for what was never touched, which reads as zeros in the file, too.
+    unsafe { map(wanted, at, len) }
 }
 
 /// # Safety

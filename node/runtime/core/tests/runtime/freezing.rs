@@ -1,6 +1,8 @@
 //! Frozen zygotes: everything that a function may do with its memory works as before, and nothing comes back.
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use crate::harness::{Zygote, c_library};
 use spry_wire::frame::RequestHead;
@@ -146,4 +148,79 @@ fn a_frozen_python_works() {
         let answer = instance.call(&head(""), b"{}");
         assert_eq!(answer.text(), r#"{"total":499500,"len":112,"tls":true,"n":300001}"#);
     }
+}
+
+const SCIENCE: &str = "
+import io
+import numpy as np, pandas as pd, lxml.etree as etree
+from PIL import Image
+from cryptography.fernet import Fernet
+
+kept = np.arange(2_000_000, dtype=np.float64)
+frame = pd.DataFrame({'k': np.arange(50_000) % 7, 'v': np.arange(50_000)})
+document = etree.fromstring('<r>' + '<x a=\"1\"/>' * 10_000 + '</r>')
+picture = Image.new('RGB', (640, 480), (10, 20, 30))
+key = Fernet(Fernet.generate_key())
+
+def main(params):
+    kept[:] = kept * 2
+    matrix = np.random.default_rng(1).random((200, 200))
+    solved = np.allclose(np.linalg.inv(matrix) @ matrix, np.eye(200))
+    sums = frame.groupby('k')['v'].sum()
+    grown = pd.concat([frame] * 20, ignore_index=True)
+    for x in list(document):
+        document.remove(x)
+    out = io.BytesIO()
+    picture.resize((320, 240)).save(out, 'JPEG')
+    read = Image.open(io.BytesIO(out.getvalue()))
+    read.load()
+    return {
+        'numpy': [float(kept[1999999]), bool(solved)],
+        'pandas': [int(sums.sum()), len(grown)],
+        'lxml': len(document),
+        'pillow': list(read.size),
+        'cryptography': key.decrypt(key.encrypt(b'secret')).decode(),
+    }
+";
+
+/// Libraries with heaps, arenas and mappings of their own, loaded before the freezing, at work after it.
+#[test]
+fn frozen_libraries_of_numbers_pictures_trees_and_ciphers_work() {
+    let code = match packages(&["numpy", "pandas", "pillow", "lxml", "cryptography"]) {
+        Ok(code) => code,
+        Err(why) => return eprintln!("SKIP: {why}"),
+    };
+    fs::write(code.join("science.py"), SCIENCE).expect("write the function");
+    let zygote =
+        Zygote::python_at(&code, "science:main").unwrap_or_else(|message| panic!("refused: {message}"));
+    assert_eq!((zygote.frozen.how, &zygote.frozen.why), (Freeze::Memfd, &None), "{:?}", zygote.frozen);
+    assert!(zygote.frozen.bytes > 40 * MIB, "{:?}", zygote.frozen);
+    for _ in 0..3 {
+        let mut instance = zygote.fork();
+        assert_eq!(
+            instance.call(&head(""), b"{}").text(),
+            r#"{"numpy":[3999998.0,true],"pandas":[1249975000,1000000],"lxml":0,"pillow":[320,240],"cryptography":"secret"}"#
+        );
+    }
+}
+
+/// A folder with these packages from PyPI, kept beside the other build products for the next time.
+fn packages(names: &[&str]) -> Result<PathBuf, String> {
+    let test = std::env::current_exe().expect("own path");
+    let folder = test.ancestors().nth(3).expect("tests are in target/<profile>/deps").join("test-packages");
+    let whole = folder.join("whole");
+    if whole.is_file() {
+        return Ok(folder);
+    }
+    let mut pip = Command::new("/usr/bin/python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--upgrade", "--target"])
+        .arg(&folder);
+    let output =
+        pip.args(names).stdin(Stdio::null()).output().map_err(|error| format!("start pip: {error}"))?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("pip can't install {}: {}", names.join(", "), text.trim()));
+    }
+    fs::write(whole, "").expect("note that they are there");
+    Ok(folder)
 }
