@@ -6,11 +6,14 @@
 //!   copies.
 //! - `zygote`: spryd's way, with the real runtimes ([`zygotes`]).
 //! - `first_instruction`: until the function itself runs, for frozen zygotes and others of many sizes ([`frozen`]).
+//! - `fresh_process`: an experiment: a process that goes back to what it was, beside a fork ([`rewind`]).
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented functions")]
 
 #[path = "fork/frozen.rs"]
 mod frozen;
+#[path = "fork/rewind.rs"]
+mod rewind;
 #[path = "fork/zygotes.rs"]
 mod zygotes;
 
@@ -60,5 +63,5 @@ fn touched(c: &mut Criterion) {
 }
 
 // The zygotes last: from there on Ctrl-C is noted instead of ending this process at once.
-criterion_group!(benches, baselines, touched, zygotes::zygotes);
+criterion_group!(benches, baselines, touched, rewind::fresh_process, zygotes::zygotes);
 criterion_main!(benches);

@@ -7,6 +7,7 @@
 //! - [`node`]: a spryd of the benchmark's own, gone without a trace when its handle is dropped.
 //! - [`process`]: what a process tree uses: CPU, descriptors, segments.
 //! - [`micro`]: what criterion's benches (`benches/`) have measured, as rows of the same kind.
+//! - [`rewind`]: an experiment with processes that go back to what they were.
 //! - [`sched`]: scheduling policies on a simulated machine.
 //! - [`suite`]: the benchmarks, one file each; [`report`] is what they come to.
 //!
@@ -23,6 +24,7 @@ pub mod pingpong;
 pub mod process;
 pub mod random;
 pub mod report;
+pub mod rewind;
 pub mod sched;
 pub mod stop;
 pub mod suite;

@@ -108,6 +108,7 @@ fn baseline(case: &str) -> Option<String> {
         ["clone3_with_anonymous_memory", _] => "clone3_with_anonymous_memory/0MiB".to_owned(),
         // What freezing brings: each size beside the same size as it would be without.
         ["first_instruction", language, size, _] => format!("first_instruction/{language}/{size}/unfrozen"),
+        ["fresh_process", shape, _] => format!("fresh_process/{shape}/forked"),
         _ => return None,
     })
 }
@@ -240,6 +241,7 @@ mod tests {
             "zygote/fork to hello, native",
             "clone3_with_anonymous_memory/50MiB",
             "first_instruction/native/50MiB/memfd",
+            "fresh_process/2MiB, 15 written/rewound",
         ] {
             let of = baseline(case).expect(case);
             assert_eq!(baseline(&of).as_ref(), Some(&of), "{case}");

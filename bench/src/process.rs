@@ -108,6 +108,13 @@ pub fn restrict_this_thread(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
+/// Restricts the calling thread to these CPUs.
+pub fn restrict_this_thread_to(cpus: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    cpus.iter().try_for_each(|cpu| set.set(*cpu))?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
 /// The CPUs that the calling thread may use.
 pub fn allowed_cpus() -> io::Result<Vec<usize>> {
     let set = sched_getaffinity(Pid::from_raw(0))?;
