@@ -19,7 +19,7 @@ The project's own commands. Usage: cargo xtask COMMAND
                              fork      instances forked by zygotes beside fork, clone3, vfork and exec
                              http      warm functions beside a bare hyper server
                              chain     hops from function to function beside the bare bus and HTTP calls
-                             soak redeploy chaos idle density load   (docs/benchmarks.md)
+                             soak redeploy chaos idle density async load   (docs/benchmarks.md)
                            further ARGS go to the benchmark: `bench http --help` lists http's
   fuzz [TARGET] [--seconds N]
                            fuzz one target, or all of them (default: 20 s each)

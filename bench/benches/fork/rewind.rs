@@ -19,14 +19,16 @@ pub(super) fn fresh_process(criterion: &mut Criterion) {
     group.sample_size(20);
     for (name, shape) in SHAPES {
         for (way, word) in [(Way::Warm, "warm"), (Way::Rewound, "rewound"), (Way::Forked, "forked")] {
-            match Answering::start(way, shape) {
-                Ok(process) => {
-                    drop(group.bench_function(BenchmarkId::from_parameter(format!("{name}/{word}")), |b| {
-                        b.iter(|| process.ask().expect("an answer"));
-                    }))
+            let process = match Answering::start(way, shape) {
+                Ok(process) => process,
+                Err(error) => {
+                    eprintln!("fresh_process/{name}/{word} is left out: {error}");
+                    continue;
                 }
-                Err(error) => eprintln!("fresh_process/{name}/{word} is left out: {error}"),
-            }
+            };
+            group.bench_function(BenchmarkId::from_parameter(format!("{name}/{word}")), |bencher| {
+                bencher.iter(|| process.ask().expect("an answer"));
+            });
         }
     }
     group.finish();
