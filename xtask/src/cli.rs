@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::bench::BenchOptions;
 use crate::failure::Failure;
+use crate::vm::VmOptions;
 
 /// What `cargo xtask help` prints.
 pub(crate) const USAGE: &str = "\
@@ -24,6 +25,8 @@ The project's own commands. Usage: cargo xtask COMMAND
   fuzz [TARGET] [--seconds N]
                            fuzz one target, or all of them (default: 20 s each)
   ebpf [--check]           rebuild the eBPF object from source; --check: compare it with the one checked in
+  vm [--kernel 6.16|6.18|7.2] [--cpus N | --icount] [--memory MIB] [--file F]... [--env K=V]... [--timeout S] [--] PROGRAM...
+                           run a program as root in an emulated machine with that kernel; --file: taken along
   help                     this text
 ";
 
@@ -38,6 +41,7 @@ pub(crate) enum Command {
     Bench(BenchOptions),
     Fuzz(FuzzOptions),
     Ebpf { check: bool },
+    Vm(VmOptions),
 }
 
 /// Options of `demo`.
@@ -82,6 +86,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, F
             ["--check"] => Ok(Command::Ebpf { check: true }),
             _ => Err(usage("ebpf takes only --check")),
         },
+        "vm" => VmOptions::parse(rest).map(Command::Vm),
         _ => Err(usage(&format!("there is no command `{name}`"))),
     }
 }
@@ -166,7 +171,7 @@ mod tests {
 
     #[test]
     fn every_command_is_in_the_help() {
-        for name in ["setup", "demo", "test", "ci", "bench", "fuzz", "ebpf"] {
+        for name in ["setup", "demo", "test", "ci", "bench", "fuzz", "ebpf", "vm"] {
             assert!(USAGE.contains(&format!("\n  {name} ")), "{name}");
         }
     }

@@ -16,7 +16,6 @@
 //! The first three are done once and found again; nothing of the machine's toolchain or apt is changed.
 //! `RUSTC_BOOTSTRAP=1` lets the stable compiler build core, and use `asm!` for BPF, in these steps only.
 
-mod apt;
 mod toolchain;
 
 use std::ffi::OsString;
@@ -110,7 +109,7 @@ fn build(Tools { work, sysroot, linker }: &Tools) -> Result<PathBuf, Failure> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(std::ffi::OsStr::new("\x1f")));
     eprintln!("ebpf: building ebpf/programs");
-    toolchain::run_step(&mut cargo)?;
+    process::run_step(&mut cargo)?;
     Ok(target_dir.join(TARGET).join("release/spry-bus"))
 }
 

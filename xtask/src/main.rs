@@ -8,6 +8,7 @@ mod artifacts;
 mod bench;
 mod ci;
 mod cli;
+mod debian;
 mod demo;
 mod ebpf;
 mod failure;
@@ -19,6 +20,7 @@ mod setup;
 mod stage;
 mod suite;
 mod sys;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -51,5 +53,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Bench(options) => bench::run(&options),
         Command::Fuzz(options) => fuzz::run(&options).map(drop),
         Command::Ebpf { check } => ebpf::run(check),
+        Command::Vm(options) => vm::run(&options),
     }
 }

@@ -1,6 +1,7 @@
 //! Running other programs: echo the command, run it, turn a bad end into a [`Failure`].
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -28,6 +29,30 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Failure> {
     eprintln!("$ {}", shown(command));
     let status = command.status().map_err(|source| cannot_start(command, source))?;
     if status.success() { Ok(()) } else { Err(Failure::Ended { command: shown(command), status }) }
+}
+
+/// Runs a command whose line is too long to be worth showing, unless it fails.
+pub(crate) fn run_step(command: &mut Command) -> Result<(), Failure> {
+    let status = command.status().map_err(|source| cannot_start(command, source))?;
+    if status.success() { Ok(()) } else { Err(Failure::Ended { command: shown(command), status }) }
+}
+
+/// Empties `folder` and lets `work` fill it, unless it was filled by the same `recipe`.
+pub(crate) fn step(
+    folder: &Path,
+    recipe: &str,
+    work: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let stamp = folder.join(".complete");
+    if fs::read_to_string(&stamp).is_ok_and(|done| done == recipe) {
+        return Ok(());
+    }
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(|source| Failure::io("empty", folder, source))?;
+    }
+    fs::create_dir_all(folder).map_err(|source| Failure::io("create", folder, source))?;
+    work()?;
+    fs::write(&stamp, recipe).map_err(|source| Failure::io("write", &stamp, source))
 }
 
 /// Runs a command quietly and returns what it printed; its errors still go to the terminal.

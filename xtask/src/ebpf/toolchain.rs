@@ -7,9 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{CPU, TARGET, apt};
+use super::{CPU, TARGET};
+use crate::debian;
 use crate::failure::Failure;
-use crate::process;
+use crate::process::{self, run_step, step};
 
 /// The compiler that the recipe is for.
 const RUSTC: &str = "rustc 1.95.0 ";
@@ -47,7 +48,7 @@ pub(super) fn sources(work: &Path) -> Result<PathBuf, Failure> {
             Some(file) => PathBuf::from(file),
             None => {
                 eprintln!("ebpf: downloading {PACKAGE} (45 MB)");
-                apt::download(&work.join("apt"), "trixie-backports", PACKAGE).map_err(|cause| {
+                debian::download(&work.join("apt"), "trixie-backports", PACKAGE).map_err(|cause| {
                     let found = format!(
                         "{cause}. Download {PACKAGE} of Debian's trixie-backports yourself and set {PACKAGE_VARIABLE} to the file"
                     );
@@ -55,8 +56,8 @@ pub(super) fn sources(work: &Path) -> Result<PathBuf, Failure> {
                 })?
             }
         };
-        let sum = process::output(Command::new("sha256sum").arg("--binary").arg(&package))?;
-        if !sum.trim_start_matches('\\').starts_with(PACKAGE_SHA256) {
+        let sum = debian::sha256(&package)?;
+        if sum != PACKAGE_SHA256 {
             let found = format!("{} is not {PACKAGE}: its sha256 is {sum}", package.display());
             return Err(Failure::Expectation { what: "check core's sources", found });
         }
@@ -141,26 +142,6 @@ pub(super) fn linker(work: &Path) -> Result<PathBuf, Failure> {
         Ok(())
     })?;
     Ok(folder.join("bin/bpf-linker"))
-}
-
-/// Empties `folder` and lets `work` fill it, unless it was filled by the same `recipe`.
-fn step(folder: &Path, recipe: &str, work: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
-    let stamp = folder.join(".complete");
-    if fs::read_to_string(&stamp).is_ok_and(|done| done == recipe) {
-        return Ok(());
-    }
-    if folder.exists() {
-        fs::remove_dir_all(folder).map_err(|source| Failure::io("empty", folder, source))?;
-    }
-    fs::create_dir_all(folder).map_err(|source| Failure::io("create", folder, source))?;
-    work()?;
-    fs::write(&stamp, recipe).map_err(|source| Failure::io("write", &stamp, source))
-}
-
-/// Runs a command whose line is too long to be worth showing, unless it fails.
-pub(super) fn run_step(command: &mut Command) -> Result<(), Failure> {
-    let status = command.status().map_err(|source| process::cannot_start(command, source))?;
-    if status.success() { Ok(()) } else { Err(Failure::Ended { command: process::shown(command), status }) }
 }
 
 fn rustc() -> Command {

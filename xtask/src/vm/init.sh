@@ -1,0 +1,48 @@
+#!/bin/busybox sh
+# The first process of a guest: mounts what a system has, runs /spry/command, says how it ended, powers off.
+/bin/busybox --install -s
+export PATH=/usr/bin:/usr/sbin:/bin:/sbin HOME=/root
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /tmp
+mount -t tmpfs tmpfs /run
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+ip link set lo up
+for controller in $(cat /sys/fs/cgroup/cgroup.controllers); do
+    echo "+$controller" > /sys/fs/cgroup/cgroup.subtree_control
+done
+
+for port in /sys/class/virtio-ports/*; do
+    case $(cat "$port/name") in
+        spry.output) output=/dev/$(basename "$port") ;;
+        spry.status) status=/dev/$(basename "$port") ;;
+    esac
+done
+
+# A root that pivot_root takes: the kernel's first one can't be left.
+root=/new
+if grep -q spry.userland /proc/cmdline; then
+    until [ -b /dev/nvme0n1 ]; do usleep 10000; done
+    mount /dev/nvme0n1 /new
+    # What was given goes where it was on the host, over what the userland has there.
+    find / -xdev -type f ! -path '/new/*' ! -path '/bin/*' ! -path '/init' ! -path '/etc/*' | while read -r file; do
+        [ -e "/new$file" ] && continue
+        mkdir -p "/new$(dirname "$file")"
+        : > "/new$file"
+        mount --bind "$file" "/new$file"
+    done
+else
+    mount --bind / /new
+fi
+for place in proc sys dev tmp run; do
+    mount --rbind "/$place" "/new/$place"
+done
+chroot "$root" /spry/command > "$output" 2>&1 < /dev/null
+echo $? > "$status"
+sync
+poweroff -f

@@ -1,0 +1,153 @@
+//! `cargo xtask vm`: a guest whose kernel has what this machine's may lack.
+//!
+//! sched_ext, cgroup v2 without v1 beside it, real systemd: what is built on them is tested in an emulated machine, on
+//! several kernels. A boot takes about three seconds.
+
+mod guest;
+mod initramfs;
+mod parts;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::failure::Failure;
+use guest::{Clock, Guest};
+
+/// What to do in a guest.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum VmOptions {
+    /// Run one command.
+    Run(RunOptions),
+}
+
+/// Options of one command in a guest.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct RunOptions {
+    kernel: String,
+    clock: Clock,
+    memory_mib: u32,
+    files: Vec<PathBuf>,
+    env: Vec<(String, String)>,
+    timeout: Duration,
+    command: Vec<String>,
+}
+
+/// The kernel that is booted unless another is asked for.
+const KERNEL: &str = "6.18";
+
+impl VmOptions {
+    /// Parses what follows `vm`.
+    pub(crate) fn parse(args: Vec<String>) -> Result<Self, Failure> {
+        let mut options = RunOptions {
+            kernel: KERNEL.to_owned(),
+            clock: Clock::Host { cpus: 2 },
+            memory_mib: 1024,
+            files: Vec::new(),
+            env: Vec::new(),
+            timeout: Duration::from_secs(300),
+            command: Vec::new(),
+        };
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            if arg == "--" {
+                options.command.extend(args.by_ref());
+                continue;
+            }
+            if !arg.starts_with('-') {
+                options.command.push(arg);
+                options.command.extend(args.by_ref());
+                continue;
+            }
+            if arg == "--icount" {
+                options.clock = Clock::Instructions;
+                continue;
+            }
+            let value = args.next().ok_or_else(|| Failure::Usage(format!("{arg} needs a value")))?;
+            let number = || match value.parse::<u32>() {
+                Ok(number) if number > 0 => Ok(number),
+                _ => Err(Failure::Usage(format!("{arg} {value}: a number of at least 1"))),
+            };
+            match arg.as_str() {
+                "--kernel" => options.kernel = value,
+                "--cpus" => options.clock = Clock::Host { cpus: number()? },
+                "--memory" => options.memory_mib = number()?,
+                "--file" => options.files.push(value.into()),
+                "--timeout" => options.timeout = Duration::from_secs(number()?.into()),
+                "--env" => match value.split_once('=') {
+                    Some((name, value)) => options.env.push((name.to_owned(), value.to_owned())),
+                    None => return Err(Failure::Usage(format!("--env {value}: NAME=VALUE"))),
+                },
+                _ => return Err(Failure::Usage(format!("vm does not know `{arg}`"))),
+            }
+        }
+        parts::find(&options.kernel)?;
+        if options.command.is_empty() {
+            return Err(Failure::Usage("vm needs a command to run in the guest".into()));
+        }
+        Ok(Self::Run(options))
+    }
+}
+
+/// Runs what was asked for.
+pub(crate) fn run(options: &VmOptions) -> Result<(), Failure> {
+    match options {
+        VmOptions::Run(options) => command(options),
+    }
+}
+
+/// One command; a program of this machine is taken along, one that isn't here is busybox's.
+fn command(options: &RunOptions) -> Result<(), Failure> {
+    let mut guest = Guest::new(parts::find(&options.kernel)?);
+    guest.clock = options.clock;
+    guest.memory_mib = options.memory_mib;
+    guest.env = options.env.clone();
+    guest.timeout = options.timeout;
+    let absolute =
+        |file: &PathBuf| std::path::absolute(file).map_err(|source| Failure::io("find", file, source));
+    guest.files = options.files.iter().map(absolute).collect::<Result<_, _>>()?;
+    let mut command = options.command.clone();
+    if command[0].contains('/') {
+        let program = absolute(&PathBuf::from(&command[0]))?;
+        command[0] = program.display().to_string();
+        if program.is_file() {
+            guest.files.push(program);
+        }
+    }
+    match guest.run(&command, &mut |line| println!("{line}"))? {
+        0 => Ok(()),
+        status => {
+            let found = format!("`{}` ended with exit status {status}", command.join(" "));
+            Err(Failure::Expectation { what: "vm: run a command", found })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<VmOptions, Failure> {
+        VmOptions::parse(line.split_whitespace().map(str::to_owned).collect())
+    }
+
+    #[test]
+    fn a_command_and_its_own_options() {
+        let VmOptions::Run(options) = parsed("--kernel 7.2 --cpus 3 --env A=b -- ./x --cpus 9").expect("it");
+        assert_eq!((options.kernel.as_str(), options.clock), ("7.2", Clock::Host { cpus: 3 }));
+        assert_eq!(options.command, ["./x", "--cpus", "9"]);
+        let VmOptions::Run(options) = parsed("--icount uname -r").expect("it");
+        assert_eq!(
+            (options.clock, &*options.command),
+            (Clock::Instructions, &["uname".into(), "-r".into()][..])
+        );
+    }
+
+    #[test]
+    fn nonsense_is_bad_usage() {
+        for line in
+            ["", "--kernel 5.4 x", "--cpus 0 x", "--env x y", "--dance 1 x", "--timeout", "--memory many x"]
+        {
+            assert_eq!(parsed(line).expect_err(line).exit_code(), 64, "{line}");
+        }
+    }
+}
