@@ -10,12 +10,13 @@ use crate::cli::DemoOptions;
 use crate::failure::Failure;
 use crate::setup::{self, Tool};
 use crate::stage::{print_table, stage};
-use crate::{bench, demo, ebpf, process, suite};
+use crate::vm::VmOptions;
+use crate::{bench, demo, ebpf, process, suite, vm};
 
 /// A stage's name and its work.
 type Stage = (&'static str, fn() -> Result<(), Failure>);
 
-const STAGES: [Stage; 8] = [
+const STAGES: [Stage; 9] = [
     ("fmt", fmt),
     ("clippy", clippy),
     ("doc", doc),
@@ -24,6 +25,7 @@ const STAGES: [Stage; 8] = [
     ("test", || suite::run(&[])),
     ("demo", || demo::run(&DemoOptions::default())),
     ("bench", bench_smoke),
+    ("vm", || vm::run(&VmOptions::Test)),
 ];
 
 /// Runs the named stages in their order, or all.

@@ -14,7 +14,7 @@ The project's own commands. Usage: cargo xtask COMMAND
   demo [--out DIR] [--photo FILE]
                            build, start a node, deploy the examples, call them, show where the time went
   test [ARGS]              every test; with ARGS, `cargo test ARGS` with the same set-up
-  ci [STAGE]...            what CI runs: fmt clippy doc deny ebpf test demo bench (default: all of them)
+  ci [STAGE]...            what CI runs: fmt clippy doc deny ebpf test demo bench vm (default: all of them)
   bench NAME [--json FILE] a benchmark, in release mode; FILE gets the rows of its table. NAME is one of:
                              ipc       transports, allocator, descriptors beside plain sockets and memcpy
                              fork      instances forked by zygotes beside fork, clone3, vfork and exec
@@ -24,9 +24,11 @@ The project's own commands. Usage: cargo xtask COMMAND
                            further ARGS go to the benchmark: `bench http --help` lists http's
   fuzz [TARGET] [--seconds N]
                            fuzz one target, or all of them (default: 20 s each)
-  ebpf [--check]           rebuild the eBPF object from source; --check: compare it with the one checked in
+  ebpf [--check]           rebuild the eBPF objects from source; --check: compare them with those checked in
   vm [--kernel 6.16|6.18|7.2] [--cpus N | --icount] [--memory MIB] [--file F]... [--env K=V]... [--timeout S] [--] PROGRAM...
                            run a program as root in an emulated machine with that kernel; --file: taken along
+  vm test                  what only such a machine can test: the sched_ext scheduler, on each of those kernels
+  vm bench [--seed N] ...  the scheduler beside the fair class and beside SRPT that knows the future
   help                     this text
 ";
 

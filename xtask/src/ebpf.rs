@@ -1,4 +1,4 @@
-//! `cargo xtask ebpf`: builds the kernel's side of the bus from source, on stable Rust.
+//! `cargo xtask ebpf`: builds the kernel's side of the bus from source, on stable Rust, and the scheduler ([`scx`]).
 //!
 //! The object is checked in ([`OBJECT`]), so that a plain `cargo build` needs none of this. This command
 //! makes it anew, byte for byte: with `--check` it compares instead of copying, and CI does that.
@@ -16,6 +16,7 @@
 //! The first three are done once and found again; nothing of the machine's toolchain or apt is changed.
 //! `RUSTC_BOOTSTRAP=1` lets the stable compiler build core, and use `asm!` for BPF, in these steps only.
 
+mod scx;
 mod toolchain;
 
 use std::ffi::OsString;
@@ -55,19 +56,26 @@ fn tools() -> Result<Tools, Failure> {
     Ok(Tools { work, sysroot, linker })
 }
 
-/// Rebuilds the object. `check`: fails unless it is the one checked in; otherwise puts it there.
+/// Rebuilds both objects. `check`: fails unless they are those checked in; otherwise puts them there.
 pub(crate) fn run(check: bool) -> Result<(), Failure> {
+    // Both, so that one run says what is wrong with either.
+    let scheduler = scx::build().and_then(|built| compare(&built, scx::OBJECT, check));
     let built = build(&tools()?)?;
-    let checked_in = process::root().join(OBJECT);
-    let new = fs::read(&built).map_err(|source| Failure::io("read", &built, source))?;
+    compare(&built, OBJECT, check).and(scheduler)
+}
+
+/// Compares a built object with the one checked in. `check`: fails when they differ; otherwise puts it there.
+fn compare(built: &Path, name: &str, check: bool) -> Result<(), Failure> {
+    let checked_in = process::root().join(name);
+    let new = fs::read(built).map_err(|source| Failure::io("read", built, source))?;
     let old = fs::read(&checked_in).unwrap_or_default();
     if new == old {
-        eprintln!("ebpf: {OBJECT} is what its sources give ({} bytes)", new.len());
+        eprintln!("ebpf: {name} is what its sources give ({} bytes)", new.len());
         return Ok(());
     }
     if check {
         let found = format!(
-            "{OBJECT} ({} bytes) is not what its sources give ({} bytes, {}). Run `cargo xtask ebpf` and commit it",
+            "{name} ({} bytes) is not what its sources give ({} bytes, {}). Run `cargo xtask ebpf` and commit it",
             old.len(),
             new.len(),
             built.display()
@@ -75,7 +83,7 @@ pub(crate) fn run(check: bool) -> Result<(), Failure> {
         return Err(Failure::Expectation { what: "compare the eBPF object", found });
     }
     fs::write(&checked_in, &new).map_err(|source| Failure::io("write", &checked_in, source))?;
-    eprintln!("ebpf: wrote {OBJECT} ({} bytes)", new.len());
+    eprintln!("ebpf: wrote {name} ({} bytes)", new.len());
     Ok(())
 }
 

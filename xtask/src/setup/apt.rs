@@ -45,6 +45,18 @@ pub(crate) const NEEDS: [Need; 6] = [
     },
 ];
 
+/// What `spry-scx` is built with: its program in the kernel, and the libbpf that loads it.
+pub(crate) const SCHEDULER_NEEDS: [Need; 4] = [
+    Need { probe: Probe::Program("clang-19"), package: "clang-19", why: "compiles the sched_ext scheduler" },
+    Need {
+        probe: Probe::File("/usr/include/libelf.h"),
+        package: "libelf-dev",
+        why: "libbpf reads objects with it",
+    },
+    Need { probe: Probe::File("/usr/include/zlib.h"), package: "zlib1g-dev", why: "libelf's own need" },
+    Need { probe: Probe::Program("pkg-config"), package: "pkg-config", why: "finds both" },
+];
+
 impl Need {
     fn is_met(&self) -> bool {
         match self.probe {

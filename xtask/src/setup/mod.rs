@@ -37,3 +37,8 @@ pub(crate) fn packages() -> Result<(), Failure> {
     }
     apt::install_missing(&apt::NEEDS)
 }
+
+/// What the sched_ext scheduler is built with, and nothing else: plain builds of spry go without.
+pub(crate) fn scheduler() -> Result<(), Failure> {
+    apt::install_missing(&apt::SCHEDULER_NEEDS)
+}

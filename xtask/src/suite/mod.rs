@@ -14,7 +14,7 @@ use crate::artifacts::{self, Profile};
 use crate::cli::FuzzOptions;
 use crate::failure::Failure;
 use crate::{fuzz, process, setup, sys};
-use tally::Tally;
+pub(crate) use tally::Tally;
 
 /// Capabilities of a machine that has what every test needs (bits of `CapEff`).
 const CAP_NET_ADMIN: u32 = 12;

@@ -5,6 +5,7 @@
 
 mod guest;
 mod initramfs;
+mod lane;
 mod parts;
 
 use std::path::PathBuf;
@@ -16,6 +17,10 @@ use guest::{Clock, Guest};
 /// What to do in a guest.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum VmOptions {
+    /// Run what only a guest can test.
+    Test,
+    /// The scheduler's trace, with its options.
+    Bench(Vec<String>),
     /// Run one command.
     Run(RunOptions),
 }
@@ -38,6 +43,11 @@ const KERNEL: &str = "6.18";
 impl VmOptions {
     /// Parses what follows `vm`.
     pub(crate) fn parse(args: Vec<String>) -> Result<Self, Failure> {
+        match args.split_first() {
+            Some((first, [])) if first == "test" => return Ok(Self::Test),
+            Some((first, rest)) if first == "bench" => return Ok(Self::Bench(rest.to_vec())),
+            _ => {}
+        }
         let mut options = RunOptions {
             kernel: KERNEL.to_owned(),
             clock: Clock::Host { cpus: 2 },
@@ -91,6 +101,8 @@ impl VmOptions {
 /// Runs what was asked for.
 pub(crate) fn run(options: &VmOptions) -> Result<(), Failure> {
     match options {
+        VmOptions::Test => lane::test(),
+        VmOptions::Bench(args) => lane::bench(args),
         VmOptions::Run(options) => command(options),
     }
 }
@@ -132,10 +144,19 @@ mod tests {
 
     #[test]
     fn a_command_and_its_own_options() {
-        let VmOptions::Run(options) = parsed("--kernel 7.2 --cpus 3 --env A=b -- ./x --cpus 9").expect("it");
+        assert_eq!(parsed("test").expect("it"), VmOptions::Test);
+        assert_eq!(
+            parsed("bench --seed 2").expect("it"),
+            VmOptions::Bench(vec!["--seed".into(), "2".into()])
+        );
+        let run = |line| match parsed(line).expect(line) {
+            VmOptions::Run(options) => options,
+            other => panic!("{line}: {other:?}"),
+        };
+        let options = run("--kernel 7.2 --cpus 3 --env A=b -- ./x --cpus 9");
         assert_eq!((options.kernel.as_str(), options.clock), ("7.2", Clock::Host { cpus: 3 }));
         assert_eq!(options.command, ["./x", "--cpus", "9"]);
-        let VmOptions::Run(options) = parsed("--icount uname -r").expect("it");
+        let options = run("--icount uname -r");
         assert_eq!(
             (options.clock, &*options.command),
             (Clock::Instructions, &["uname".into(), "-r".into()][..])
