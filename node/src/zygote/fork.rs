@@ -153,9 +153,11 @@ impl Zygote {
         let (channel, control) = Channel::pair().map_err(os("make a control socket"))?;
         let (stdout, stdout_writer) = output::pipe().map_err(os("make a pipe"))?;
         let (stderr, stderr_writer) = output::pipe().map_err(os("make a pipe"))?;
+        let watch = spry_wire::output::watch([stdout.as_fd(), stderr.as_fd()]);
+        let watch = watch.map_err(os("watch the pipes"))?;
         let instance = request.instance;
         let outbox = request.outbox.0;
-        let handed = [control, stdout_writer, stderr_writer];
+        let handed = [control, stdout_writer, stderr_writer, watch];
         let child = self.ask(request, handed, leaf).await.inspect_err(|error| {
             if error.ends_zygote() {
                 self.kill();
@@ -173,7 +175,7 @@ impl Zygote {
     async fn ask(
         &self,
         request: ForkRequest<'_>,
-        handed: [OwnedFd; 3],
+        handed: [OwnedFd; 4],
         leaf: Leaf,
     ) -> Result<Child, ForkError> {
         let mut link = self.link.lock().await;
@@ -194,7 +196,7 @@ impl Zygote {
         &self,
         link: &mut Link,
         request: ForkRequest<'_>,
-        handed: [OwnedFd; 3],
+        handed: [OwnedFd; 4],
         leaf: Leaf,
     ) -> Result<Child, ForkError> {
         self.settle(link).await?;

@@ -200,7 +200,7 @@ fn fork_with(flags: c_int, child: impl FnOnce()) -> (i32, OwnedFd) {
 
 /// The instance: sets up like a runtime, then behaves as said.
 fn become_instance(behaviour: &str, fork: &Fork, fds: Vec<OwnedFd>) {
-    let [control, stdout, stderr, _inbox, outbox, ..] = &fds[..] else { quit(9) };
+    let [control, stdout, stderr, _watch, _inbox, outbox, ..] = &fds[..] else { quit(9) };
     // SAFETY: 1 and 2 are this process's output, which nothing owns.
     unsafe {
         use std::os::fd::AsRawFd;

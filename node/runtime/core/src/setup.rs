@@ -58,6 +58,7 @@ pub(crate) struct Handed {
     control: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
+    output: OwnedFd,
     inbox: OwnedFd,
     outbox: OwnedFd,
     release: OwnedFd,
@@ -72,6 +73,7 @@ impl Handed {
             control: fds.next()?,
             stdout: fds.next()?,
             stderr: fds.next()?,
+            output: fds.next()?,
             inbox: fds.next()?,
             outbox: fds.next()?,
             release: fds.next()?,
@@ -83,7 +85,7 @@ impl Handed {
 
 /// Runs all steps. The control socket comes back in any case, to tell spryd how it went.
 pub(crate) fn run(fork: &Fork, handed: Handed) -> (OwnedFd, Result<Instance, StepFailed>) {
-    let Handed { control, stdout, stderr, inbox, outbox, release, endpoint } = handed;
+    let Handed { control, stdout, stderr, output, inbox, outbox, release, endpoint } = handed;
     let kept_control = control.as_raw_fd();
     let steps = || {
         let at = |step| move |cause: Box<dyn Error>| StepFailed { step, cause };
@@ -94,11 +96,12 @@ pub(crate) fn run(fork: &Fork, handed: Handed) -> (OwnedFd, Result<Instance, Ste
             .map_err(|e| at(Step::MapOutbox)(e.into()))?;
         let mut keep: Vec<RawFd> = endpoint.iter().map(AsRawFd::as_raw_fd).collect();
         let endpoint = open(&fork.transport, endpoint).map_err(at(Step::OpenBus))?;
-        keep.extend([0, 1, 2, kept_control]);
+        keep.extend([0, 1, 2, kept_control, output.as_raw_fd()]);
         keep.extend(outbox.fds());
         keep.sort_unstable();
         sys::close_all_but(&keep).map_err(|e| at(Step::CloseOthers)(e.into()))?;
-        Ok(Instance { inbox, outbox, endpoint, payload_max: fork.payload_max })
+        sys::forget_rseq();
+        Ok(Instance { inbox, outbox, endpoint, output, payload_max: fork.payload_max })
     };
     let ready = steps();
     (control, ready)

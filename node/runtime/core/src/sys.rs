@@ -9,7 +9,7 @@ pub(crate) mod memory;
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 /// What `clone3` returned, on either side.
@@ -137,7 +137,6 @@ pub(crate) fn adopt_seqpacket(number: RawFd) -> io::Result<OwnedFd> {
 
 /// Puts a copy of `fd` where programs expect standard output or error.
 pub(crate) fn install(fd: &OwnedFd, number: RawFd) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     // SAFETY: `number` is 1 or 2, which nothing in this process owns.
     check(unsafe { libc::dup2(fd.as_raw_fd(), number) }).map(drop)
 }
@@ -161,16 +160,91 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
 }
 
 /// Writes out what C code has left in stdio's buffers.
+///
+/// `fflush(NULL)` locks every stream there is, once an invocation. As long as there are the three standard ones only,
+/// a look at what two of them hold does.
 pub(crate) fn flush_c_streams() {
+    #[cfg(target_env = "gnu")]
+    if !streams::may_hold_bytes() {
+        return;
+    }
     // SAFETY: null means all streams. A stream that can't be written keeps its bytes; nobody could be told.
     unsafe { libc::fflush(ptr::null_mut()) };
 }
 
-/// Whether a pipe (by either end) holds bytes that nobody has read. False for what is no pipe.
-pub(crate) fn holds_bytes(pipe: RawFd) -> bool {
-    let mut bytes: c_int = 0;
-    // SAFETY: FIONREAD writes one int.
-    unsafe { libc::ioctl(pipe, libc::FIONREAD, &raw mut bytes) == 0 && bytes > 0 }
+/// What glibc tells of its streams.
+#[cfg(target_env = "gnu")]
+mod streams {
+    use std::ffi::c_void;
+    use std::ptr;
+
+    type Stream = *mut c_void;
+
+    unsafe extern "C" {
+        /// The list of all streams; a new one comes first, and `stderr` is the first of those that are there from the
+        /// start.
+        static mut _IO_list_all: Stream;
+        static mut stdout: Stream;
+        static mut stderr: Stream;
+        /// Bytes in a stream's output buffer, as `stdio_ext.h` has it.
+        fn __fpending(stream: Stream) -> usize;
+    }
+
+    /// Whether some stream may have to be flushed: false only if there are no others than the standard ones, and both
+    /// that are written to are empty.
+    pub(super) fn may_hold_bytes() -> bool {
+        // SAFETY: words that glibc keeps. Another thread that opens a stream or prints at this moment is as late as it
+        // would be for `fflush`. `stdout` is read from where `setvbuf` and `freopen` leave it, too: they keep the object.
+        unsafe {
+            let (first, out, err) = (
+                ptr::read_volatile(&raw const _IO_list_all),
+                ptr::read_volatile(&raw const stdout),
+                ptr::read_volatile(&raw const stderr),
+            );
+            first != err || out.is_null() || __fpending(out) > 0 || __fpending(err) > 0
+        }
+    }
+}
+
+/// Whether one of the log pipes that `watch` (an epoll descriptor) was made for holds bytes that nobody has read. True if
+/// it can't be asked: then spryd looks.
+pub(crate) fn has_output(watch: &OwnedFd) -> bool {
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    // SAFETY: one event, and room for it.
+    unsafe { libc::epoll_wait(watch.as_raw_fd(), &raw mut event, 1, 0) != 0 }
+}
+
+/// Has the kernel forget this thread's `rseq` area, which it otherwise reads and writes at every switch. glibc
+/// registers it at start for `sched_getcpu` alone, which asks the vDSO without it; threads that the function
+/// starts have areas of their own.
+pub(crate) fn forget_rseq() {
+    const UNREGISTER: c_int = 1;
+    /// `RSEQ_SIG`: glibc's, by architecture.
+    const SIGNATURE: u32 = if cfg!(target_arch = "x86_64") { 0x5305_3053 } else { 0xd428_bc00 };
+    /// The first version's size, which is what everybody registers until the kernel has more to say.
+    const LEN: u32 = 32;
+    // SAFETY: looks a name up.
+    let offset = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()) }.cast::<isize>();
+    if offset.is_null() {
+        return; // a libc that registers nothing
+    }
+    // SAFETY: glibc's constant of that name is a `ptrdiff_t`, from the thread pointer on.
+    let area = unsafe { thread_pointer().wrapping_add_signed(offset.read()) };
+    // SAFETY: no memory but that area, which glibc never frees, and the kernel checks that it is what was registered. If
+    // it isn't, all stays as it is.
+    unsafe { libc::syscall(libc::SYS_rseq, area, LEN, UNREGISTER, SIGNATURE) };
+}
+
+fn thread_pointer() -> usize {
+    let pointer: usize;
+    // SAFETY: reads one register; on x86-64 the first word of what it points to, which the ABI says is that address.
+    unsafe {
+        #[cfg(target_arch = "x86_64")]
+        std::arch::asm!("mov {}, fs:0", out(reg) pointer, options(nostack, readonly, preserves_flags));
+        #[cfg(target_arch = "aarch64")]
+        std::arch::asm!("mrs {}, tpidr_el0", out(reg) pointer, options(nostack, nomem, preserves_flags));
+    }
+    pointer
 }
 
 /// A terminal's Ctrl-C reaches the whole process group; spryd alone decides when its functions end.

@@ -34,8 +34,9 @@ pub const FDS_MAX: usize = 12;
 pub enum ToZygote {
     /// Load the function.
     Init(Init),
-    /// Make an instance. Beside it, in this order: the instance's control socket, stdout, stderr, the
-    /// inbox segment, the outbox segment, the release page, then the transport's endpoint (1 or 2).
+    /// Make an instance. Beside it, in this order: the instance's control socket, stdout, stderr, an epoll descriptor
+    /// that is ready when one of those two holds bytes ([`crate::output::watch`]), the inbox segment, the outbox
+    /// segment, the release page, then the transport's endpoint (1 or 2).
     Fork(Fork),
 }
 

@@ -4,9 +4,11 @@
 //!   code alike, so decoding checks everything and never panics.
 //! - [`control`]: the messages of the control sockets (seqpacket, one message a packet, fds beside it).
 //! - [`freeze`]: what becomes of a zygote's memory between the two.
+//! - [`output`]: what tells an instance that it has printed something.
 #![deny(unsafe_code)]
 
 pub mod control;
 pub mod frame;
 pub mod freeze;
+pub mod output;
 mod sys;

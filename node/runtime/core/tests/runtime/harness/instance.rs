@@ -94,6 +94,7 @@ impl Instance {
         let (control, their_control) = seqpacket();
         let (stdout, their_stdout) = pipe();
         let (stderr, their_stderr) = pipe();
+        let watch = spry_wire::output::watch([stdout.as_fd(), stderr.as_fd()]).expect("watch the pipes");
         let inbox_fd = create("spry-test-inbox", u64::from(INBOX.len)).expect("inbox");
         let inbox = Writer::map(inbox_fd, u64::from(INBOX.len)).expect("map inbox");
         let outbox_fd = create("spry-test-outbox", u64::from(outbox_len)).expect("outbox");
@@ -110,6 +111,7 @@ impl Instance {
             their_control.as_fd(),
             their_stdout.as_fd(),
             their_stderr.as_fd(),
+            watch.as_fd(),
             inbox.fd(),
             outbox_fd.as_fd(),
             release.fd(),
