@@ -89,13 +89,14 @@ impl<'a> Compiler<'a> {
         let on_error = match step.on_error {
             Some(function) => {
                 let name = format!("{}.on_error", step.name);
-                let handler = Step { name, function: self.member(function), retry: 0, on_error: None };
+                let handler =
+                    Step { name: name.into(), function: self.member(function), retry: 0, on_error: None };
                 Some(self.route(vec![handler])?)
             }
             None => None,
         };
         Ok(Step {
-            name: step.name.clone(),
+            name: step.name.as_str().into(),
             function: self.member(step.function),
             retry: step.retry,
             on_error,

@@ -114,7 +114,7 @@ pub struct Route {
 #[derive(Debug)]
 pub struct Step {
     /// What it is called in timings and errors.
-    pub name: String,
+    pub name: Arc<str>,
     /// Who serves it.
     pub function: Arc<Function>,
     /// More attempts when it has failed.

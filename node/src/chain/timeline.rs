@@ -1,11 +1,12 @@
 //! Where a chain's time went, step by step and hop by hop, as `Server-Timing` says it.
 
-use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::served::Route;
 use crate::activation::Start;
 use crate::dispatch::Ended;
+use crate::gateway::milliseconds;
 
 /// Entries that are told; what comes after them is counted.
 const ENTRIES_MAX: usize = 64;
@@ -23,7 +24,7 @@ pub struct Timeline {
 
 #[derive(Debug)]
 struct Entry {
-    name: String,
+    name: Arc<str>,
     ns: u64,
     kind: Kind,
 }
@@ -38,15 +39,16 @@ impl Timeline {
     /// Notes a run that began with step `first` of `route`.
     pub(super) fn note(&mut self, route: &Route, first: u8, ended: &Ended) {
         self.submitted.get_or_insert(ended.submitted_at);
+        self.entries.reserve((2 * ended.visits.len()).min(ENTRIES_MAX - self.entries.len()));
         let mut before: Option<u64> = None;
         for visit in &ended.visits {
             let step = &route.steps[usize::from(visit.step)];
             if let Some(answered_ns) = before {
                 let ns = visit.hop.sent_ns.saturating_sub(answered_ns);
-                self.push(Kind::Hop, || step.name.clone(), ns);
+                self.push(Kind::Hop, &step.name, ns);
             }
             let ns = visit.hop.answered_ns.saturating_sub(visit.hop.sent_ns);
-            self.push(Kind::Step, || step.name.clone(), ns);
+            self.push(Kind::Step, &step.name, ns);
             before = Some(visit.hop.answered_ns);
             if let Some((instance, served)) = &visit.by {
                 let begun = ended.submitted_at;
@@ -65,9 +67,9 @@ impl Timeline {
         self.first_sent.get_or_insert(ended.sent_at);
     }
 
-    fn push(&mut self, kind: Kind, name: impl FnOnce() -> String, ns: u64) {
+    fn push(&mut self, kind: Kind, name: &Arc<str>, ns: u64) {
         if self.entries.len() < ENTRIES_MAX {
-            self.entries.push(Entry { name: name(), ns, kind });
+            self.entries.push(Entry { name: Arc::clone(name), ns, kind });
         } else {
             self.untold += 1;
         }
@@ -88,43 +90,62 @@ impl Timeline {
         (waited_ns - starting_ns, starting_ns)
     }
 
-    /// The entries of the steps, each with a comma before it.
-    pub fn header(&self) -> String {
-        let mut text = String::with_capacity(self.entries.len() * 32);
+    /// The entries of the steps, each with a comma before it. Written by hand: there are two for each step, and
+    /// formatting is what a chain's answer would spend most of its time on.
+    pub fn header(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(self.entries.len() * 48);
         let (mut steps, mut hops) = (0, 0);
         for entry in &self.entries {
             let (letter, number, to) = match entry.kind {
-                Kind::Step => ('s', &mut steps, ""),
-                Kind::Hop => ('h', &mut hops, "to "),
+                Kind::Step => (b's', &mut steps, b"".as_slice()),
+                Kind::Hop => (b'h', &mut hops, b"to ".as_slice()),
             };
-            let us = entry.ns / 1000;
-            let (ms, rest) = (us / 1000, us % 1000);
-            let _ = write!(text, ", {letter}{number};dur={ms}.{rest:03};desc=\"{to}{}\"", entry.name);
+            text.extend_from_slice(b", ");
+            text.push(letter);
+            decimal(&mut text, *number);
+            text.extend_from_slice(b";dur=");
+            milliseconds(&mut text, entry.ns);
+            text.extend_from_slice(b";desc=\"");
+            text.extend_from_slice(to);
+            text.extend_from_slice(entry.name.as_bytes());
+            text.push(b'"');
             *number += 1;
         }
         if self.untold > 0 {
-            let _ = write!(text, ", more;desc=\"{} further entries\"", self.untold);
+            text.extend_from_slice(format!(", more;desc=\"{} further entries\"", self.untold).as_bytes());
         }
         text
     }
+}
+
+/// A number of at most two digits: there are no more entries.
+fn decimal(text: &mut Vec<u8>, number: u8) {
+    const { assert!(ENTRIES_MAX <= 100) };
+    if number >= 10 {
+        text.push(b'0' + number / 10);
+    }
+    text.push(b'0' + number % 10);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn text(timeline: &Timeline) -> String {
+        String::from_utf8(timeline.header()).expect("names are UTF-8")
+    }
+
     #[test]
     fn each_step_and_hop_is_told_and_the_rest_counted() {
         let mut timeline = Timeline::default();
-        timeline.push(Kind::Step, || "decode".into(), 1_234_567);
-        timeline.push(Kind::Hop, || "thumbs/resize".into(), 6_000);
-        assert_eq!(
-            timeline.header(),
-            ", s0;dur=1.234;desc=\"decode\", h0;dur=0.006;desc=\"to thumbs/resize\""
-        );
+        timeline.push(Kind::Step, &"decode".into(), 1_234_567);
+        timeline.push(Kind::Hop, &"thumbs/resize".into(), 6_000);
+        assert_eq!(text(&timeline), ", s0;dur=1.234;desc=\"decode\", h0;dur=0.006;desc=\"to thumbs/resize\"");
         for _ in 0..ENTRIES_MAX {
-            timeline.push(Kind::Step, || "x".into(), 0);
+            timeline.push(Kind::Step, &"x".into(), 0);
         }
-        assert!(timeline.header().ends_with(", more;desc=\"2 further entries\""));
+        let header = text(&timeline);
+        assert!(!header.contains(", s63;") && header.contains(", s62;dur=0.000;desc=\"x\""));
+        assert!(header.ends_with(", more;desc=\"2 further entries\""));
     }
 }

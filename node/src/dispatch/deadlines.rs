@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use shm_bus::ids::InvocationId;
 
-use super::{Dispatcher, Outcome, instance_of};
+use super::{Dispatcher, Outcome, Visit, instance_of};
 use crate::function::Function;
 use crate::gateway::Refusal;
 use crate::instance::Doom;
@@ -88,7 +88,10 @@ impl Dispatcher {
         }
         let mut hops = Vec::new();
         self.bus.transport.trail(trail, run.route.steps.len(), &mut hops);
-        Some((Arc::clone(run.function(run.current_step(&hops))?), limit))
+        let function = Arc::clone(run.function(run.current_step(&hops))?);
+        let visits = run.answered(&hops).map(|(step, hop)| Visit { step, hop: *hop, by: None }).collect();
+        pending.overdue(visits);
+        Some((function, limit))
     }
 
     /// Nobody waits for an invocation any more.

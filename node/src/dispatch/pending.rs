@@ -347,6 +347,12 @@ impl Pending {
         self.outcome.is_some() && self.trail.is_none()
     }
 
+    /// A run's time is over while somebody has it: these are the steps that it has gone so far. What they have answered
+    /// with is kept when it is settled.
+    pub(super) fn overdue(&mut self, visits: Vec<Visit>) {
+        self.visits = visits;
+    }
+
     /// Looks at its deadline again then.
     pub(super) fn postpone(&mut self, until: Instant) {
         self.request.deadline = until;

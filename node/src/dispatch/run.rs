@@ -70,9 +70,14 @@ impl Run {
 
     /// The step that a trail ends with: sent and not answered; else the one after the last that has answered.
     pub(super) fn current_step(&self, hops: &[Hop]) -> u8 {
-        let first = usize::from(self.first);
-        let answered = hops.iter().skip(first).take_while(|hop| hop.answered_ns != 0).count();
-        (first + answered).min(self.route.steps.len().saturating_sub(1)) as u8
+        let next = usize::from(self.first) + self.answered(hops).count();
+        next.min(self.route.steps.len().saturating_sub(1)) as u8
+    }
+
+    /// The steps of a trail that have answered, one after the other.
+    pub(super) fn answered<'a>(&self, hops: &'a [Hop]) -> impl Iterator<Item = (u8, &'a Hop)> + use<'a> {
+        let from_first = (0..).zip(hops).skip(usize::from(self.first));
+        from_first.take_while(|(_, hop)| hop.answered_ns != 0)
     }
 
     /// What goes into a step.
@@ -122,15 +127,16 @@ impl Dispatcher {
 
     /// The bus and the queues have let go of this invocation. A run's steps are looked up, and its trail is free.
     pub(super) fn settle(&self, id: InvocationId) {
-        let (trail, first, steps) = {
+        let (trail, run) = {
             let mut inner = self.inner.borrow_mut();
             let Some(pending) = inner.pending.get(id) else { return };
             let (Some(trail), Some(run)) = (pending.trail(), pending.run()) else { return };
-            (trail, run.first, run.route.steps.len())
+            (trail, run.clone())
         };
+        let steps = run.route.steps.len();
         let mut hops = Vec::with_capacity(steps);
         self.bus.transport.trail(trail, steps, &mut hops);
-        let visits = self.visits(first, &hops);
+        let visits = self.visits(&run, &hops);
         let mut inner = self.inner.borrow_mut();
         inner.trails.give_back(trail);
         if let Some(pending) = inner.pending.get(id) {
@@ -139,21 +145,21 @@ impl Dispatcher {
     }
 
     /// Who served the steps of a trail that have answered.
-    fn visits(&self, first: u8, hops: &[Hop]) -> Vec<Visit> {
+    fn visits(&self, run: &Run, hops: &[Hop]) -> Vec<Visit> {
         let now = crate::activation::unix_ms();
-        let steps =
-            hops.iter().enumerate().skip(usize::from(first)).take_while(|(_, hop)| hop.answered_ns != 0);
-        let visit = |(step, hop): (usize, &Hop)| {
+        let visit = |(step, hop): (u8, &Hop)| {
             let peer = PeerId { slot: hop.slot, generation: hop.slot_generation };
-            let by = self.bus.function(peer.function()).and_then(|function| {
-                let instance = super::instance_of(&function, peer)?;
+            // (The route's own, not the one on the bus of that index: it is at hand.)
+            let function = &run.route.steps[usize::from(step)].function;
+            let served = || super::instance_of(function, peer).filter(|_| function.index == peer.function());
+            let by = served().map(|instance| {
                 let took = Duration::from_nanos(hop.answered_ns.saturating_sub(hop.sent_ns));
-                self.learn(&function, &instance, took);
+                self.learn(function, &instance, took);
                 let before = instance.answered(now);
-                Some((instance, before))
+                (instance, before)
             });
-            Visit { step: step as u8, hop: *hop, by }
+            Visit { step, hop: *hop, by }
         };
-        steps.map(visit).collect()
+        run.answered(hops).map(visit).collect()
     }
 }

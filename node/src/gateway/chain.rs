@@ -20,7 +20,7 @@ impl Worker {
         request: Request<B>,
         name_len: usize,
         call_id: CallId,
-    ) -> (Outcome<Answer>, String)
+    ) -> (Outcome<Answer>, Vec<u8>)
     where
         B: http_body::Body<Data = Bytes> + Unpin,
         B::Error: std::fmt::Display,
@@ -30,7 +30,7 @@ impl Worker {
         let limit_bytes = chain.plan.payload_bytes;
         let block = match self.take_in(chain.domain.inbox(), limit_bytes, request, name_len, call_id).await {
             Ok(block) => block,
-            Err(refusal) => return (Err((refusal.into(), Timing::NONE)), String::new()),
+            Err(refusal) => return (Err((refusal.into(), Timing::NONE)), Vec::new()),
         };
         let begun = Instant::now();
         let deadline = set_deadline(&block, begun, chain.plan.timeout);

@@ -31,6 +31,7 @@ use tokio::task::LocalSet;
 pub use answer::Failed;
 pub(crate) use answer::failure_in;
 pub use error::Refusal;
+pub(crate) use timing::milliseconds;
 
 use crate::calls::Calls;
 use crate::control::{Caller, Control};

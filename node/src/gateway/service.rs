@@ -104,7 +104,7 @@ impl Worker {
         .unwrap_or_else(|refusal| refuse(&refusal, call_id, Timing::NONE));
         name(&mut response, call_id);
         if !response.headers().contains_key(&SERVER_TIMING) {
-            response.headers_mut().insert(SERVER_TIMING.clone(), Timing::NONE.header(""));
+            response.headers_mut().insert(SERVER_TIMING.clone(), Timing::NONE.header(b""));
         }
         response
     }
@@ -135,7 +135,7 @@ impl Worker {
             let (history, counts) = (Arc::clone(&entered.history), Arc::clone(&entered.counts));
             let accepted = Accepted { history, counts, version: entered.stored.version, call_id, at };
             let outcome = self.run(entered, request, name_len, call_id).await;
-            return accepted.respond(outcome, "");
+            return accepted.respond(outcome, b"");
         }
         if let Some(chain) = self.node.chain_named(called) {
             let (history, counts) = (Arc::clone(&chain.history), Arc::clone(&chain.counts));
@@ -282,7 +282,7 @@ pub(super) fn set_deadline(block: &Block, begun: Instant, timeout: Duration) -> 
 
 impl Accepted {
     /// The response, which has been recorded. `steps` are further entries of `Server-Timing`.
-    fn respond(self, outcome: Outcome<Answer>, steps: &str) -> Response<Full<Bytes>> {
+    fn respond(self, outcome: Outcome<Answer>, steps: &[u8]) -> Response<Full<Bytes>> {
         let (mut response, timing, error) = match outcome {
             Ok((answer, timing)) => (answer.into_response(), timing, None),
             Err((failed, timing)) => {
@@ -334,7 +334,7 @@ pub(super) fn refuse(refusal: &Refusal, call_id: CallId, timing: Timing) -> Resp
     response.extensions_mut().insert(Why { code, again: refusal.again() });
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(SERVER_TIMING.clone(), timing.header(""));
+    headers.insert(SERVER_TIMING.clone(), timing.header(b""));
     if let Some(seconds) = refusal.retry_after_s() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }

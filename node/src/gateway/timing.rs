@@ -50,7 +50,7 @@ impl Timing {
     }
 
     /// The header's value. `steps`: what else there is, each entry with a comma before it.
-    pub(super) fn header(&self, steps: &str) -> HeaderValue {
+    pub(super) fn header(&self, steps: &[u8]) -> HeaderValue {
         let mut text = Vec::with_capacity(80 + steps.len());
         for (name, ns) in
             [("queue;dur=", self.queue_ns), (", start;dur=", self.start_ns), (", exec;dur=", self.exec_ns)]
@@ -63,7 +63,7 @@ impl Timing {
             text.extend_from_slice(start.as_str().as_bytes());
             text.push(b'"');
         }
-        text.extend_from_slice(steps.as_bytes());
+        text.extend_from_slice(steps);
         HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).expect("digits and ASCII words")
     }
 }
@@ -73,7 +73,7 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 /// `1234567` ns is `1.234`.
-fn milliseconds(text: &mut Vec<u8>, ns: u64) {
+pub(crate) fn milliseconds(text: &mut Vec<u8>, ns: u64) {
     let us = ns / 1000;
     let mut digits = [0; 24];
     let mut at = digits.len();
@@ -117,7 +117,7 @@ mod tests {
         let timing =
             Timing { start: Some(Start::Forked), queue_ns: 20_000, start_ns: 1_200_000, exec_ns: 3_400_000 };
         assert_eq!(
-            timing.header(", s0;dur=1"),
+            timing.header(b", s0;dur=1"),
             "queue;dur=0.020, start;dur=1.200, exec;dur=3.400, kind;desc=\"forked\", s0;dur=1"
         );
     }

@@ -196,10 +196,11 @@ fn dies_at_a_step_on(transport: &str) {
     {
         let response = daemon.post(&format!("/function/fragile?{how}"), b"{}");
         assert_eq!(response.status, status, "{how} on {transport}: {}", response.text());
+        assert_eq!(response.json()["error"]["step"], "hostile", "{how} on {transport}");
+        assert_eq!(timings(&response, 's'), ["first"], "{how} on {transport}");
         let fine = daemon.post("/function/fragile", b"{}");
         assert_eq!(fine.status, 200, "after {how} on {transport}: {}", fine.text());
     }
-    assert_eq!(daemon.post("/function/fragile?exit", b"{}").json()["error"]["step"], "hostile");
     daemon.stop();
 }
 
@@ -227,6 +228,7 @@ fn no_step_starts_after_the_deadline_nor_for_a_client_that_has_left() {
     apply(&daemon, &format!("timeout = \"300ms\"\n{}", chain_of("short", &["slow", "late"])));
     let response = daemon.post("/function/short", b"{}");
     assert_eq!((response.status, response.error_code()), (504, "timed_out".into()));
+    assert_eq!(response.json()["error"]["step"], "slow");
     apply(&daemon, &format!("timeout = \"20s\"\n{}", chain_of("left", &["slow", "late"])));
     let mut connection = Connection::open(daemon.address);
     connection.send("POST", "/function/left", &[], b"{}");
