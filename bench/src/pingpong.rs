@@ -1,6 +1,9 @@
 //! The bare bus: one descriptor to a process that sends it back at once, and nothing else. What a hop of a chain
 //! costs is compared with half of such a round trip.
 //!
+//! The same with many such processes, each a function of its own that the kernel routes on from: how much of a hop are
+//! the processes' address spaces, which a ping-pong of two has in the processor's caches all the time.
+//!
 //! It has a hub of its own in this process, so it runs beside any number of nodes.
 
 use std::io;
@@ -13,14 +16,15 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shm_bus::Descriptor;
 use shm_bus::endpoint;
-use shm_bus::ids::{FunctionIndex, PeerId, PortIndex};
+use shm_bus::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
 use shm_bus::transport::{BusError, Config, Event, Kind, Port, Transport, select};
-use spry_ebpf_common::PORT_BIT;
 
 use crate::{load, process, sys};
 
 const FUNCTION: FunctionIndex = FunctionIndex(0);
 const PORT: PortIndex = PortIndex(0);
+const ROUTE: RouteIndex = RouteIndex(0);
+const TRAIL: TrailIndex = TrailIndex { port: PORT, index: 0 };
 
 /// Why there is no round trip.
 #[derive(Debug, thiserror::Error)]
@@ -49,44 +53,69 @@ fn failed<E: Into<io::Error>>(operation: &'static str) -> impl FnOnce(E) -> Ping
 pub struct PingPong {
     hub: Arc<dyn Transport>,
     port: Box<dyn Port>,
-    peer: PeerId,
-    child: Child,
+    peers: Vec<(PeerId, Child)>,
     invocation: u64,
     events: Vec<Event>,
 }
 
 impl PingPong {
-    /// Starts this program (`binary`) as the other side.
-    pub fn start(binary: &Path, kind: Kind) -> Result<Self, PingPongError> {
+    /// Starts this program (`binary`) as the other side, `peers` times: as a function each.
+    pub fn start(binary: &Path, kind: Kind, peers: u16) -> Result<Self, PingPongError> {
         let hub = select(Some(kind), Config::default())?.transport;
         let port = hub.open_port(PORT)?;
-        let attachment = hub.attach(FUNCTION)?;
+        let mut started = Self { hub, port, peers: Vec::new(), invocation: 0, events: Vec::new() };
+        for function in 0..peers {
+            started.add(binary, kind, FunctionIndex(function))?;
+        }
+        Ok(started)
+    }
+
+    fn add(&mut self, binary: &Path, kind: Kind, function: FunctionIndex) -> Result<(), PingPongError> {
+        let attachment = self.hub.attach(function)?;
         let fds: Vec<RawFd> = attachment.endpoint.iter().map(AsRawFd::as_raw_fd).collect();
         let names: Vec<String> = fds.iter().map(ToString::to_string).collect();
         let mut command = Command::new(binary);
         command.args(["peer", kind.name(), &names.join(",")]);
         let child = sys::keep_open(sys::end_with_spawner(&mut command), fds).spawn();
         let child = child.map_err(failed("start the other side"))?;
-        let started = Self { hub, port, peer: attachment.peer, child, invocation: 0, events: Vec::new() };
-        started.hub.admit(started.peer);
-        Ok(started)
+        self.peers.push((attachment.peer, child));
+        self.hub.admit(attachment.peer);
+        Ok(())
     }
 
     /// Restricts the other side to these CPUs.
     pub fn restrict(&self, cpus: &[usize]) -> Result<(), PingPongError> {
-        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        let tree = process::tree(pid).map_err(failed("find the other side"))?;
-        process::restrict(&tree, cpus).map_err(failed("restrict the other side"))
+        for (_, child) in &self.peers {
+            let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+            let tree = process::tree(pid).map_err(failed("find the other side"))?;
+            process::restrict(&tree, cpus).map_err(failed("restrict the other side"))?;
+        }
+        Ok(())
+    }
+
+    /// What it costs to go from one peer to the next, in microseconds: the median of a chain of all of them without the
+    /// median of a chain of one.
+    pub fn hop_us(&mut self, time: Duration) -> Result<f64, PingPongError> {
+        let steps: Vec<_> = (0..self.peers.len() as u16).map(FunctionIndex).collect();
+        self.hub.set_route(ROUTE, &steps[..1])?;
+        let one = self.trips_us(time / 2, true)?;
+        self.hub.set_route(ROUTE, &steps)?;
+        let all = self.trips_us(time / 2, true)?;
+        Ok((all - one) / (steps.len() - 1) as f64)
     }
 
     /// Goes there and back for so long; the median of the round trips, in microseconds.
     pub fn median_us(&mut self, time: Duration) -> Result<f64, PingPongError> {
+        self.trips_us(time, false)
+    }
+
+    fn trips_us(&mut self, time: Duration, chain: bool) -> Result<f64, PingPongError> {
         let mut histogram = load::histogram();
         let begin = Instant::now();
         // The first tenth only warms up.
         while begin.elapsed() < time {
             let sent = Instant::now();
-            self.round_trip()?;
+            self.round_trip(chain)?;
             if begin.elapsed() > time / 10 {
                 histogram.saturating_record(sent.elapsed().as_nanos() as u64);
             }
@@ -94,10 +123,14 @@ impl PingPong {
         Ok(histogram.value_at_quantile(0.5) as f64 / 1000.0)
     }
 
-    fn round_trip(&mut self) -> Result<(), PingPongError> {
+    fn round_trip(&mut self, chain: bool) -> Result<(), PingPongError> {
         self.invocation += 1;
-        let source = PORT_BIT | u32::from(PORT.0);
-        let item = Descriptor { source, invocation: self.invocation, ..Descriptor::default() };
+        let route = if chain { ROUTE.in_descriptor() } else { FUNCTION.0 };
+        if chain {
+            self.hub.begin_trail(TRAIL, InvocationId(self.invocation), u64::MAX);
+        }
+        let source = TRAIL.in_descriptor();
+        let item = Descriptor { source, route, invocation: self.invocation, ..Descriptor::default() };
         self.port.send(FUNCTION, &item)?;
         self.events.clear();
         while self.port.receive(&mut self.events)? == 0 {
@@ -116,10 +149,12 @@ impl PingPong {
 
 impl Drop for PingPong {
     fn drop(&mut self) {
-        // Its end of the bus closes, and it ends.
-        self.hub.detach(self.peer);
-        // Waiting fails only when it was reaped already.
-        let _ = self.child.wait();
+        for (peer, child) in &mut self.peers {
+            // Its end of the bus closes, and it ends.
+            self.hub.detach(*peer);
+            // Waiting fails only when it was reaped already.
+            let _ = child.wait();
+        }
     }
 }
 
