@@ -1,6 +1,8 @@
 //! Scheduling: pure decisions, and the ways to make them true. Inputs in, decisions out; time comes as a parameter; only
 //! [`backend`] makes system calls.
 //!
+//! - [`keepalive`]: how long idle processes stay, and which go first when memory is short.
+//! - [`pool`]: how many single-use instances are kept ready.
 //! - [`placement`]: whether a function's instances run on the core where the request landed.
 //! - [`predict`]: how much CPU time an invocation has left, learnt from the ones before it.
 //! - [`policy`]: who runs first, for how long, and in which of the kernel's classes.
@@ -13,8 +15,10 @@
 
 pub mod backend;
 pub mod engine;
+pub mod keepalive;
 pub mod placement;
 pub mod policy;
+pub mod pool;
 pub mod predict;
 pub mod sim;
 mod slots;
