@@ -28,7 +28,14 @@ pub fn write(outbox: &Writer, invocation: InvocationId) {
 /// Which invocation the owner of `outbox` says that it began last; `None`: none yet.
 pub fn read(outbox: &Reader) -> Option<InvocationId> {
     // SYNC(begun): a relaxed load and a fence, because the mapping is read-only.
-    let begun = outbox.mapping().atomic_u64(0).load(Ordering::Relaxed);
+    let begun = match outbox.mapping_now() {
+        Some(mapping) => mapping.atomic_u64(0).load(Ordering::Relaxed),
+        None => {
+            let mut bytes = [0; 8];
+            outbox.copy_into(0, &mut bytes).ok()?;
+            u64::from_ne_bytes(bytes)
+        }
+    };
     fence(Ordering::Acquire);
     (begun != 0 && begun != u64::MAX).then_some(InvocationId(begun))
 }

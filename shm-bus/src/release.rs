@@ -14,6 +14,7 @@
 //! its own posts and runs out of its own memory; nobody else notices.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use parking_lot::Mutex;
@@ -35,15 +36,28 @@ fn entry_at(post: u32) -> u64 {
 /// The hub's side. Any thread may post.
 #[derive(Debug)]
 pub struct ReleaseWriter {
-    page: Writer,
-    posted: Mutex<u32>,
+    page: Arc<Writer>,
+    /// `None`: nothing is ever posted.
+    posted: Option<Mutex<u32>>,
 }
 
 impl ReleaseWriter {
     /// Makes a new page; `label` is for people.
     pub fn create(label: &str) -> Result<Self, SegmentError> {
         let page = Writer::map(create(label, page_len())?, page_len())?;
-        Ok(Self { page, posted: Mutex::new(0) })
+        Ok(Self { page: Arc::new(page), posted: Some(Mutex::new(0)) })
+    }
+
+    /// A page on which nothing is ever posted: for owners who answer once, and so never want a block back. As it stays
+    /// as it is, all zero, any number of them can have the same one (see [`Self::share`]).
+    pub fn silent(label: &str) -> Result<Self, SegmentError> {
+        let page = Writer::map(create(label, page_len())?, page_len())?;
+        Ok(Self { page: Arc::new(page), posted: None })
+    }
+
+    /// Another handle on a silent page; `None` if something may be posted on it.
+    pub fn share(&self) -> Option<Self> {
+        self.posted.is_none().then(|| Self { page: Arc::clone(&self.page), posted: None })
     }
 
     /// The page, to be handed to the reader.
@@ -53,7 +67,8 @@ impl ReleaseWriter {
 
     /// Gives the block at `offset` back to its owner.
     pub fn post(&self, offset: u32) {
-        let mut posted = self.posted.lock();
+        let Some(posted) = &self.posted else { return };
+        let mut posted = posted.lock();
         let mapping = self.page.mapping();
         mapping.atomic_u32(entry_at(*posted)).store(offset, Ordering::Relaxed);
         *posted = posted.wrapping_add(1);
@@ -120,12 +135,23 @@ mod tests {
     fn the_count_may_wrap() {
         let writer = ReleaseWriter::create("spry-test").unwrap();
         let mut reader = ReleaseReader::map(writer.fd()).unwrap();
-        *writer.posted.lock() = u32::MAX - 1;
+        *writer.posted.as_ref().expect("not silent").lock() = u32::MAX - 1;
         reader.read = u32::MAX - 1;
         (0..5).for_each(|offset| writer.post(offset * 64));
         let mut got = Vec::new();
         reader.drain(|offset| got.push(offset));
         assert_eq!(got, [0, 64, 128, 192, 256]);
+    }
+
+    #[test]
+    fn a_silent_page_is_shared_and_stays_silent() {
+        let writer = ReleaseWriter::silent("spry-test").unwrap();
+        let other = writer.share().expect("silent");
+        let mut reader = ReleaseReader::map(other.fd()).unwrap();
+        writer.post(64);
+        other.post(128);
+        assert_eq!(reader.drain(|_| panic!("nothing is posted")), 0);
+        assert!(ReleaseWriter::create("spry-test").unwrap().share().is_none());
     }
 
     #[test]

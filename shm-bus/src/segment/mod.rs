@@ -147,6 +147,8 @@ pub struct Region {
 
 enum Keep {
     Reader(Arc<Reader>),
+    /// Of a segment that isn't mapped.
+    Copy(Vec<u8>),
     Writer(Arc<Writer>),
 }
 
@@ -168,6 +170,7 @@ impl Region {
 impl AsRef<[u8]> for Region {
     fn as_ref(&self) -> &[u8] {
         let mapping = match &self.segment {
+            Keep::Copy(bytes) => return bytes,
             Keep::Reader(reader) => reader.mapping(),
             Keep::Writer(writer) => writer.mapping(),
         };

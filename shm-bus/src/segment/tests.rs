@@ -26,6 +26,31 @@ fn what_the_owner_writes_is_read() {
 }
 
 #[test]
+fn an_unmapped_segment_is_read_the_same_and_mapped_for_what_is_large() {
+    let len = 64 * page_len();
+    let fd = create("spry-test", len).unwrap();
+    let reader = Arc::new(Reader::unmapped(fd.try_clone().unwrap(), len).unwrap());
+    let writer = Writer::map(fd, len).unwrap();
+    writer.write_at(page_len() - 3, b"across pages").unwrap();
+    assert_eq!(crate::begun::read(&reader), None);
+    crate::begun::write(&writer, crate::ids::InvocationId(7));
+    assert_eq!(crate::begun::read(&reader), Some(crate::ids::InvocationId(7)));
+    assert_eq!(reader.copy(page_len() - 3, 12).unwrap(), b"across pages");
+    let small = reader.region(page_len() - 3, 6).unwrap();
+    writer.write_at(page_len() - 3, b"others").unwrap();
+    assert_eq!(small.as_ref(), b"across", "a copy");
+    for (offset, len) in [(len, 1), (len - 1, 2), (u64::MAX, 2), (0, u64::MAX)] {
+        assert!(matches!(reader.copy(offset, len), Err(SegmentError::Range { .. })));
+        assert!(reader.region(offset, len).is_err());
+    }
+    assert!(reader.mapping_now().is_none());
+    let large = reader.region(0, len).unwrap();
+    assert!(reader.mapping_now().is_some());
+    assert_eq!(&large.as_ref()[page_len() as usize - 3..][..6], b"others");
+    assert_eq!(reader.slice(page_len() - 3, 6).unwrap(), b"others");
+}
+
+#[test]
 fn lengths_are_whole_pages() {
     for len in [0, 1, page_len() - 1, page_len() + 1, 1 << 32, u64::MAX] {
         assert!(matches!(create("spry-test", len), Err(SegmentError::Length { .. })), "{len}");
