@@ -11,6 +11,7 @@
 //! | `POST …echo` | the body, gathered first |
 //! | `POST …echo-stream` | the body, while it comes in |
 //! | `GET /bytes/N` | N bytes |
+//! | `GET …cgi` | 27 bytes of JSON from a program that is started for this request, as CGI does |
 
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Read};
@@ -69,6 +70,12 @@ async fn respond(request: Request<Incoming>) -> Result<Answer, Infallible> {
     if path.ends_with("nop") {
         return Ok(answer(StatusCode::OK, "application/json", Bytes::from_static(NOP_JSON)));
     }
+    if path.ends_with("cgi") {
+        return Ok(match run_program().await {
+            Ok(output) => answer(StatusCode::OK, "application/json", output),
+            Err(error) => answer(StatusCode::BAD_GATEWAY, BINARY, error.to_string().into()),
+        });
+    }
     if path.ends_with("echo-stream") {
         let mut answer = Response::new(request.into_body().boxed());
         answer.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(BINARY));
@@ -86,6 +93,24 @@ async fn respond(request: Request<Incoming>) -> Result<Answer, Infallible> {
         }
         _ => Ok(answer(StatusCode::NOT_FOUND, BINARY, Bytes::new())),
     }
+}
+
+/// Starts this program as [`print_nop`], and takes what it prints.
+async fn run_program() -> std::io::Result<Bytes> {
+    let run = || {
+        let program = std::env::current_exe()?;
+        let output = Command::new(program).arg(CGI).stdin(Stdio::null()).stderr(Stdio::null()).output()?;
+        if output.status.success() { Ok(output.stdout.into()) } else { Err(std::io::ErrorKind::Other.into()) }
+    };
+    tokio::task::spawn_blocking(run).await.map_err(std::io::Error::other)?
+}
+
+/// The argument that makes this program answer one request on its standard output and end.
+pub const CGI: &str = "answer-once";
+
+/// What a program does that is started for each request.
+pub fn print_nop() -> std::io::Result<()> {
+    std::io::Write::write_all(&mut std::io::stdout(), NOP_JSON)
 }
 
 async fn serve_connection(stream: TcpStream) {

@@ -8,7 +8,7 @@
 //! - [`process`]: what a process tree uses: CPU, descriptors, segments.
 //! - [`micro`]: what criterion's benches (`benches/`) have measured, as rows of the same kind.
 //! - [`rewind`]: an experiment with processes that go back to what they were.
-//! - [`sched`]: scheduling policies on a simulated machine.
+//! - [`sched`]: scheduling policies on a simulated machine; [`keepalive`]: keep-alive policies on a simulated node.
 //! - [`suite`]: the benchmarks, one file each; [`report`] is what they come to.
 //!
 //! Nothing here is linked into the node. The measured servers are always other processes, so that no
@@ -16,6 +16,7 @@
 
 pub mod floor;
 pub mod http1;
+pub mod keepalive;
 pub mod load;
 pub mod micro;
 pub mod node;

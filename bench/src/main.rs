@@ -8,8 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use spry_bench::load::{self, Pace, Plan, Target, Until};
 use spry_bench::node::Programs;
 use spry_bench::stop::Stop;
-use spry_bench::suite::{SuiteError, chain, chaos, density, http, idle, later, redeploy, soak};
-use spry_bench::{floor, micro, pingpong, report, sched, sys};
+use spry_bench::suite::{SuiteError, chain, chaos, density, http, idle, isolation, later, redeploy, soak};
+use spry_bench::{floor, keepalive, micro, pingpong, report, sched, sys};
 
 /// Measures spry beside a floor that is measured in the same run.
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ enum Command {
     Http(Suite<http::Options>),
     /// Functions that call on: what a hop costs, and whether every result is right.
     Chain(Suite<chain::Options>),
+    /// A process for every request: latency, ceiling, and nothing left of it.
+    Isolation(Suite<isolation::Options>),
     /// Many requests in a row: no error, no growth.
     Soak(Suite<soak::Options>),
     /// A function deployed again and again under load: no failed request.
@@ -53,6 +55,14 @@ enum Command {
     Sim {
         #[command(flatten)]
         options: sched::Options,
+        /// Also writes the rows to FILE.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Keep-alive policies on a simulated node: cold calls and memory beside ttl's.
+    Keepalive {
+        #[command(flatten)]
+        options: keepalive::Options,
         /// Also writes the rows to FILE.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -113,6 +123,10 @@ struct LoadOptions {
 }
 
 fn main() -> ExitCode {
+    // Before anything else is done: what this costs is measured.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == floor::CGI) {
+        return ExitCode::from(u8::from(floor::print_nop().is_err()));
+    }
     match run(CommandLine::parse().command) {
         Ok(code) => code,
         Err(error) => {
@@ -133,6 +147,9 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
         let rows = sched::run(&options)?;
         return Ok(write(&rows, json.as_deref()));
     }
+    if let Command::Keepalive { options, json } = command {
+        return Ok(print(&keepalive::run(&options), json.as_deref()));
+    }
     if let Command::Peer { kind, fds } = command {
         let fds = fds.into_iter().map(sys::inherited).collect::<std::io::Result<_>>();
         let fds = fds.map_err(|error| poll_error("take over a descriptor", error))?;
@@ -148,6 +165,10 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
             let rows = chain::run(&suite.options, &suite.programs, &this_program()?, &stop)?;
             Ok(finish(&rows, &suite))
         }
+        Command::Isolation(suite) => {
+            let rows = isolation::run(&suite.options, &suite.programs, &this_program()?, &stop)?;
+            Ok(finish(&rows, &suite))
+        }
         Command::Soak(suite) => Ok(finish(&soak::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Redeploy(suite) => {
             Ok(finish(&redeploy::run(&suite.options, &suite.programs, &stop)?, &suite))
@@ -157,9 +178,11 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
         Command::Async(suite) => Ok(finish(&later::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Density(suite) => Ok(finish(&density::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Load(options) => load(&options, &stop),
-        Command::Floor { .. } | Command::Micro { .. } | Command::Sim { .. } | Command::Peer { .. } => {
-            unreachable!("handled above")
-        }
+        Command::Floor { .. }
+        | Command::Micro { .. }
+        | Command::Sim { .. }
+        | Command::Keepalive { .. }
+        | Command::Peer { .. } => unreachable!("handled above"),
     }
 }
 

@@ -22,6 +22,8 @@ use crate::sys;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a state that has no event is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// Answers that [`Node::first_answer`] waits for.
+const ANSWERS: usize = 20;
 
 /// Which programs to run, and how.
 #[derive(Debug, Clone, clap::Args)]
@@ -207,6 +209,11 @@ impl Node {
         self.deploy_file(&function.path(&self.programs), name, &[])
     }
 
+    /// Deploys one of the benchmarks' functions under a name, with settings (`KEY=VALUE`).
+    pub fn deploy_with(&self, function: Function, name: &str, settings: &[&str]) -> Result<(), NodeError> {
+        self.deploy_file(&function.path(&self.programs), name, settings)
+    }
+
     /// Deploys a library or a Python file with settings (`KEY=VALUE`); those of the user's come after them.
     pub fn deploy_file(&self, path: &Path, name: &str, settings: &[&str]) -> Result<(), NodeError> {
         if !path.exists() {
@@ -248,6 +255,25 @@ impl Node {
             }
         }
         Err(failed(format!("no {in_a_row} answers in a row said `X-Spry-Start: warm`")))
+    }
+
+    /// Calls a function until it has answered a few times, from whatever instances; the last answer's body.
+    pub fn first_answer(&self, target: &Target, stop: &Stop) -> Result<Vec<u8>, NodeError> {
+        let line = target.request.split(|byte| *byte == b'\r').next().unwrap_or_default();
+        let failed = |what| NodeError::Warm { path: String::from_utf8_lossy(line).into_owned(), what };
+        let mut body = Vec::new();
+        for _ in 0..ANSWERS {
+            if stop.is_set() {
+                return Err(NodeError::Interrupted);
+            }
+            let answer = http1::call(self.address, &target.request, PATIENCE);
+            let (head, found) = answer.map_err(|error| failed(error.to_string()))?;
+            if head.status != target.status {
+                return Err(failed(format!("status {}: {}", head.status, String::from_utf8_lossy(&found))));
+            }
+            body = found;
+        }
+        Ok(body)
     }
 
     /// Where its temporary files are.

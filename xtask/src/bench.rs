@@ -15,11 +15,13 @@ use crate::failure::Failure;
 use crate::{process, setup};
 
 /// Every benchmark, and for criterion's its bench targets.
-const BENCHES: [(&str, Kind); 11] = [
+const BENCHES: [(&str, Kind); 13] = [
     ("ipc", Kind::Criterion(&["transports", "allocator", "descriptor"])),
     ("fork", Kind::Criterion(&["fork"])),
     ("http", Kind::Node),
     ("chain", Kind::Node),
+    ("isolation", Kind::Node),
+    ("keepalive", Kind::Node),
     ("soak", Kind::Node),
     ("redeploy", Kind::Node),
     ("chaos", Kind::Node),

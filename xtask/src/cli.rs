@@ -20,6 +20,8 @@ The project's own commands. Usage: cargo xtask COMMAND
                              fork      instances forked by zygotes beside fork, clone3, vfork and exec
                              http      warm functions beside a bare hyper server
                              chain     hops from function to function beside the bare bus and HTTP calls
+                             isolation a process for every request, beside a shared one, the floor and CGI
+                             keepalive keep-alive policies on a simulated node
                              soak redeploy chaos idle density async load   (docs/benchmarks.md)
                            further ARGS go to the benchmark: `bench http --help` lists http's
   fuzz [TARGET] [--seconds N]

@@ -21,8 +21,8 @@ use crate::{http1, process};
 const BENCH: &str = "density";
 /// What a call leaves to do is done by then.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Room for the Python functions beside the many.
-const SETTINGS: &str = "[queue]\nnode = 8192\n";
+/// Room for the Python functions beside the many, whose limits together are far beyond any machine.
+const SETTINGS: &str = "[queue]\nnode = 8192\n[node]\nmemory_budget = \"4TiB\"\n";
 
 /// How much.
 #[derive(Debug, Clone, clap::Args)]

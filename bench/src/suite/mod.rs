@@ -6,6 +6,7 @@ pub mod compare;
 pub mod density;
 pub mod http;
 pub mod idle;
+pub mod isolation;
 pub mod later;
 pub mod redeploy;
 pub mod soak;
