@@ -1,5 +1,6 @@
 //! The sched_ext scheduler's object: C, compiled by Debian's clang 19 (14 gets the signatures of kernel functions wrong).
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -14,7 +15,9 @@ const COMPILER: &str = "clang-19";
 /// Compiles it, without a path of this machine in it.
 pub(super) fn build() -> Result<PathBuf, Failure> {
     setup::scheduler()?;
-    let object = process::target_dir().join("ebpf/spry-scx.bpf.o");
+    let folder = process::target_dir().join("ebpf");
+    fs::create_dir_all(&folder).map_err(|source| Failure::io("create", &folder, source))?;
+    let object = folder.join("spry-scx.bpf.o");
     let mut clang = Command::new(COMPILER);
     clang.args(["-g", "-O2", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3"]);
     clang.args(["-fdebug-compilation-dir=/spry/ebpf", "-c", "scx/bpf/spry.bpf.c", "-o"]).arg(&object);
