@@ -144,7 +144,7 @@ fn with_numpy(parent: &Path) -> Result<std::path::PathBuf, SuiteError> {
             "spry.toml",
             "name = \"numbers\"\nruntime = \"python\"\nhandler = \"numbers_:main\"\npackages = [\"numpy\"]\n",
         ),
-        ("numbers_.py", "import numpy\n\ndef main():\n    return float(numpy.arange(10).sum())\n"),
+        ("numbers_.py", "import numpy\n\ndef main():\n    return {\"sum\": float(numpy.arange(10).sum())}\n"),
     ];
     let write = || {
         fs::create_dir_all(&folder)?;
