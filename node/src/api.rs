@@ -273,8 +273,14 @@ pub struct StatusView {
     pub instances: Instances,
     /// Requests that wait.
     pub queued: u64,
-    /// The sum of the memory limits of all processes there are.
+    /// The sum of the memory limits of all function processes that there are or that are being started.
     pub memory_promised: Size,
+    /// What that sum may be at most (`node.memory_budget`).
+    #[serde(default)]
+    pub memory_budget: Size,
+    /// The policy that says when idle processes go.
+    #[serde(default)]
+    pub keepalive: String,
     /// Calls of all functions since the start.
     pub calls: Calls,
 }

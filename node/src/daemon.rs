@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
 
+use crate::budget::Budget;
 use crate::calls::{self, Calls};
 use crate::config::{Config, TransportChoice};
 use crate::control::Control;
@@ -119,7 +120,8 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let functions = spry_ebpf_common::DEFAULT_FUNCTIONS as usize;
     let bus = Bus::new(transport, functions, to_keeper.clone(), limits, Arc::clone(&executor));
     let fixed = Fixed { listen, passed_over, cgroup: limits_in_words(&executor), config: config.clone() };
-    let node = Node::new(fixed, Arc::clone(&bus), to_keeper);
+    let budget = Budget::new(config.memory_budget.as_bytes());
+    let node = Node::new(fixed, Arc::clone(&bus), Arc::clone(&budget), to_keeper);
     let engine: Arc<dyn crate::api::Engine> = node.clone();
     let doctor = crate::doctor::Options::of(&config);
     let control_api = Arc::new(
@@ -147,6 +149,8 @@ async fn serve(config: Config) -> Result<(), StartupError> {
         dispatcher: Rc::clone(&dispatcher),
         workers,
         node_bytes: NodeBytes::new(config.queue.memory.as_bytes()),
+        budget,
+        keepalive: config.keepalive,
     });
     tokio::task::spawn_local(serve_or_say("the keeper's bus port", dispatcher.serve_port()));
     tokio::task::spawn_local(serve_or_say("the bus's fault reports", Rc::clone(&keeper).serve_faults()));

@@ -86,6 +86,22 @@ impl Counts {
     }
 }
 
+/// What a function has served since somebody asked last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Uses {
+    /// How many requests.
+    pub count: u64,
+    /// The function's very first is among them.
+    pub is_first: bool,
+    /// Pauses before some of them, in milliseconds; before the others there was none worth noting.
+    pub gaps_ms: Vec<u64>,
+}
+
+/// Shorter pauses are none.
+const GAP_MS_MIN: u64 = 1_000;
+/// Pauses that are remembered until somebody asks.
+const GAPS_MAX: usize = 64;
+
 /// One version of a function.
 #[derive(Debug)]
 pub struct Function {
@@ -114,6 +130,11 @@ pub struct Function {
     frozen: Mutex<Option<Frozen>>,
     queue: Mutex<VecDeque<Queued>>,
     queue_len: AtomicUsize,
+    /// Requests served, and how many of them [`Self::take_uses`] has told of.
+    uses: AtomicU64,
+    uses_told: AtomicU64,
+    used_unix_ms: AtomicU64,
+    gaps_ms: Mutex<Vec<u64>>,
 }
 
 /// Set in `users` while the keeper holds the function for itself.
@@ -149,6 +170,10 @@ impl Function {
             frozen: Mutex::default(),
             queue: Mutex::default(),
             queue_len: AtomicUsize::new(0),
+            uses: AtomicU64::new(0),
+            uses_told: AtomicU64::new(0),
+            used_unix_ms: AtomicU64::new(0),
+            gaps_ms: Mutex::default(),
         })
     }
 
@@ -299,6 +324,45 @@ impl Function {
     pub fn is_queued(&self, invocation: InvocationId) -> bool {
         self.queue_len() > 0
             && self.queue.lock().iter().any(|queued| queued.descriptor.invocation == invocation.0)
+    }
+
+    /// Notes that a request was served, which ended now and took so long.
+    pub fn used(&self, now_unix_ms: u64, took: std::time::Duration) {
+        self.uses.fetch_add(1, Ordering::Relaxed);
+        let before = self.used_unix_ms.swap(now_unix_ms, Ordering::Relaxed);
+        let gap_ms = now_unix_ms.saturating_sub(took.as_millis() as u64).saturating_sub(before);
+        if before != 0 && gap_ms >= GAP_MS_MIN {
+            let mut gaps = self.gaps_ms.lock();
+            if gaps.len() < GAPS_MAX {
+                gaps.push(gap_ms);
+            }
+        }
+    }
+
+    /// What was served since the last call. Only for the keeper.
+    pub fn take_uses(&self) -> Uses {
+        let uses = self.uses.load(Ordering::Relaxed);
+        let told = self.uses_told.swap(uses, Ordering::Relaxed);
+        if uses == told {
+            return Uses::default();
+        }
+        let gaps_ms = std::mem::take(&mut *self.gaps_ms.lock());
+        Uses { count: uses - told, is_first: told == 0, gaps_ms }
+    }
+
+    /// When the last request ended that was served; 0: there was none.
+    pub fn used_unix_ms(&self) -> u64 {
+        self.used_unix_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has ever served.
+    pub fn was_used(&self) -> bool {
+        self.used_unix_ms() != 0
+    }
+
+    /// Nobody uses it now, and nobody waits. (A chain is always a user of its members.)
+    pub fn is_unused(&self) -> bool {
+        self.users() <= u32::from(self.domain.is_some()) && self.queue_len() == 0
     }
 
     /// Wants an instance soon, if there is none: its chain has been called.

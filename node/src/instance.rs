@@ -25,8 +25,12 @@ pub enum Doom {
     TimedOut(InvocationId),
     /// It broke the bus protocol.
     Fault(FaultKind),
-    /// It isn't needed any more.
+    /// It was idle, and isn't needed any more.
     Retired,
+    /// It has served its only request, and its answer has been taken in.
+    Used,
+    /// Its function ends, whatever it does.
+    Ended,
 }
 
 /// An instance's home when it has none.
@@ -59,7 +63,7 @@ pub struct Instance {
     home: AtomicU32,
     /// Answers in a row that a worker on another CPU got.
     strangers: AtomicU32,
-    doom: OnceLock<Doom>,
+    doom: OnceLock<(Doom, Instant)>,
     ended: AtomicBool,
     served: AtomicU64,
     used_unix_ms: AtomicU64,
@@ -126,13 +130,18 @@ impl Instance {
 
     /// Ends the process at once. Whoever reaps it learns the (first) reason from [`Self::doom`].
     pub fn kill(&self, doom: Doom) {
-        let _ = self.doom.set(doom);
+        let _ = self.doom.set((doom, Instant::now()));
         let _ = sys::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
     }
 
     /// Why spryd ended it, if it did.
     pub fn doom(&self) -> Option<Doom> {
-        self.doom.get().copied()
+        self.doom.get().map(|(doom, _)| *doom)
+    }
+
+    /// How long ago spryd ended it, if it did.
+    pub fn doomed_for(&self) -> Option<std::time::Duration> {
+        self.doom.get().map(|(_, at)| at.elapsed())
     }
 
     /// Whether it was reaped.

@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod api;
+pub mod budget;
 pub mod calls;
 pub mod cgroup;
 pub mod chain;

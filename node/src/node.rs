@@ -18,6 +18,7 @@ use crate::api::{
     ActivationView, Applied, ApplyError, Calls, ChainView, DeployError, Deployed, Engine, FunctionView,
     Instances, LogLine, LogPage, PassedOver, RemoveError, Reply, StatusView,
 };
+use crate::budget::Budget;
 use crate::calls::policy::Policy;
 use crate::calls::runner::Callees;
 use crate::chain::Chain;
@@ -29,7 +30,7 @@ use crate::manifest::Name;
 use crate::progress::Progress;
 use crate::store::{PlannedChain, Staged};
 use crate::units::Size;
-use show::{activation, add, calls, instances, log_line, promised_to};
+use show::{activation, add, calls, instances, log_line};
 pub use show::{chain_view, view};
 
 /// The functions that are served now, by name.
@@ -59,12 +60,18 @@ pub struct Node {
     /// Chains that are stored and can't be served.
     broken: Mutex<BTreeMap<String, ChainView>>,
     bus: Arc<Bus>,
+    budget: Arc<Budget>,
     keeper: UnboundedSender<ToKeeper>,
 }
 
 impl Node {
     /// A node that serves nothing yet.
-    pub fn new(fixed: Fixed, bus: Arc<Bus>, keeper: UnboundedSender<ToKeeper>) -> Arc<Self> {
+    pub fn new(
+        fixed: Fixed,
+        bus: Arc<Bus>,
+        budget: Arc<Budget>,
+        keeper: UnboundedSender<ToKeeper>,
+    ) -> Arc<Self> {
         let (names, chains) = (ArcSwap::default(), ArcSwap::default());
         Arc::new(Self {
             fixed,
@@ -73,6 +80,7 @@ impl Node {
             chains,
             broken: Mutex::default(),
             bus,
+            budget,
             keeper,
         })
     }
@@ -290,23 +298,20 @@ impl Engine for Node {
         let all = self.all();
         let mut sum = Instances::default();
         let mut total = Calls::default();
-        let mut promised = 0;
         for function in &all {
             let one = instances(function);
             sum.idle += one.idle;
             sum.busy += one.busy;
             sum.starting += one.starting;
             add(&mut total, calls(&function.counts));
-            promised += promised_to(function, one);
         }
         for chain in self.served_chains() {
             let view = chain_view(&chain, &*self.bus.transport);
             add(&mut total, view.calls);
-            for (member, shown) in chain.members.iter().zip(view.functions) {
+            for shown in view.functions {
                 sum.idle += shown.instances.idle;
                 sum.busy += shown.instances.busy;
                 sum.starting += shown.instances.starting;
-                promised += promised_to(member, shown.instances);
             }
         }
         let view = StatusView {
@@ -330,7 +335,9 @@ impl Engine for Node {
             functions: all.len() as u32,
             instances: sum,
             queued: self.bus.queued() as u64,
-            memory_promised: Size::bytes(promised),
+            memory_promised: Size::bytes(self.budget.promised_bytes()),
+            memory_budget: Size::bytes(self.budget.limit_bytes()),
+            keepalive: self.fixed.config.keepalive.name().to_owned(),
             calls: total,
         };
         Box::pin(std::future::ready(view))

@@ -492,6 +492,50 @@ pub fn seccomp_filter_available() -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
+/// What a process descriptor says of its process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PidfdInfo {
+    /// What the process is called here.
+    pub pid: i32,
+    /// Its real user.
+    pub uid: u32,
+}
+
+/// Asks a process descriptor (Linux 6.13 and later). `None`: this kernel can't say. An error: the process has been
+/// reaped or isn't visible. The caller knows that it *is* a process descriptor: other files have other ideas of the
+/// same request.
+pub fn pidfd_info(pidfd: BorrowedFd<'_>) -> io::Result<Option<PidfdInfo>> {
+    /// `struct pidfd_info` of `linux/pidfd.h`, in its first version.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Raw {
+        mask: u64,
+        cgroup: u64,
+        pid: u32,
+        thread_group: u32,
+        parent: u32,
+        real_uid: u32,
+        real_gid: u32,
+        others: [u32; 6],
+        exit_code: i32,
+    }
+    const _: () = assert!(size_of::<Raw>() == 64);
+    const PID_AND_CREDENTIALS: u64 = 1 | 2;
+    /// `_IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)`.
+    const GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
+    let mut raw = Raw { mask: PID_AND_CREDENTIALS, ..Raw::default() };
+    // SAFETY: the kernel writes at most the 64 bytes whose number is part of the request, to `raw`, which is ours
+    // alone and has them.
+    let done = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&pidfd), GET_INFO, &raw mut raw) };
+    match Errno::result(done) {
+        Ok(_) if raw.mask & PID_AND_CREDENTIALS == PID_AND_CREDENTIALS && raw.pid != 0 => {
+            Ok(Some(PidfdInfo { pid: raw.pid as i32, uid: raw.real_uid }))
+        }
+        Ok(_) | Err(Errno::ENOTTY | Errno::EINVAL) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Bits that nobody can guess.
 pub fn random_u64() -> io::Result<u64> {
     let mut bytes = [0; 8];

@@ -7,6 +7,7 @@ use crate::api::{
     ActivationView, Calls, FunctionState, FunctionView, Instances, LogLine, LogStream, StatusView,
     ZygoteState,
 };
+use crate::units::Size;
 
 pub(super) fn functions(list: &[FunctionView]) -> String {
     if list.is_empty() {
@@ -82,10 +83,17 @@ pub(super) fn status(view: &StatusView) -> String {
         ("functions", view.functions.to_string()),
         ("instances", instances(view.instances)),
         ("queued", view.queued.to_string()),
-        ("memory", format!("{} promised", view.memory_promised.rounded())),
+        ("memory", memory(view)),
+        ("keepalive", view.keepalive.clone()),
         ("calls", calls(&view.calls)),
     ]);
     pairs(&rows)
+}
+
+fn memory(view: &StatusView) -> String {
+    let (budget, promised) = (view.memory_budget.as_bytes(), view.memory_promised.as_bytes());
+    let free = Size::bytes(budget.saturating_sub(promised)).rounded();
+    format!("{} promised of {}, {free} free", view.memory_promised.rounded(), view.memory_budget.rounded())
 }
 
 pub(super) fn activations(list: &[ActivationView]) -> String {

@@ -161,6 +161,10 @@ pub struct Config {
     pub packages: Packages,
     /// Where the control API's bearer token is; made at the first start.
     pub api_token_file: PathBuf,
+    /// The sum of the memory limits of all function processes at any time.
+    pub memory_budget: Size,
+    /// When idle processes go, and when they are made ahead.
+    pub keepalive: spry_sched::keepalive::Kind,
     /// For manifests that are silent.
     pub defaults: Defaults,
 }
@@ -202,6 +206,9 @@ pub enum ConfigError {
         /// What is wrong.
         source: UnitError,
     },
+    /// The machine's memory can't be found out, and it isn't said how much of it functions may have.
+    #[error("find out how much memory there is (or set node.memory_budget): {0}")]
+    Memory(#[source] std::io::Error),
     /// One of `[defaults]` is not a manifest's value.
     #[error(transparent)]
     Defaults(#[from] ManifestError),

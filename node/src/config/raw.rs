@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use serde::Deserialize;
+use spry_sched::keepalive::Kind;
 use spry_wire::freeze::Freeze;
 
 use super::{
@@ -59,6 +60,10 @@ pub struct RawConfig {
     /// `[async]`
     #[serde(rename = "async")]
     pub asynchronous: RawSettings,
+    /// `[node]`
+    pub node: RawNode,
+    /// `[keepalive]`
+    pub keepalive: RawKeepAlive,
     /// `[defaults]`
     pub defaults: RawDefaults,
 }
@@ -123,6 +128,22 @@ pub struct RawUpload {
     pub size: Option<Quantity>,
     /// A count.
     pub files: Option<i64>,
+}
+
+/// `[node]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawNode {
+    /// A size, or a share of the machine's memory (`"80%"`).
+    pub memory_budget: Option<Quantity>,
+}
+
+/// `[keepalive]` as written.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawKeepAlive {
+    /// A policy's name.
+    pub policy: Option<String>,
 }
 
 /// `[defaults]` as written.
@@ -193,6 +214,8 @@ impl TryFrom<RawConfig> for Config {
                 Some(path) => absolute("api_token_file", Some(path), "/")?,
                 None => state_dir.join("api-token"),
             },
+            memory_budget: memory_budget(raw.node.memory_budget)?,
+            keepalive: keepalive(raw.keepalive.policy.as_deref())?,
             defaults: Defaults {
                 limits: raw.defaults.limits.check(&Defaults::default().limits, "defaults.limits")?,
                 scale: raw.defaults.scale.check(&Defaults::default().scale, "defaults.scale")?,
@@ -294,6 +317,38 @@ fn freeze(written: Option<&str>) -> Result<Freeze, ConfigError> {
         Some(known) => Ok(known),
         None => {
             bound("zygotes.freeze", format!("\"{text}\""), "one of \"auto\", \"memfd\", \"huge\", \"off\"")
+        }
+    }
+}
+
+/// What is promised to functions when nothing is said: so many percent of the machine's memory.
+const BUDGET_PERCENT: u64 = 80;
+
+fn memory_budget(written: Option<Quantity>) -> Result<Size, ConfigError> {
+    const KEY: &str = "node.memory_budget";
+    let percent = match &written {
+        None => BUDGET_PERCENT,
+        Some(Quantity::Text(text)) if text.ends_with('%') => {
+            let share =
+                text.trim_end_matches('%').trim().parse().ok().filter(|share| (1..=1000).contains(share));
+            match share {
+                Some(share) => share,
+                None => return bound(KEY, format!("\"{text}\""), "a size, or between \"1%\" and \"1000%\""),
+            }
+        }
+        Some(_) => return size(KEY, written, Size::default(), Size::mib(8), Size::gib(1 << 20)),
+    };
+    let all_bytes = crate::budget::machine_bytes().map_err(ConfigError::Memory)?;
+    Ok(Size::bytes(all_bytes / 100 * percent))
+}
+
+fn keepalive(written: Option<&str>) -> Result<Kind, ConfigError> {
+    let Some(name) = written else { return Ok(Kind::Ttl) };
+    match Kind::parse(name) {
+        Some(kind) => Ok(kind),
+        None => {
+            let known = Kind::ALL.map(|kind| format!("\"{}\"", kind.name())).join(", ");
+            bound("keepalive.policy", format!("\"{name}\""), format!("one of {known}"))
         }
     }
 }

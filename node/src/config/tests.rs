@@ -19,6 +19,23 @@ fn an_empty_file_gives_the_contracts_defaults() {
     assert_eq!(config.transport, TransportChoice::Auto);
     assert!(config.workers >= 1);
     assert_eq!(config.defaults, Defaults::default());
+    assert_eq!(config.keepalive.name(), "ttl");
+    let all_bytes = crate::budget::machine_bytes().expect("this machine's memory");
+    assert_eq!(config.memory_budget, Size::bytes(all_bytes / 100 * 80));
+}
+
+#[test]
+fn the_memory_budget_is_a_size_or_a_share() {
+    let budget =
+        |written: &str| Ok::<_, String>(check(&format!("node.memory_budget = {written}"))?.memory_budget);
+    assert_eq!(budget("\"1GiB\""), Ok(Size::gib(1)));
+    assert_eq!(budget("16777216"), Ok(Size::mib(16)));
+    let half = budget("\"50%\"").expect("a share");
+    assert_eq!(budget("\"200%\""), Ok(Size::bytes(half.as_bytes() * 4)));
+    for bad in ["\"0%\"", "\"1001%\"", "\"%\"", "\"-5%\"", "0", "\"lots\""] {
+        let refused = budget(bad).expect_err(bad);
+        assert!(refused.starts_with("node.memory_budget"), "{refused}");
+    }
 }
 
 const FULL: &str = r#"
@@ -72,6 +89,10 @@ backoff = "100ms"
 backoff_max = "1m"
 age = "1h"
 in_flight = 2
+[node]
+memory_budget = "2GiB"
+[keepalive]
+policy = "greedy-dual"
 [defaults.limits]
 memory = "64MiB"
 cpu = 0.5
@@ -109,6 +130,8 @@ fn every_key_is_read() {
     assert_eq!(config.packages, packages);
     assert_eq!(config.defaults.limits.timeout, Period::seconds(10));
     assert_eq!(config.defaults.scale.max, 4);
+    assert_eq!(config.memory_budget, Size::gib(2));
+    assert_eq!(config.keepalive.name(), "greedy-dual");
 }
 
 #[test]

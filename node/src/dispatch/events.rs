@@ -216,7 +216,9 @@ impl Dispatcher {
     /// An instance has answered: what it may do next.
     fn back_in_service(&self, sender: &Sender) {
         if sender.single_use {
-            sender.instance.kill(Doom::Retired);
+            // After the tasks that have just been woken: its end takes a core for a while, and the client waits.
+            let instance = Arc::clone(&sender.instance);
+            tokio::task::spawn_local(async move { instance.kill(Doom::Used) });
         } else if sender.held {
             self.bus.transport.admit(sender.instance.peer);
         }

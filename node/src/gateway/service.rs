@@ -183,7 +183,9 @@ impl Worker {
                 return Err((refusal.into(), Timing::waited(begun.elapsed())));
             }
         };
-        let before = answered.instance.answered(crate::activation::unix_ms());
+        let now_unix_ms = crate::activation::unix_ms();
+        let before = answered.instance.answered(now_unix_ms);
+        function.used(now_unix_ms, answered.at.saturating_duration_since(ended.submitted_at));
         let timing = Timing::answered(&ended, answered.at, &answered.instance, before);
         let block = ended.block.expect("a function's request comes back with its end");
         let find = answer::of_call(&answered.instance, block);

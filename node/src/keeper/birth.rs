@@ -14,6 +14,7 @@ use spry_wire::frame::HEAD_MAX;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Keeper, ToTender, death};
+use crate::budget::Promise;
 use crate::function::Function;
 use crate::instance::{Instance, Parts};
 use crate::manifest::Isolation;
@@ -48,6 +49,8 @@ pub(super) struct Birth {
     pub(super) keeper: Rc<Keeper>,
     pub(super) function: Arc<Function>,
     pub(super) zygote: Rc<Zygote>,
+    /// Its memory.
+    pub(super) promise: Promise,
     pub(super) requested_at: Instant,
     pub(super) cold: bool,
     pub(super) letters: UnboundedSender<ToTender>,
@@ -61,9 +64,9 @@ const OUTBOX_MAX: u64 = 2 << 30;
 /// Lets the birth happen; its tender is told how it ended.
 pub(super) fn spawn(birth: Birth) {
     tokio::task::spawn_local(async move {
-        let letters = birth.letters.clone();
+        let (letters, zygote) = (birth.letters.clone(), birth.zygote.pid());
         let born = birth.go().await;
-        let _ = letters.send(ToTender::Born(born));
+        let _ = letters.send(ToTender::Born { born, zygote });
     });
 }
 
@@ -77,13 +80,14 @@ impl Birth {
                 if self.function.placement.lock().advice() == Advice::Home {
                     self.keeper.place(&instance, true);
                 }
-                death::watch(
-                    self.keeper.clone(),
-                    self.function.clone(),
-                    instance.clone(),
+                death::watch(death::Watched {
+                    keeper: self.keeper.clone(),
+                    function: self.function.clone(),
+                    instance: instance.clone(),
                     process,
-                    self.letters,
-                );
+                    promise: self.promise,
+                    tender: self.letters,
+                });
                 if self.function.stored.manifest.isolation == Isolation::Request {
                     transport.set_single_use(peer);
                 }
@@ -115,8 +119,17 @@ impl Birth {
         let outbox_len = block.saturating_mul(OUTBOX_BLOCKS).clamp(OUTBOX_MIN, OUTBOX_MAX);
         let outbox_name = self.keeper.segment_name();
         let outbox_fd = segment::create(&format!("spry-outbox-{}", self.function.name()), outbox_len)?;
-        let outbox = Reader::map(outbox_fd.as_fd(), outbox_len)?;
-        let release = ReleaseWriter::create(&format!("spry-release-{}", self.function.name()))?;
+        // One that answers once is read once, and never wants a block back. (In a chain others read it, too, and it may
+        // emit more than its outbox holds at once.)
+        let answers_once =
+            self.function.stored.manifest.isolation == Isolation::Request && self.function.domain.is_none();
+        let (outbox, release) = if answers_once {
+            let own = outbox_fd.try_clone().map_err(BirthError::Duplicate)?;
+            (Reader::unmapped(own, outbox_len)?, self.keeper.silent_release()?)
+        } else {
+            let release = ReleaseWriter::create(&format!("spry-release-{}", self.function.name()))?;
+            (Reader::map(outbox_fd.as_fd(), outbox_len)?, release)
+        };
         let inbox = self.function.inbox();
         let instance = self.keeper.next_instance.get();
         self.keeper.next_instance.set(instance + 1);

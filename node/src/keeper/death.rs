@@ -1,7 +1,7 @@
 //! The end of a process: what it held is found out, told, and given back.
 //!
 //! The order matters. A dead instance can't be picked any more (`retire`); what it had answered is taken in by
-//! everybody (`flush_ports`); only then is its place on the bus given up (`detach`), which tells what it still
+//! everybody (`flush_ports`, unless it is known that there is nothing); only then is its place on the bus given up (`detach`), which tells what it still
 //! held. So an accepted answer is never taken for a lost one, and a new instance in the same place
 //! can't be taken for the dead one.
 
@@ -14,20 +14,27 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Keeper, ToTender, segments};
 use crate::activation::Stream;
+use crate::budget::Promise;
 use crate::dispatch::ToWorker;
 use crate::function::Function;
 use crate::gateway::Refusal;
 use crate::instance::{Doom, Instance};
 use crate::zygote::{Exit, ExitHow, InstanceProcess, Zygote};
 
+/// An instance, and all that its end gives back.
+pub(super) struct Watched {
+    pub(super) keeper: Rc<Keeper>,
+    pub(super) function: Arc<Function>,
+    pub(super) instance: Arc<Instance>,
+    pub(super) process: InstanceProcess,
+    /// Its memory.
+    pub(super) promise: Promise,
+    pub(super) tender: UnboundedSender<ToTender>,
+}
+
 /// Watches an instance until it has ended, and its output until then.
-pub(super) fn watch(
-    keeper: Rc<Keeper>,
-    function: Arc<Function>,
-    instance: Arc<Instance>,
-    process: InstanceProcess,
-    tender: UnboundedSender<ToTender>,
-) {
+pub(super) fn watch(watched: Watched) {
+    let Watched { keeper, function, instance, process, promise, tender } = watched;
     let pipes = [process.stdout.as_fd().try_clone_to_owned(), process.stderr.as_fd().try_clone_to_owned()];
     let readers: Vec<_> = pipes
         .into_iter()
@@ -41,7 +48,11 @@ pub(super) fn watch(
         };
         instance.mark_ended();
         keeper.bus.transport.retire(instance.peer);
-        keeper.flush_ports().await;
+        // One that was ended as idle or used up holds nothing, and nothing of it is under way: whoever ended it had taken
+        // its last answer in, or the bus had none.
+        if !matches!(instance.doom(), Some(Doom::Retired | Doom::Used)) {
+            keeper.flush_ports().await;
+        }
         let held = keeper.bus.transport.detach(instance.peer);
         let begun = held.is_some_and(|(invocation, _)| instance.has_begun(invocation));
         function.instances[instance.peer.bit() as usize].store(None);
@@ -66,7 +77,7 @@ pub(super) fn watch(
         if let Some(domain) = &function.domain {
             domain.dismiss(&instance);
         }
-        drop(process);
+        drop((process, promise));
         let _ = tender.send(ToTender::Died(instance.peer));
     });
 }
@@ -123,13 +134,19 @@ impl AtEnd for std::os::fd::BorrowedFd<'_> {
 }
 
 /// Watches a zygote until it has ended.
-pub(super) fn watch_zygote(zygote: Rc<Zygote>, function: Arc<Function>, tender: UnboundedSender<ToTender>) {
+pub(super) fn watch_zygote(
+    zygote: Rc<Zygote>,
+    promise: Promise,
+    function: Arc<Function>,
+    tender: UnboundedSender<ToTender>,
+) {
     if let Some(pipe) = zygote.take_output() {
         let function = Arc::clone(&function);
         tokio::task::spawn_local(log_zygote(function, pipe));
     }
     tokio::task::spawn_local(async move {
         let exit = zygote.exited().await;
+        drop(promise);
         tracing::debug!(function = function.name(), ?exit, "a zygote ended");
         let _ = tender.send(ToTender::ZygoteDied(zygote.pid()));
     });

@@ -6,7 +6,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use shm_bus::ids::FunctionIndex;
 use tokio::sync::oneshot;
@@ -19,6 +18,7 @@ use crate::manifest::{Egress, Isolation, Name, Runtime};
 use crate::packages::PackagesError;
 use crate::progress::Progress;
 use crate::store::{Staged, StoredFunction};
+use crate::units::Size;
 use crate::zygote::{self, ProcessLimits, StartError, ZygoteSpec};
 
 impl Keeper {
@@ -33,16 +33,16 @@ impl Keeper {
         let name = staged.manifest().name.to_string();
         let before = self.node.named(&name);
         let function = self.make(preview(&staged), before.as_ref())?;
-        let started = Instant::now();
-        let zygote = match tend::start_zygote(self, &function, progress).await {
-            Ok(zygote) => zygote,
+        let started = match self.start_first(&function, progress).await {
+            Ok(started) => started,
             Err(error) => {
                 self.bus.functions[usize::from(function.index.0)].store(None);
                 self.sweep_packages().await;
-                return Err(deploy_error(error, function.stored.manifest.runtime));
+                return Err(error);
             }
         };
-        let zygote_ms = started.elapsed().as_secs_f64() * 1e3;
+        let zygote = Rc::clone(&started.zygote);
+        let zygote_ms = started.took_ns as f64 / 1e6;
         let store = Arc::clone(&self.store);
         let stored = match off_the_loop(move || store.commit(staged)).await {
             Ok(stored) => stored,
@@ -57,7 +57,7 @@ impl Keeper {
         let warm = warm_before.max(function.stored.manifest.scale.min as usize);
         let runtime_version = zygote.runtime().to_owned();
         let replaced = before.as_ref().map(|old| old.stored.version);
-        let tender = tend::spawn(Rc::clone(self), Arc::clone(&function), Some(zygote));
+        let tender = tend::spawn(Rc::clone(self), Arc::clone(&function), Some(started));
         let (ready, warmed) = oneshot::channel();
         let _ = tender.send(ToTender::WarmThen(warm, ready));
         // The old version goes on serving until the new one has what it needs.
@@ -71,6 +71,28 @@ impl Keeper {
         }
         tracing::info!(function = name, version = stored.version, "deployed");
         Ok(Deployed { function: view, runtime_version, zygote_ms, replaced })
+    }
+
+    /// Starts the zygote of a new version, if there is room for it and for the instances that it is to have.
+    async fn start_first(
+        self: &Rc<Self>,
+        function: &Function,
+        progress: &Progress,
+    ) -> Result<tend::Started, DeployError> {
+        let manifest = &function.stored.manifest;
+        let each = manifest.limits.memory.as_bytes();
+        let processes = 1 + u64::from(manifest.scale.min.max(1));
+        let promise = self.room(each.saturating_mul(processes), function.index, true).await;
+        let promise = promise.map_err(|short| {
+            DeployError::NoRoom(format!(
+                "{} {short}: {} each for its zygote and {} instance(s)",
+                manifest.name,
+                Size::bytes(each).rounded(),
+                processes - 1
+            ))
+        })?;
+        let started = tend::start_zygote(self, function, promise.keep(each), progress).await;
+        started.map_err(|error| deploy_error(error, manifest.runtime))
     }
 
     pub(super) async fn remove(self: &Rc<Self>, name: &Name) -> Result<(), RemoveError> {

@@ -1,6 +1,7 @@
 //! The thread that makes and ends processes: zygotes, instances, their deaths, scaling, redeploys.
 //!
-//! One task tends each function ([`tend`]); it alone decides how many instances its function has. Births
+//! One task tends each function ([`tend`]); it alone gives its function processes and ends idle ones, but for those that
+//! must go because memory is short ([`memory`]). Births
 //! ([`birth`]) and deaths ([`death`]) are tasks of their own, so that a slow one holds up nothing. All run on one
 //! thread, spryd's main thread; the processes' parent is the nursery of [`crate::zygote`], a thread of its own.
 
@@ -8,22 +9,25 @@ mod birth;
 mod chains;
 mod death;
 mod deploy;
+mod memory;
 mod segments;
 mod tend;
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use shm_bus::ids::{FunctionIndex, PortIndex};
-use shm_bus::segment::SegmentName;
+use shm_bus::release::ReleaseWriter;
+use shm_bus::segment::{SegmentError, SegmentName};
 use shm_bus::transport::{Fault, FaultKind};
 use spry_ebpf_common::DEFAULT_ROUTES;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use crate::api::{Applied, ApplyError, DeployError, Deployed, RemoveError, ZygoteState};
+use crate::budget::Budget;
 use crate::chain::FreeRoutes;
 use crate::dispatch::{Bus, Dispatcher, ToWorker};
 use crate::function::Function;
@@ -36,6 +40,7 @@ use crate::progress::Progress;
 use crate::store::{PlannedChain, Staged, Store, StoredFunction};
 use crate::zygote::Executor;
 
+use memory::Memory;
 pub use tend::ToTender;
 
 /// What the keeper is told by other threads.
@@ -104,6 +109,11 @@ pub struct Keeper {
     segment_generation: Cell<u32>,
     next_instance: Cell<u64>,
     closing: Cell<bool>,
+    /// The release page of all instances that answer once.
+    silent_release: OnceCell<ReleaseWriter>,
+    memory: Memory,
+    /// CPUs that spryd may use.
+    cores: u32,
     free_routes: Arc<FreeRoutes>,
     /// Held while chains are made and swapped: what was planned last is published last.
     chain_changes: tokio::sync::Mutex<()>,
@@ -135,6 +145,10 @@ pub struct Parts {
     pub workers: Vec<Worker>,
     /// Bounds what requests hold.
     pub node_bytes: Arc<NodeBytes>,
+    /// Bounds what processes are promised.
+    pub budget: Arc<Budget>,
+    /// When idle processes go.
+    pub keepalive: spry_sched::keepalive::Kind,
 }
 
 impl Keeper {
@@ -154,6 +168,9 @@ impl Keeper {
             segment_generation: Cell::new(1),
             next_instance: Cell::new(1),
             closing: Cell::new(false),
+            silent_release: OnceCell::new(),
+            memory: Memory::new(parts.budget, parts.keepalive),
+            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
             free_routes: FreeRoutes::new(DEFAULT_ROUTES as u16),
             chain_changes: tokio::sync::Mutex::default(),
         })
@@ -284,6 +301,16 @@ impl Keeper {
         let manifest = &stored.manifest;
         let payload_max = manifest.limits.payload.as_bytes();
         Inbox::new(manifest.name.as_str(), self.segment_name(), payload_max, Arc::clone(&self.node_bytes))
+    }
+
+    /// The release page of an instance that answers once.
+    fn silent_release(&self) -> Result<ReleaseWriter, SegmentError> {
+        if let Some(shared) = self.silent_release.get().and_then(ReleaseWriter::share) {
+            return Ok(shared);
+        }
+        let made = ReleaseWriter::silent("spry-release")?;
+        let _ = self.silent_release.set(made);
+        Ok(self.silent_release.get().and_then(ReleaseWriter::share).expect("a silent page was just made"))
     }
 
     /// A name that no other segment has had.

@@ -70,12 +70,6 @@ pub(super) fn instances(function: &Function) -> Instances {
     Instances { idle: total - busy, busy, starting: function.starting() }
 }
 
-/// The memory that a function's processes may take.
-pub(super) fn promised_to(function: &Function, instances: Instances) -> u64 {
-    let zygotes = u64::from(function.zygote_state() == ZygoteState::Ready);
-    (u64::from(instances.total()) + zygotes) * function.stored.manifest.limits.memory.as_bytes()
-}
-
 pub(super) fn calls(counts: &Counts) -> Calls {
     Calls {
         ok: counts.ok.load(Ordering::Relaxed),

@@ -188,6 +188,8 @@ impl Engine for Shelf {
             instances: Instances::default(),
             queued: 0,
             memory_promised: Size::mib(1536),
+            memory_budget: Size::gib(2),
+            keepalive: "ttl".into(),
             calls: Calls::default(),
         })
     }

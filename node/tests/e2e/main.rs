@@ -14,5 +14,6 @@ mod errors;
 mod http;
 mod later;
 mod life;
+mod memory;
 mod packages;
 mod transports;

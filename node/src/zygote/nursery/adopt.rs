@@ -49,8 +49,8 @@ pub(in crate::zygote) struct Adoption {
 impl Keeper {
     /// The child, or why not; and the leaf that was brought along, if it isn't the child's.
     pub(super) fn adopt(&mut self, adoption: Adoption) -> (Result<Child, AdoptError>, Option<Leaf>) {
-        let pid = match self.identify(&adoption.pidfd) {
-            Ok(pid) => pid,
+        let (pid, user) = match self.identify(&adoption.pidfd) {
+            Ok(identified) => identified,
             Err(error) => return (Err(error), Some(adoption.leaf)),
         };
         // From here on it is our child and stays unreaped, so its pid names it. What is wrong with it is its end.
@@ -64,31 +64,42 @@ impl Keeper {
             zygote.placed.send_replace(false); // before anyone is told of this instance, and asks for another
             Some(leaf)
         });
+        let in_place = born_in.is_some();
         let (leaf, spare) = match born_in {
             Some(leaf) => (leaf, Some(adoption.leaf)),
             None => (adoption.leaf, None),
         };
-        let checked = self.check(pid, adoption.pid, adoption.uid, &leaf);
+        let user = adoption.uid.and_then(|wanted| Some((user.or_else(|| user_of(pid))?, wanted)));
+        let checked = match user {
+            Some((uid, wanted)) if uid != wanted => Err(AdoptError::OtherUser { pid, uid }),
+            _ if pid != adoption.pid => Err(AdoptError::OtherPid { said: adoption.pid, is: pid }),
+            _ if in_place => Ok(()),
+            _ => enter(pid, &leaf),
+        };
         match self.know(pid, ours, leaf, adoption.memory_bytes) {
             Ok(child) => (checked.map(|()| child), spare),
             Err(error) => (Err(error.into()), spare),
         }
     }
 
-    /// Which process a zygote means: a child of this thread that isn't known yet.
-    fn identify(&self, theirs: &OwnedFd) -> Result<i32, AdoptError> {
+    /// Which process a zygote means: a child of this thread that isn't known yet. Its user, if that costs nothing more.
+    fn identify(&self, theirs: &OwnedFd) -> Result<(i32, Option<u32>), AdoptError> {
         let is_child = sys::wait(Which::Child(theirs.as_fd()), false);
-        if is_child == Err(Errno::EBADF) {
-            return Err(AdoptError::NotAPidfd);
+        match is_child {
+            Err(Errno::EBADF) => return Err(AdoptError::NotAPidfd),
+            Ok(_) | Err(Errno::ECHILD) => {} // the kernel has waited by it: it is a process descriptor
+            Err(errno) => return Err(AdoptError::Os(errno.into())),
         }
-        let pid = pid_of(theirs)?;
+        let (pid, user) = match sys::pidfd_info(theirs.as_fd()) {
+            Ok(Some(info)) => (info.pid, Some(info.uid)),
+            Ok(None) | Err(_) => (pid_of(theirs)?, None),
+        };
         match is_child {
             Ok(_) if pid > 0 => {}
             Err(Errno::ECHILD) if pid == -1 => return Err(AdoptError::Gone),
-            Ok(_) | Err(Errno::ECHILD) => return Err(AdoptError::NotAChild(pid)),
-            Err(errno) => return Err(AdoptError::Os(errno.into())),
+            Ok(_) | Err(_) => return Err(AdoptError::NotAChild(pid)),
         }
-        if self.known.contains_key(&pid) { Err(AdoptError::Known(pid)) } else { Ok(pid) }
+        if self.known.contains_key(&pid) { Err(AdoptError::Known(pid)) } else { Ok((pid, user)) }
     }
 
     /// Moves a zygote to where its next instance is to be born. If that fails it must not stay in an instance's
@@ -106,23 +117,14 @@ impl Keeper {
         }
         known.ahead = Some(leaf);
     }
+}
 
-    fn check(&self, pid: i32, said: i32, uid: Option<u32>, leaf: &Leaf) -> Result<(), AdoptError> {
-        if pid != said {
-            return Err(AdoptError::OtherPid { said, is: pid });
-        }
-        if let Some(uid) = uid
-            && let Some(other) = user_of(pid).filter(|is| *is != uid)
-        {
-            return Err(AdoptError::OtherUser { pid, uid: other });
-        }
-        if !leaf.holds(pid)
-            && let Err(error) = leaf.place(pid)
-            && error.source.raw_os_error() != Some(Errno::ESRCH as i32)
-        {
-            return Err(error.into()); // ESRCH: dead already, which its reaping will tell
-        }
-        Ok(())
+/// Moves a process that was born elsewhere into its leaf.
+fn enter(pid: i32, leaf: &Leaf) -> Result<(), AdoptError> {
+    match leaf.place(pid) {
+        // Dead already, which its reaping will tell.
+        Err(error) if error.source.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
+        placed => Ok(placed?),
     }
 }
 
