@@ -14,6 +14,7 @@ use super::{
 use crate::calls::settings::RawSettings;
 use crate::manifest::Defaults;
 use crate::manifest::raw::{Quantity, RawLimits, RawPolicy, RawScale};
+use crate::records;
 use crate::units::{Period, Size};
 
 /// User ids after those of functions, for what spryd runs beside them (installing packages).
@@ -59,6 +60,8 @@ pub struct RawConfig {
     /// `[async]`
     #[serde(rename = "async")]
     pub asynchronous: RawSettings,
+    /// `[activations]`
+    pub activations: records::settings::RawSettings,
     /// `[defaults]`
     pub defaults: RawDefaults,
 }
@@ -183,6 +186,7 @@ impl TryFrom<RawConfig> for Config {
             freeze: freeze(raw.zygotes.freeze.as_deref())?,
             queue,
             asynchronous: raw.asynchronous.check()?,
+            activations: raw.activations.check()?,
             log_volume: volume,
             upload: UploadLimits {
                 size: size("upload.size", raw.upload.size, upload.size, Size::kib(1), Size::gib(16))?,

@@ -14,5 +14,7 @@ mod errors;
 mod http;
 mod later;
 mod life;
+mod outage;
 mod packages;
 mod transports;
+mod triggers;
