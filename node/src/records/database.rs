@@ -222,7 +222,12 @@ impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Database { operation: "open the records for reading", source };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        Ok(Self { connection: Connection::open_with_flags(path, flags).map_err(failed)? })
+        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+        // The first read opens the log beside the file: now, while there are descriptors for it.
+        let tables: rusqlite::Result<i64> =
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0));
+        tables.map_err(failed)?;
+        Ok(Self { connection })
     }
 
     /// Records, the newest first.
