@@ -1,5 +1,5 @@
-//! What is remembered of invocations: a bounded ring per function of how each went, with its output, and a
-//! bounded ring of output lines. Memory only: what must survive a restart is not kept here.
+//! What one invocation was like, and a function's output: a bounded ring of lines in memory, for those who follow it.
+//! Both are passed on to [`crate::records`], which keeps them over restarts.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,9 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 
 use crate::gateway::call_id::CallId;
+use crate::records::Recorder;
 
-/// Invocations remembered per function.
-pub const RECORDS: usize = 256;
 /// Bytes of output remembered per function, over all its invocations.
 const LOG_BYTES: usize = 256 * 1024;
 
@@ -71,7 +70,7 @@ pub struct Line {
 }
 
 /// How one invocation went.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Its public name.
     pub call_id: CallId,
@@ -87,16 +86,23 @@ pub struct Record {
     pub start_ns: u64,
     /// From the descriptor's leaving to the answer's coming.
     pub exec_ns: u64,
+    /// CPU time of the process that served it, since its answer before; `None`: not known (a chain's is its steps').
+    pub cpu_ns: Option<u64>,
+    /// The most memory that this process has had, shared pages included.
+    pub memory_bytes: Option<u64>,
     /// The HTTP status that the client got.
     pub status: u16,
     /// The error's code, for those that failed.
     pub error: Option<&'static str>,
+    /// Of a chain: its steps and hops, as in `Server-Timing`.
+    pub steps: Option<Box<str>>,
 }
 
-/// The last invocations and the last output of one function.
-#[derive(Debug, Default)]
+/// The last output of one function, and the way to what is kept.
+#[derive(Debug)]
 pub struct History {
-    records: VecDeque<Record>,
+    name: Box<str>,
+    recorder: Arc<Recorder>,
     lines: VecDeque<Line>,
     line_bytes: usize,
     next_line: u64,
@@ -104,12 +110,15 @@ pub struct History {
 }
 
 impl History {
+    /// Of the function or chain of that name.
+    pub fn new(name: &str, recorder: Arc<Recorder>) -> Self {
+        let (lines, news) = (VecDeque::new(), Arc::default());
+        Self { name: name.into(), recorder, lines, line_bytes: 0, next_line: 0, news }
+    }
+
     /// Remembers an invocation.
-    pub fn record(&mut self, record: Record) {
-        if self.records.len() == RECORDS {
-            self.records.pop_front();
-        }
-        self.records.push_back(record);
+    pub fn record(&self, record: &Record) {
+        self.recorder.record(&self.name, record);
     }
 
     /// Remembers output; the oldest makes room.
@@ -117,6 +126,7 @@ impl History {
         let at_unix_ms = unix_ms();
         for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let text = String::from_utf8_lossy(line).into_owned();
+            self.recorder.line(&self.name, call, at_unix_ms, stream, &text);
             self.line_bytes += text.len();
             self.lines.push_back(Line { number: self.next_line, at_unix_ms, call, stream, text });
             self.next_line += 1;
@@ -126,11 +136,6 @@ impl History {
             let Some(oldest) = self.lines.pop_front() else { break };
             self.line_bytes -= oldest.text.len();
         }
-    }
-
-    /// The invocations, newest first.
-    pub fn records(&self) -> impl Iterator<Item = &Record> {
-        self.records.iter().rev()
     }
 
     /// The output lines with at least this number, oldest first.
@@ -160,7 +165,7 @@ mod tests {
 
     #[test]
     fn the_history_is_bounded() {
-        let mut history = History::default();
+        let mut history = History::new("f", Recorder::off());
         for _ in 0..100 {
             history.log(None, Stream::Stdout, &[b'x'; 10_000]);
         }

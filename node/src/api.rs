@@ -13,8 +13,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use spry_wire::freeze::Frozen;
 
+use crate::calls;
 use crate::manifest::{Egress, Isolation, Limits, Name, Runtime, Scale};
 use crate::progress::Progress;
+use crate::records::{self, Filter};
 use crate::store::{PlannedChain, Staged, StoreError};
 use crate::units::Size;
 pub use chain::{
@@ -48,8 +50,8 @@ pub trait Engine: Send + Sync + 'static {
     fn chain<'a>(&'a self, name: &'a str) -> Reply<'a, Option<ChainView>>;
     /// The node.
     fn status(&self) -> Reply<'_, StatusView>;
-    /// The newest invocations first, of one function or of all, at most `limit`; without their logs.
-    fn activations<'a>(&'a self, name: Option<&'a str>, limit: usize) -> Reply<'a, Vec<ActivationView>>;
+    /// Invocations that fit, the newest first, at most `limit`; without their logs.
+    fn activations(&self, filter: Filter, limit: usize) -> Reply<'_, Vec<ActivationView>>;
     /// One invocation by its call id, with its logs.
     fn activation<'a>(&'a self, call_id: &'a str) -> Reply<'a, Option<ActivationView>>;
     /// A function's output lines with numbers from `since` on, oldest first, at most `limit`. With `since` `None`:
@@ -283,6 +285,12 @@ pub struct StatusView {
     pub keepalive: String,
     /// Calls of all functions since the start.
     pub calls: Calls,
+    /// Records of calls.
+    #[serde(default)]
+    pub records: records::Counts,
+    /// Asynchronous calls.
+    #[serde(default)]
+    pub later: calls::Counts,
 }
 
 /// What served a call.
@@ -327,17 +335,37 @@ pub struct ActivationView {
     pub start_ms: f64,
     /// In the function.
     pub exec_ms: f64,
+    /// CPU time of its process; `null`: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_ms: Option<f64>,
+    /// The most memory that its process has had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_peak: Option<Size>,
     /// The HTTP status.
     pub status: u16,
     /// The error's code, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Of a chain: where its time went.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepTime>,
     /// Where an asynchronous call is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub later: Option<LaterView>,
     /// What it wrote; empty in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logs: Vec<LogLine>,
+}
+
+/// How long a chain's call was in a step, or on its way to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepTime {
+    /// The step.
+    pub step: String,
+    /// On its way to it.
+    pub hop: bool,
+    /// How long.
+    pub ms: f64,
 }
 
 /// Where an asynchronous call is.

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -30,9 +30,11 @@ use crate::inbox::NodeBytes;
 use crate::keeper::{self, Keeper};
 use crate::node::{Fixed, Node, transport_name};
 use crate::packages::{Packages, PackagesError};
+use crate::records::Recorder;
 use crate::sandbox::Outcome;
 use crate::store::fault::Seam;
 use crate::store::{Options, Store, StoreError};
+use crate::triggers::Triggers;
 use crate::zygote::{Executor, ExecutorConfig, ExecutorError, Launch};
 
 /// Why spryd can't start.
@@ -105,6 +107,8 @@ async fn serve(config: Config) -> Result<(), StartupError> {
         clock: Arc::new(crate::activation::unix_ms),
         seam: Seam::of_environment(),
     })?;
+    let recorder = Recorder::open(&config.state_dir, config.activations)?;
+    let triggers: Arc<OnceLock<Arc<Triggers>>> = Arc::default();
     let token = ApiToken::load_or_create(&config.api_token_file)?;
     let listener = bind(config.listen)?;
     let control = bind_control(&config.control_socket)?;
@@ -119,14 +123,17 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let limits = QueueLimits { function: config.queue.per_function, node: config.queue.node };
     let functions = spry_ebpf_common::DEFAULT_FUNCTIONS as usize;
     let bus = Bus::new(transport, functions, to_keeper.clone(), limits, Arc::clone(&executor));
-    let fixed = Fixed { listen, passed_over, cgroup: limits_in_words(&executor), config: config.clone() };
+    let cgroup = limits_in_words(&executor);
+    let fixed =
+        Fixed { listen, passed_over, cgroup, config: config.clone(), recorder: Arc::clone(&recorder) };
     let budget = Budget::new(config.memory_budget.as_bytes());
     let node = Node::new(fixed, Arc::clone(&bus), Arc::clone(&budget), to_keeper);
     let engine: Arc<dyn crate::api::Engine> = node.clone();
     let doctor = crate::doctor::Options::of(&config);
     let control_api = Arc::new(
         Control::new(engine, Arc::clone(&store), token, config.defaults, doctor)
-            .with_calls(Arc::clone(&calls)),
+            .with_calls(Arc::clone(&calls))
+            .with_triggers(Arc::clone(&triggers)),
     );
     let connections = Arc::new(AtomicUsize::new(0));
     let shared = Shared {
@@ -158,10 +165,15 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     keeper.restore().await;
     // Not before what they call is there.
     calls.start(mailboxes.clone(), node.clone()).map_err(os("start to run asynchronous calls"))?;
+    let started = Triggers::start(Arc::clone(&calls), node.clone()).map_err(os("start the triggers"))?;
+    triggers.set(started).unwrap_or_else(|_| unreachable!("set once, here"));
     let doors = Doors { mailboxes: mailboxes.clone(), connections, next: AtomicUsize::new(0) };
     announce(&node, listen, &config);
     wait_for_end(&doors, &listener, &control).await?;
     tracing::info!("stopping");
+    if let Some(triggers) = triggers.get().cloned() {
+        let _ = tokio::task::spawn_blocking(move || triggers.close()).await;
+    }
     calls.stop();
     drop((listener, control));
     let _ = std::fs::remove_file(&config.control_socket);
@@ -174,6 +186,7 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let _ = joined.await;
     let _ = tokio::task::spawn_blocking(move || calls.close()).await;
     keeper.close().await;
+    let _ = tokio::task::spawn_blocking(move || recorder.close()).await;
     tracing::info!("stopped");
     Ok(())
 }

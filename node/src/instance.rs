@@ -18,6 +18,19 @@ use shm_bus::transport::FaultKind;
 use crate::activation::Stream;
 use crate::sys;
 
+/// What an instance's process has used, as far as it is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// CPU time since it was asked for last: since its answer before.
+    pub cpu_ns: Option<u64>,
+    /// The most memory that it has had, shared pages included; looked at now and then.
+    pub memory_bytes: Option<u64>,
+}
+
+/// An instance's memory is looked at when it first answers, and then this often at most: that costs ten times as much as
+/// its CPU time.
+const MEMORY_EVERY_MS: u64 = 250;
+
 /// Why spryd ended an instance, when it did. The first reason counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doom {
@@ -67,6 +80,9 @@ pub struct Instance {
     ended: AtomicBool,
     served: AtomicU64,
     used_unix_ms: AtomicU64,
+    cpu_ns: AtomicU64,
+    memory_bytes: AtomicU64,
+    memory_looked_unix_ms: AtomicU64,
     output: Mutex<Output>,
     has_output: AtomicBool,
 }
@@ -117,6 +133,9 @@ impl Instance {
             ended: AtomicBool::new(false),
             served: AtomicU64::new(0),
             used_unix_ms: AtomicU64::new(crate::activation::unix_ms()),
+            cpu_ns: AtomicU64::new(0),
+            memory_bytes: AtomicU64::new(0),
+            memory_looked_unix_ms: AtomicU64::new(0),
             output: Mutex::new(Output {
                 pipes: vec![parts.stdout, parts.stderr],
                 held: Vec::new(),
@@ -201,6 +220,27 @@ impl Instance {
     pub fn answered(&self, now_unix_ms: u64) -> u64 {
         self.used_unix_ms.store(now_unix_ms, Ordering::Relaxed);
         self.served.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// What it has used for the call that it has just answered. (What its process does after an answer counts for the next.)
+    pub fn used(&self) -> Used {
+        if self.ended.load(Ordering::SeqCst) {
+            return Used::default(); // its pid may be another's
+        }
+        let cpu_ns = sys::process_cpu_ns(self.pid).map(|now| {
+            let before = self.cpu_ns.swap(now, Ordering::Relaxed);
+            now.saturating_sub(before)
+        });
+        let now_unix_ms = self.used_unix_ms();
+        let looked = self.memory_looked_unix_ms.load(Ordering::Relaxed);
+        if now_unix_ms.saturating_sub(looked) >= MEMORY_EVERY_MS || looked > now_unix_ms {
+            self.memory_looked_unix_ms.store(now_unix_ms, Ordering::Relaxed);
+            if let Some(bytes) = memory_peak(self.pid) {
+                self.memory_bytes.store(bytes, Ordering::Relaxed);
+            }
+        }
+        let memory_bytes = Some(self.memory_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0);
+        Used { cpu_ns, memory_bytes }
     }
 
     /// When it last answered, or was made.
@@ -294,4 +334,12 @@ impl Output {
             }
         }
     }
+}
+
+/// `VmHWM` of a process.
+fn memory_peak(pid: i32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
 }

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
 use crate::api::Instances;
+use crate::calls;
 use crate::node::{Node, view};
 
 /// The page.
@@ -68,7 +69,58 @@ pub fn render(node: &Node) -> String {
         let _ = writeln!(page, "spry_exec_seconds_total{{function=\"{}\"}} {seconds:.6}", function.name());
     }
     chains(&mut page, node);
+    records(&mut page, node);
     page
+}
+
+/// What asynchronous calls do.
+pub fn calls(counts: &calls::Counts) -> String {
+    let mut page = String::with_capacity(2048);
+    describe(&mut page, "spry_async_calls", "gauge", "Asynchronous calls by state.");
+    for (state, count) in [
+        ("queued", counts.queued),
+        ("delayed", counts.delayed),
+        ("running", counts.running),
+        ("dead", counts.dead),
+    ] {
+        let _ = writeln!(page, "spry_async_calls{{state=\"{state}\"}} {count}");
+    }
+    for (name, kind, help, value) in [
+        ("spry_async_bytes", "gauge", "Bytes of the bodies of calls that wait.", counts.bytes),
+        ("spry_async_accepted_total", "counter", "Asynchronous calls that were accepted.", counts.accepted),
+        ("spry_async_done_total", "counter", "Those that ended with an answer.", counts.done),
+        ("spry_async_retried_total", "counter", "Failed runs that were followed by another.", counts.retried),
+        ("spry_async_dead_total", "counter", "Those that were given up.", counts.died),
+        ("spry_async_cancelled_total", "counter", "Those that were cancelled.", counts.cancelled),
+        ("spry_async_callbacks_total", "counter", "Callbacks that were taken.", counts.callbacks),
+        (
+            "spry_async_callbacks_lost_total",
+            "counter",
+            "Callbacks that were given up.",
+            counts.callbacks_lost,
+        ),
+        ("spry_async_commits_total", "counter", "Transactions that are on disk.", counts.commits),
+        ("spry_async_commit_failures_total", "counter", "Transactions that failed.", counts.commit_failures),
+        ("spry_async_broken", "gauge", "1 while calls can't be written.", u64::from(counts.broken)),
+    ] {
+        describe(&mut page, name, kind, help);
+        let _ = writeln!(page, "{name} {value}");
+    }
+    page
+}
+
+/// What is kept of calls.
+fn records(page: &mut String, node: &Node) {
+    let counts = node.recorder().counts();
+    for (name, kind, help, value) in [
+        ("spry_records_written_total", "counter", "Records of calls that were written.", counts.written),
+        ("spry_records_dropped_total", "counter", "Records and log lines that were dropped.", counts.dropped),
+        ("spry_records", "gauge", "Records of calls that are kept.", counts.kept),
+        ("spry_records_bytes", "gauge", "Their bytes.", counts.kept_bytes),
+    ] {
+        describe(page, name, kind, help);
+        let _ = writeln!(page, "{name} {value}");
+    }
 }
 
 /// What the chains do. Their members' processes are theirs, whatever the functions do by themselves.

@@ -25,12 +25,14 @@ use crate::chain::Chain;
 use crate::config::Config;
 use crate::dispatch::Bus;
 use crate::function::{Entered, Function};
+use crate::gateway::call_id::CallId;
 use crate::keeper::ToKeeper;
 use crate::manifest::Name;
 use crate::progress::Progress;
+use crate::records::{Filter, Recorder};
 use crate::store::{PlannedChain, Staged};
 use crate::units::Size;
-use show::{activation, add, calls, instances, log_line};
+use show::{activation, add, calls, instances, log_line, stored_line};
 pub use show::{chain_view, view};
 
 /// The functions that are served now, by name.
@@ -49,6 +51,8 @@ pub struct Fixed {
     pub passed_over: Vec<(Kind, BusError)>,
     /// What limits processes, in words.
     pub cgroup: String,
+    /// Keeps records of calls.
+    pub recorder: Arc<Recorder>,
 }
 
 /// The running node.
@@ -88,6 +92,11 @@ impl Node {
     /// Its configuration.
     pub fn config(&self) -> &Config {
         &self.fixed.config
+    }
+
+    /// Keeps records of calls.
+    pub fn recorder(&self) -> &Arc<Recorder> {
+        &self.fixed.recorder
     }
 
     /// Since its start.
@@ -177,17 +186,6 @@ impl Node {
         before
     }
 
-    fn find(&self, call_id: &str) -> Option<ActivationView> {
-        self.all().into_iter().find_map(|function| {
-            let history = function.history.lock();
-            let record = history.records().find(|record| record.call_id.as_str() == call_id)?;
-            let mut view = activation(&function, record);
-            let lines = history.lines_from(0).filter(|line| line.call == Some(record.call_id));
-            view.logs = lines.map(log_line).collect();
-            Some(view)
-        })
-    }
-
     fn log_page(&self, name: &str, since: Option<u64>, limit: usize) -> Option<LogPage> {
         let function = self.named(name)?;
         let history = function.history.lock();
@@ -220,6 +218,25 @@ impl Callees for Node {
             policy.in_flight = in_flight;
         }
         Some(policy)
+    }
+
+    fn payload(&self, name: &str) -> Option<u64> {
+        match self.named(name) {
+            Some(function) => Some(function.stored.manifest.limits.payload.as_bytes()),
+            None => self.chain_named(name).map(|chain| chain.plan.payload_bytes),
+        }
+    }
+}
+
+/// What was read, or nothing and a word in the log.
+fn readable<T: Default>(found: Result<rusqlite::Result<T>, tokio::task::JoinError>) -> T {
+    match found {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the records of calls can't be read");
+            T::default()
+        }
+        Err(_) => T::default(),
     }
 }
 
@@ -339,24 +356,32 @@ impl Engine for Node {
             memory_budget: Size::bytes(self.budget.limit_bytes()),
             keepalive: self.fixed.config.keepalive.name().to_owned(),
             calls: total,
+            records: self.fixed.recorder.counts(),
+            later: Default::default(),
         };
         Box::pin(std::future::ready(view))
     }
 
-    fn activations<'a>(&'a self, name: Option<&'a str>, limit: usize) -> Reply<'a, Vec<ActivationView>> {
-        let mut views = Vec::new();
-        for function in self.all().iter().filter(|function| name.is_none_or(|name| function.name() == name)) {
-            views.extend(
-                function.history.lock().records().take(limit).map(|record| activation(function, record)),
-            );
-        }
-        views.sort_by_key(|view| std::cmp::Reverse(view.started_unix_ms));
-        views.truncate(limit);
-        Box::pin(std::future::ready(views))
+    fn activations(&self, filter: Filter, limit: usize) -> Reply<'_, Vec<ActivationView>> {
+        let recorder = Arc::clone(&self.fixed.recorder);
+        Box::pin(async move {
+            let found = tokio::task::spawn_blocking(move || recorder.list(&filter, limit)).await;
+            readable(found).iter().map(activation).collect()
+        })
     }
 
     fn activation<'a>(&'a self, call_id: &'a str) -> Reply<'a, Option<ActivationView>> {
-        Box::pin(std::future::ready(self.find(call_id)))
+        let recorder = Arc::clone(&self.fixed.recorder);
+        Box::pin(async move {
+            let id = CallId::parse(call_id)?;
+            let found = tokio::task::spawn_blocking(move || recorder.call(id)).await;
+            let (records, lines) = readable(found);
+            // The last attempt, with what all of them wrote.
+            let mut view = activation(records.last()?);
+            let numbered = lines.iter().zip(0..);
+            view.logs = numbered.map(|(line, number)| stored_line(line, number)).collect();
+            Some(view)
+        })
     }
 
     fn logs<'a>(

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::call::{Call, remaining};
-use super::rows::{CALL_COLUMNS, Callback, DeadLetter, Ended, read_call};
+use super::rows::{CALL_COLUMNS, Callback, DeadLetter, Ended, StoredTrigger, read_call};
 use crate::gateway::call_id::CallId;
 use crate::store::{StoreError, sqlite};
 
 /// What each version of the schema adds to the one before. Never changed once it is released, only added to.
-const SCHEMA: [&str; 1] = [CALLS];
+const SCHEMA: [&str; 2] = [CALLS, TRIGGERS];
 /// SQLite's `application_id` of this file: "spyc".
 const APPLICATION_ID: i32 = 0x7370_7963;
 /// Bytes of an answer that a dead letter shows.
@@ -93,6 +93,15 @@ CREATE TABLE dead (
     body             BLOB NOT NULL
 ) STRICT;
 CREATE INDEX dead_by_function ON dead (function);
+";
+
+const TRIGGERS: &str = "
+CREATE TABLE triggers (
+    name          TEXT PRIMARY KEY,
+    text          TEXT NOT NULL,
+    paused        INTEGER NOT NULL,
+    fired_unix_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// What makes a retried submission the same call.
@@ -369,6 +378,26 @@ impl Batch<'_> {
         Ok(self.transaction.execute("DELETE FROM dead WHERE id = ?1", [id])? > 0)
     }
 
+    /// Stores a trigger in the place of the one of its name.
+    pub(super) fn put_trigger(&self, trigger: &StoredTrigger) -> Sql<()> {
+        let sql = "INSERT OR REPLACE INTO triggers VALUES (?1, ?2, ?3, ?4)";
+        let values = params![trigger.name, trigger.text, trigger.paused, trigger.fired_unix_ms];
+        self.transaction.prepare_cached(sql)?.execute(values)?;
+        Ok(())
+    }
+
+    /// Notes the instant that a trigger has fired for.
+    pub(super) fn fired(&self, name: &str, unix_ms: u64) -> Sql<()> {
+        let sql = "UPDATE triggers SET fired_unix_ms = ?2 WHERE name = ?1";
+        self.transaction.prepare_cached(sql)?.execute(params![name, unix_ms])?;
+        Ok(())
+    }
+
+    /// Removes a trigger; false: there is none.
+    pub(super) fn remove_trigger(&self, name: &str) -> Sql<bool> {
+        Ok(self.transaction.execute("DELETE FROM triggers WHERE name = ?1", [name])? > 0)
+    }
+
     /// Forgets what is beyond its bounds; says how many dead letters went.
     pub(super) fn trim(&mut self, keep: &Keep, now_unix_ms: u64) -> Sql<usize> {
         let before = |age: Duration| now_unix_ms.saturating_sub(age.as_millis() as u64);
@@ -406,7 +435,12 @@ impl Reader {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Database { operation: "open the calls for reading", source };
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        Ok(Self { connection: Connection::open_with_flags(path, flags).map_err(failed)? })
+        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+        // The first read opens the log beside the file: now, while there are descriptors for it.
+        let tables: rusqlite::Result<i64> =
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0));
+        tables.map_err(failed)?;
+        Ok(Self { connection })
     }
 
     /// A call's body.
@@ -429,6 +463,17 @@ impl Reader {
         );
         let mut statement = self.connection.prepare_cached(&sql)?;
         statement.query_map(params![function, limit as i64], DeadLetter::read)?.collect()
+    }
+
+    /// All triggers, by name.
+    pub fn triggers(&self) -> Sql<Vec<StoredTrigger>> {
+        let sql = "SELECT name, text, paused, fired_unix_ms FROM triggers ORDER BY name";
+        let mut statement = self.connection.prepare_cached(sql)?;
+        let rows = statement.query_map([], |row| {
+            let (name, text, paused, fired_unix_ms) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+            Ok(StoredTrigger { name, text, paused, fired_unix_ms })
+        })?;
+        rows.collect()
     }
 
     /// How many dead letters there are.

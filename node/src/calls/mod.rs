@@ -50,7 +50,7 @@ use call::{Call, Head};
 use callback::Posts;
 use database::{Database, Key, Reader};
 use policy::Policy;
-use rows::{DeadLetter, Ended};
+use rows::{DeadLetter, Ended, StoredTrigger};
 use runner::{Callees, Live, Runner, Stats, ToRunner};
 use settings::Settings;
 use target::{Target, TargetError};
@@ -456,6 +456,28 @@ impl Calls {
         let (done, wait) = oneshot::channel();
         let there = self.ask(Op::DropDead { id, done }, wait).await?;
         there.then_some(()).ok_or(CallsError::NoSuchDead(id))
+    }
+
+    /// All triggers. Blocks on the disk.
+    pub fn triggers(&self) -> Result<Vec<StoredTrigger>, CallsError> {
+        Ok(self.reader.lock().triggers()?)
+    }
+
+    /// Stores a trigger in the place of the one of its name.
+    pub async fn put_trigger(&self, trigger: StoredTrigger) -> Result<(), CallsError> {
+        let (done, wait) = oneshot::channel();
+        self.ask(Op::PutTrigger { trigger, done }, wait).await
+    }
+
+    /// Removes a trigger; false: there is none.
+    pub async fn remove_trigger(&self, name: &str) -> Result<bool, CallsError> {
+        let (done, wait) = oneshot::channel();
+        self.ask(Op::RemoveTrigger { name: name.to_owned(), done }, wait).await
+    }
+
+    /// Notes the instant that a trigger has fired for.
+    pub fn note_fired(&self, name: &str, unix_ms: u64) {
+        let _ = self.writer.send(Op::Fired { name: name.to_owned(), unix_ms });
     }
 
     async fn ask<T>(&self, op: Op, wait: oneshot::Receiver<Result<T, CallsError>>) -> Result<T, CallsError> {

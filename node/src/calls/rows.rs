@@ -112,6 +112,19 @@ pub struct Callback {
     pub due: Instant,
 }
 
+/// A trigger, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredTrigger {
+    /// Its name.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+    /// Whether it rests.
+    pub paused: bool,
+    /// The last instant that it has fired for, or when it was applied.
+    pub fired_unix_ms: u64,
+}
+
 /// A call that was given up.
 #[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub struct DeadLetter {

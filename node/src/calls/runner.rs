@@ -89,6 +89,8 @@ pub struct Live {
 pub trait Callees: Send + Sync {
     /// How calls of that name are retried; `in_flight` is how many may run at once. `None`: there is none of that name.
     fn policy(&self, name: &str) -> Option<Policy>;
+    /// Bytes of a call's body at most. `None`: there is none of that name.
+    fn payload(&self, name: &str) -> Option<u64>;
 }
 
 /// Counters, for status and metrics.

@@ -19,6 +19,9 @@ impl Callees for Everybody {
     fn policy(&self, _: &str) -> Option<Policy> {
         Some(self.0)
     }
+    fn payload(&self, _: &str) -> Option<u64> {
+        Some(1000)
+    }
 }
 
 /// Calls on a state folder, with a worker that the test plays.

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::call::Call;
 use super::database::{Batch, Database, Keep, Key, Known};
-use super::rows::{Callback, Ended};
+use super::rows::{Callback, Ended, StoredTrigger};
 use super::runner::ToRunner;
 use super::{CallsError, Clock, Room};
 use crate::gateway::call_id::CallId;
@@ -102,6 +102,27 @@ pub(super) enum Op {
         id: CallId,
         /// Told once it is on disk.
         done: oneshot::Sender<Result<bool, CallsError>>,
+    },
+    /// Store a trigger.
+    PutTrigger {
+        /// The trigger.
+        trigger: StoredTrigger,
+        /// Told once it is on disk.
+        done: oneshot::Sender<Result<(), CallsError>>,
+    },
+    /// Remove a trigger.
+    RemoveTrigger {
+        /// Its name.
+        name: String,
+        /// Told once it is on disk.
+        done: oneshot::Sender<Result<bool, CallsError>>,
+    },
+    /// Note the instant that a trigger has fired for. (If that is lost it fires again, under the same key.)
+    Fired {
+        /// Its name.
+        name: String,
+        /// The instant.
+        unix_ms: u64,
     },
     /// Write what came before this, and end.
     Close,
@@ -257,7 +278,10 @@ impl Writer {
                 }
                 let _ = done.send(Ok(was_there));
             }
-            (Op::DropDead { done, .. }, Found::Was(there)) => drop(done.send(Ok(there))),
+            (Op::DropDead { done, .. } | Op::RemoveTrigger { done, .. }, Found::Was(there)) => {
+                let _ = done.send(Ok(there));
+            }
+            (Op::PutTrigger { done, .. }, _) => drop(done.send(Ok(()))),
             _ => {}
         }
     }
@@ -270,8 +294,11 @@ impl Writer {
                 let _ = self.runner.send(ToRunner::Run(call));
                 let _ = done.send(Err(error.clone()));
             }
-            Op::Revive { done, .. } | Op::DropDead { done, .. } => drop(done.send(Err(error.clone()))),
-            Op::Close => {}
+            Op::Revive { done, .. } | Op::DropDead { done, .. } | Op::RemoveTrigger { done, .. } => {
+                let _ = done.send(Err(error.clone()));
+            }
+            Op::PutTrigger { done, .. } => drop(done.send(Err(error.clone()))),
+            Op::Fired { .. } | Op::Close => {}
             owed @ (Op::End { .. }
             | Op::Postpone { .. }
             | Op::CallBackLater { .. }
@@ -313,6 +340,7 @@ impl Op {
             Self::Postpone { .. } => Step::CallPostpone,
             Self::CallBackLater { .. } | Self::CalledBack { .. } => Step::CallBack,
             Self::Revive { .. } | Self::DropDead { .. } | Self::Close => Step::CallDead,
+            Self::PutTrigger { .. } | Self::RemoveTrigger { .. } | Self::Fired { .. } => Step::CallTrigger,
         }
     }
 
@@ -352,6 +380,9 @@ impl Op {
                 return batch.revive(*id, *seq, now_unix_ms, Instant::now()).map(Found::Revived);
             }
             Self::DropDead { id, .. } => return batch.drop_dead(*id).map(Found::Was),
+            Self::PutTrigger { trigger, .. } => batch.put_trigger(trigger)?,
+            Self::RemoveTrigger { name, .. } => return batch.remove_trigger(name).map(Found::Was),
+            Self::Fired { name, unix_ms } => batch.fired(name, *unix_ms)?,
             Self::Close => {}
         }
         Ok(Found::Nothing)

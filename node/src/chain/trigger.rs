@@ -155,7 +155,7 @@ async fn start(dispatcher: Rc<Dispatcher>, chain: Arc<Chain>, fired: Fired<Emitt
         let text = format!("[spry: trigger {} failed: {text}]", trigger.label);
         history.log(Some(call_id), Stream::Stderr, text.as_bytes());
     }
-    history.record(Record {
+    history.record(&Record {
         call_id,
         version: chain.version,
         started_unix_ms: at
@@ -165,8 +165,11 @@ async fn start(dispatcher: Rc<Dispatcher>, chain: Arc<Chain>, fired: Fired<Emitt
         queue_ns: 0,
         start_ns: 0,
         exec_ns: begun.elapsed().as_nanos() as u64,
+        cpu_ns: None,
+        memory_bytes: None,
         status,
         error,
+        steps: call.as_ref().ok().map(|call| call.timeline().header().into()),
     });
 }
 

@@ -12,6 +12,7 @@ mod invoke;
 mod pack;
 mod show;
 mod table;
+mod trigger;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -87,6 +88,9 @@ enum Command {
     /// Look at asynchronous calls that were given up, run them again or forget them
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Apply, look at, pause and remove triggers: schedules and spool folders
+    #[command(subcommand)]
+    Trigger(trigger::Trigger),
     /// Show the node: transport, limits, processes
     Status,
     /// Check what this kernel and these rights give
@@ -116,6 +120,15 @@ enum Activation {
     List {
         /// Only this function's
         name: Option<String>,
+        /// Only those that went so: ok, failed, an HTTP status, or an error's code
+        #[arg(long, value_name = "HOW")]
+        status: Option<String>,
+        /// Only those accepted since then: a period before now (10m), or milliseconds since the Unix epoch
+        #[arg(long, value_name = "WHEN")]
+        since: Option<String>,
+        /// Only those accepted before then
+        #[arg(long, value_name = "WHEN")]
+        until: Option<String>,
         /// At most this many
         #[arg(short = 'n', long, value_name = "N", default_value_t = 30)]
         limit: usize,
@@ -234,6 +247,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Chain(wanted) => chain::chain(&client, wanted, output).await?,
         Command::Logs(wanted) => logs(&client, &wanted, output).await?,
         Command::Activation(wanted) => activation(&client, wanted, output).await?,
+        Command::Trigger(wanted) => trigger::trigger(&client, wanted, output).await?,
         Command::Dead(wanted) => dead::dead(&client, wanted, output).await?,
         Command::Status => {
             show(&client, "/system/status", output, |view: StatusView| show::status(&view)).await?;
@@ -260,9 +274,13 @@ async fn show<T: DeserializeOwned>(
 
 async fn activation(client: &Client, wanted: Activation, output: Output) -> Result<(), Failure> {
     match wanted {
-        Activation::List { name, limit } => {
-            let of = name.map(|name| segment(&name).map(|name| format!("&function={name}"))).transpose()?;
-            let path = format!("/system/activations?limit={limit}{}", of.unwrap_or_default());
+        Activation::List { name, status, since, until, limit } => {
+            let mut path = format!("/system/activations?limit={limit}");
+            for (key, value) in [("function", name), ("status", status), ("since", since), ("until", until)] {
+                if let Some(value) = value {
+                    path.push_str(&format!("&{key}={}", segment(&value)?));
+                }
+            }
             show(client, &path, output, |list: Vec<ActivationView>| show::activations(&list)).await
         }
         Activation::Result { id, wait } => {

@@ -87,6 +87,22 @@ pub(super) fn status(view: &StatusView) -> String {
         ("keepalive", view.keepalive.clone()),
         ("calls", calls(&view.calls)),
     ]);
+    let (records, bytes) = (&view.records, Size::bytes(view.records.kept_bytes));
+    rows.push((
+        "records",
+        format!("{} kept ({}), {} dropped", records.kept, bytes.rounded(), records.dropped),
+    ));
+    let later = &view.later;
+    rows.push((
+        "asynchronous",
+        format!(
+            "{} queued, {} delayed, {} running, {} dead",
+            later.queued, later.delayed, later.running, later.dead
+        ),
+    ));
+    if later.broken {
+        rows.push(("", "calls can't be written now: is the disk full?".into()));
+    }
     pairs(&rows)
 }
 
@@ -146,6 +162,16 @@ pub(super) fn activation(view: &ActivationView) -> String {
     let times = [("queue", view.queue_ms), ("start", view.start_ms), ("exec", view.exec_ms)];
     let times: Vec<String> = times.iter().map(|(name, ms)| format!("{name} {ms:.2} ms")).collect();
     rows.push(("time", times.join(", ")));
+    if let Some(cpu_ms) = view.cpu_ms {
+        rows.push(("cpu", format!("{cpu_ms:.2} ms")));
+    }
+    if let Some(peak) = view.memory_peak {
+        rows.push(("memory", format!("{} at most", peak.rounded())));
+    }
+    for step in &view.steps {
+        let how = if step.hop { "to " } else { "" };
+        rows.push(("", format!("{how}{} {:.3} ms", step.step, step.ms)));
+    }
     pairs(&rows) + &lines(&view.logs)
 }
 

@@ -153,6 +153,8 @@ pub struct Config {
     pub queue: Queue,
     /// Asynchronous calls.
     pub asynchronous: Settings,
+    /// Records of calls.
+    pub activations: crate::records::settings::Settings,
     /// Bytes of output kept of one invocation; the rest is cut and said to be.
     pub log_volume: Size,
     /// What may be uploaded.

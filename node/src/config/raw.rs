@@ -15,6 +15,7 @@ use super::{
 use crate::calls::settings::RawSettings;
 use crate::manifest::Defaults;
 use crate::manifest::raw::{Quantity, RawLimits, RawPolicy, RawScale};
+use crate::records;
 use crate::units::{Period, Size};
 
 /// User ids after those of functions, for what spryd runs beside them (installing packages).
@@ -64,6 +65,8 @@ pub struct RawConfig {
     pub node: RawNode,
     /// `[keepalive]`
     pub keepalive: RawKeepAlive,
+    /// `[activations]`
+    pub activations: records::settings::RawSettings,
     /// `[defaults]`
     pub defaults: RawDefaults,
 }
@@ -204,6 +207,7 @@ impl TryFrom<RawConfig> for Config {
             freeze: freeze(raw.zygotes.freeze.as_deref())?,
             queue,
             asynchronous: raw.asynchronous.check()?,
+            activations: raw.activations.check()?,
             log_volume: volume,
             upload: UploadLimits {
                 size: size("upload.size", raw.upload.size, upload.size, Size::kib(1), Size::gib(16))?,

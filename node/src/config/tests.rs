@@ -83,6 +83,11 @@ hosts = ["public", "10.0.0.0/8", "hooks.lan:8080"]
 timeout = "5s"
 retries = 2
 backoff = "500ms"
+[activations]
+count = 1000
+bytes = "10MiB"
+age = "1d"
+buffer = "1MiB"
 [defaults.async]
 retries = 9
 backoff = "100ms"

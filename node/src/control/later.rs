@@ -9,11 +9,14 @@ use http_body_util::Full;
 
 use super::query::Query;
 use super::{Control, Refused, WAIT_MAX, answer, blocking, json, limit};
+use crate::activation::unix_ms;
 use crate::api::{ActivationView, LaterState, LaterView};
 use crate::calls::rows::Ended;
 use crate::calls::runner::Live;
 use crate::calls::{Calls, CallsError};
 use crate::gateway::call_id::CallId;
+use crate::records::Filter;
+use crate::units::{Period, UnitError};
 
 type Answer = Result<Response<Full<Bytes>>, Refused>;
 
@@ -82,13 +85,35 @@ pub(crate) fn view(id: CallId, found: Found, run: Option<ActivationView>) -> Act
         queue_ms: 0.0,
         start_ms: 0.0,
         exec_ms: took_ms,
+        cpu_ms: None,
+        memory_peak: None,
         status,
         error: error.clone(),
+        steps: Vec::new(),
         later: None,
         logs: Vec::new(),
     });
     (view.status, view.error, view.later) = (status, error, Some(later));
     view
+}
+
+/// Which calls are wanted: `function`, `status`, `since` and `until` (instants, or periods before now).
+pub(super) fn filter(query: &Query) -> Result<Filter, Refused> {
+    let bad = |name, problem: String| Refused::Parameter { name, problem };
+    let instant = |name: &'static str| -> Result<Option<u64>, Refused> {
+        let Some(text) = query.text(name) else { return Ok(None) };
+        if let Ok(unix_ms) = text.parse() {
+            return Ok(Some(unix_ms));
+        }
+        let ago: Period = text.parse().map_err(|error: UnitError| bad(name, error.to_string()))?;
+        Ok(Some(unix_ms().saturating_sub(ago.as_millis())))
+    };
+    Ok(Filter {
+        function: query.text("function").map(str::to_owned),
+        status: query.text("status").map(str::parse).transpose().map_err(|problem| bad("status", problem))?,
+        since_unix_ms: instant("since")?,
+        until_unix_ms: instant("until")?,
+    })
 }
 
 pub(super) async fn activation(id: &str, query: &Query, control: &Control) -> Answer {

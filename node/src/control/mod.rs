@@ -10,8 +10,9 @@ pub(crate) mod later;
 mod query;
 mod refusal;
 pub mod token;
+mod trigger;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,12 +27,13 @@ use crate::doctor;
 use crate::manifest::{Defaults, Name};
 use crate::progress::{self, Board, Progress};
 use crate::store::Store;
+use crate::triggers::Triggers;
 use query::Query;
 pub use refusal::Refused;
 use token::ApiToken;
 
 /// Every route, as documented.
-pub const ROUTES: [(&str, &str); 21] = [
+pub const ROUTES: [(&str, &str); 27] = [
     ("GET", "/system/status"),
     ("GET", "/system/doctor"),
     ("GET", "/system/functions"),
@@ -51,6 +53,12 @@ pub const ROUTES: [(&str, &str); 21] = [
     ("GET", "/system/dead"),
     ("POST", "/system/dead/ID"),
     ("DELETE", "/system/dead/ID"),
+    ("GET", "/system/triggers"),
+    ("GET", "/system/trigger/NAME"),
+    ("PUT", "/system/trigger/NAME"),
+    ("DELETE", "/system/trigger/NAME"),
+    ("POST", "/system/trigger/NAME/pause"),
+    ("POST", "/system/trigger/NAME/resume"),
     ("GET", "/system/version"),
     ("GET", "/system/progress/NAME"),
 ];
@@ -81,6 +89,7 @@ pub struct Control {
     progress: Arc<Board>,
     doctor: doctor::Options,
     calls: Option<Arc<Calls>>,
+    triggers: Arc<OnceLock<Arc<Triggers>>>,
 }
 
 impl Control {
@@ -100,12 +109,18 @@ impl Control {
             progress: Arc::default(),
             doctor,
             calls: None,
+            triggers: Arc::default(),
         }
     }
 
     /// The same with asynchronous calls; without, their routes are not there.
     pub fn with_calls(self, calls: Arc<Calls>) -> Self {
         Self { calls: Some(calls), ..self }
+    }
+
+    /// The same with triggers, as soon as there are any.
+    pub fn with_triggers(self, triggers: Arc<OnceLock<Arc<Triggers>>>) -> Self {
+        Self { triggers, ..self }
     }
 }
 
@@ -150,7 +165,11 @@ where
     let engine = &control.engine;
     match path.as_slice() {
         ["version"] if reads => json(&serde_json::json!({ "version": env!("CARGO_PKG_VERSION") })),
-        ["status"] if reads => json(&engine.status().await),
+        ["status"] if reads => {
+            let mut view = engine.status().await;
+            view.later = control.calls.as_ref().map(|calls| calls.counts()).unwrap_or_default();
+            json(&view)
+        }
         ["doctor"] if reads => {
             let options = control.doctor.clone();
             json(&blocking(move || doctor::examine(&options)).await?)
@@ -176,9 +195,15 @@ where
         },
         ["chain", name] if writes => chain::apply(body, control, name).await,
         ["chain", name] if parts.method == Method::DELETE => chain::remove(name, control).await,
-        ["activations"] if reads => json(&engine.activations(query.text("function"), limit(&query)?).await),
+        ["activations"] if reads => json(&engine.activations(later::filter(&query)?, limit(&query)?).await),
         ["activation", id] if reads => later::activation(id, &query, control).await,
         ["activation", id, "result"] if reads => later::result(id, &query, control).await,
+        ["triggers"] if reads => trigger::list(control),
+        ["trigger", name] if reads => trigger::get(name, control),
+        ["trigger", name] if writes => trigger::apply(body, control, name).await,
+        ["trigger", name] if parts.method == Method::DELETE => trigger::remove(name, control).await,
+        ["trigger", name, "pause"] if writes => trigger::pause(name, true, control).await,
+        ["trigger", name, "resume"] if writes => trigger::pause(name, false, control).await,
         ["dead"] if reads => later::dead(&query, control).await,
         ["dead", id] if writes => later::revive(id, control).await,
         ["dead", id] if parts.method == Method::DELETE => later::drop_dead(id, control).await,
@@ -188,14 +213,15 @@ where
             let progress = progress(control, name)?;
             json(&progress.read(query.number("since")?.unwrap_or(0), wait).await)
         }
-        ["version" | "status" | "doctor" | "activations" | "chains" | "dead"]
+        ["version" | "status" | "doctor" | "activations" | "chains" | "dead" | "triggers"]
         | ["function", _, "logs"]
         | ["progress", _]
         | ["activation", _]
         | ["activation", _, "logs" | "result"] => Err(Refused::Method("GET")),
+        ["trigger", _, "pause" | "resume"] => Err(Refused::Method("POST, PUT")),
         ["dead", _] => Err(Refused::Method("POST, PUT, DELETE")),
         ["functions"] => Err(Refused::Method("GET, POST, PUT")),
-        ["function" | "chain", _] => Err(Refused::Method("GET, POST, PUT, DELETE")),
+        ["function" | "chain" | "trigger", _] => Err(Refused::Method("GET, POST, PUT, DELETE")),
         _ => Err(Refused::NoSuchPath),
     }
 }

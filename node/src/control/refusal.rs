@@ -5,6 +5,7 @@ use http::StatusCode;
 use crate::api::{ApplyError, DeployError, ErrorBody, ErrorDetail, RemoveError};
 use crate::calls::CallsError;
 use crate::store::StoreError;
+use crate::triggers::TriggerError;
 
 /// Why a control request was not done.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,9 @@ pub enum Refused {
     /// An asynchronous call was not found or not changed.
     #[error(transparent)]
     Calls(#[from] CallsError),
+    /// A trigger was not applied, changed or found.
+    #[error(transparent)]
+    Trigger(#[from] TriggerError),
     /// The call has not ended yet.
     #[error("call {0} has not ended yet; wait for it with `wait=30s`")]
     NotEnded(String),
@@ -108,6 +112,7 @@ impl Refused {
             Self::OtherChain { .. } => (StatusCode::BAD_REQUEST, "bad_chain"),
             Self::NoSuchActivation(_) => (StatusCode::NOT_FOUND, "no_such_call"),
             Self::Calls(error) => error.status(),
+            Self::Trigger(error) => blame_of_trigger(error),
             Self::NotEnded(_) => (StatusCode::CONFLICT, "not_ended"),
             Self::NoResult(_) => (StatusCode::NOT_FOUND, "no_result"),
             Self::Parameter { .. } => (StatusCode::BAD_REQUEST, "bad_parameter"),
@@ -123,6 +128,17 @@ impl Refused {
             Self::Apply(ApplyError::ShuttingDown) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             Self::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "node_failed"),
         }
+    }
+}
+
+fn blame_of_trigger(error: &TriggerError) -> (StatusCode, &'static str) {
+    match error {
+        TriggerError::Spec(_) | TriggerError::OtherName { .. } => (StatusCode::BAD_REQUEST, "bad_trigger"),
+        TriggerError::NoSuchCallee(_) | TriggerError::Folder { .. } => {
+            (StatusCode::BAD_REQUEST, "bad_trigger")
+        }
+        TriggerError::NoSuchTrigger(_) => (StatusCode::NOT_FOUND, "no_such_trigger"),
+        TriggerError::Calls(error) => error.status(),
     }
 }
 

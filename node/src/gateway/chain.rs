@@ -45,6 +45,7 @@ impl Worker {
             queue_ns,
             start_ns,
             exec_ns: ((ended - begun).as_nanos() as u64).saturating_sub(queue_ns + start_ns),
+            ..Timing::NONE
         };
         let steps = timeline.header();
         drop(timeline);

@@ -95,8 +95,12 @@ impl Worker {
         let call_id = self.call_ids.next();
         let mut response = match path {
             "/healthz" => only_reads(request.method()).map(|()| text(StatusCode::OK, "ok\n".into())),
-            "/metrics" => only_reads(request.method())
-                .map(|()| text(StatusCode::OK, crate::metrics::render(&self.node))),
+            "/metrics" => only_reads(request.method()).map(|()| {
+                text(
+                    StatusCode::OK,
+                    crate::metrics::render(&self.node) + &crate::metrics::calls(&self.calls.counts()),
+                )
+            }),
             _ if control::is_control_path(path) => Ok(control::handle(request, &self.control, caller).await),
             "*" if request.method() == Method::OPTIONS => Ok(options()),
             _ => Err(Refusal::NoSuchPath),
@@ -300,17 +304,17 @@ impl Accepted {
             response.headers_mut().insert(X_SPRY_START.clone(), HeaderValue::from_static(start.as_str()));
         }
         response.headers_mut().insert(SERVER_TIMING.clone(), timing.header(steps));
-        self.record(response.status(), timing, error);
+        self.record(response.status(), timing, error, steps);
         response
     }
 
-    fn record(&self, status: StatusCode, timing: Timing, error: Option<&'static str>) {
+    fn record(&self, status: StatusCode, timing: Timing, error: Option<&'static str>, steps: &str) {
         let ended = if error.is_some() { &self.counts.failed } else { &self.counts.ok };
         ended.fetch_add(1, Ordering::Relaxed);
         if let Some(start) = timing.start {
             self.counts.served(start, timing.exec_ns);
         }
-        self.history.lock().record(Record {
+        self.history.lock().record(&Record {
             call_id: self.call_id,
             version: self.version,
             started_unix_ms: self.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
@@ -318,8 +322,11 @@ impl Accepted {
             queue_ns: timing.queue_ns,
             start_ns: timing.start_ns,
             exec_ns: timing.exec_ns,
+            cpu_ns: timing.used.cpu_ns,
+            memory_bytes: timing.used.memory_bytes,
             status: status.as_u16(),
             error,
+            steps: (!steps.is_empty()).then(|| steps.into()),
         });
     }
 }

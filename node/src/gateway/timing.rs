@@ -6,7 +6,7 @@ use http::HeaderValue;
 
 use crate::activation::Start;
 use crate::dispatch::Ended;
-use crate::instance::Instance;
+use crate::instance::{Instance, Used};
 
 /// Where the time went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,18 +19,33 @@ pub(super) struct Timing {
     pub start_ns: u64,
     /// From the descriptor's leaving to the answer's coming.
     pub exec_ns: u64,
+    /// What its process used.
+    pub used: Used,
 }
 
 impl Timing {
     /// Nothing happened.
-    pub(super) const NONE: Self = Self { start: None, queue_ns: 0, start_ns: 0, exec_ns: 0 };
+    pub(super) const NONE: Self = Self {
+        start: None,
+        queue_ns: 0,
+        start_ns: 0,
+        exec_ns: 0,
+        used: Used { cpu_ns: None, memory_bytes: None },
+    };
 
     /// Of an invocation that was answered at `answered_at` by `instance`, which had served `before` others.
     pub(super) fn answered(ended: &Ended, answered_at: Instant, instance: &Instance, before: u64) -> Self {
         let waited = ended.sent_at.saturating_duration_since(ended.submitted_at);
         let exec_ns = nanoseconds(answered_at.saturating_duration_since(ended.sent_at));
+        let used = instance.used();
         if before > 0 {
-            return Self { start: Some(Start::Warm), queue_ns: nanoseconds(waited), start_ns: 0, exec_ns };
+            return Self {
+                start: Some(Start::Warm),
+                queue_ns: nanoseconds(waited),
+                start_ns: 0,
+                exec_ns,
+                used,
+            };
         }
         // The part of the wait in which its process was being made.
         let from = instance.requested_at.max(ended.submitted_at);
@@ -41,6 +56,7 @@ impl Timing {
             queue_ns: nanoseconds(waited.saturating_sub(starting)),
             start_ns: nanoseconds(starting),
             exec_ns,
+            used,
         }
     }
 
@@ -114,8 +130,13 @@ mod tests {
 
     #[test]
     fn the_header_names_each_part() {
-        let timing =
-            Timing { start: Some(Start::Forked), queue_ns: 20_000, start_ns: 1_200_000, exec_ns: 3_400_000 };
+        let timing = Timing {
+            start: Some(Start::Forked),
+            queue_ns: 20_000,
+            start_ns: 1_200_000,
+            exec_ns: 3_400_000,
+            ..Timing::NONE
+        };
         assert_eq!(
             timing.header(b", s0;dur=1"),
             "queue;dur=0.020, start;dur=1.200, exec;dur=3.400, kind;desc=\"forked\", s0;dur=1"

@@ -177,7 +177,10 @@ impl Keeper {
         let before = self.node.chain_named(plan.name.as_str());
         let (history, counts) = match &before {
             Some(before) => (Arc::clone(&before.history), Arc::clone(&before.counts)),
-            None => (Arc::new(Mutex::new(History::default())), Arc::new(Counts::default())),
+            None => {
+                let history = History::new(plan.name.as_str(), Arc::clone(self.node.recorder()));
+                (Arc::new(Mutex::new(history)), Arc::new(Counts::default()))
+            }
         };
         Ok(Arc::new(Chain {
             version: before.map_or(1, |before| before.version + 1),

@@ -123,10 +123,9 @@ impl Keeper {
     ) -> Result<Arc<Function>, DeployError> {
         let index = self.free_index()?;
         let inbox = self.inbox(&stored).map_err(|error| DeployError::NoRoom(error.to_string()))?;
-        let history = before.map_or_else(
-            || Arc::new(parking_lot::Mutex::new(History::default())),
-            |old| Arc::clone(&old.history),
-        );
+        let new = || History::new(stored.manifest.name.as_str(), Arc::clone(self.node.recorder()));
+        let history =
+            before.map_or_else(|| Arc::new(parking_lot::Mutex::new(new())), |old| Arc::clone(&old.history));
         let counts = before.map_or_else(|| Arc::new(Counts::default()), |old| Arc::clone(&old.counts));
         let function = Function::new(index, stored, inbox, history, counts, None);
         self.bus.functions[usize::from(index.0)].store(Some(Arc::clone(&function)));

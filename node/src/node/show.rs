@@ -4,13 +4,15 @@ use std::sync::atomic::Ordering;
 
 use shm_bus::transport::Transport;
 
-use crate::activation::{Line, Record, Start, Stream};
+use crate::activation::{Line, Start, Stream};
 use crate::api::{
     ActivationView, Calls, ChainView, FunctionState, FunctionView, Instances, LogLine, LogStream, MemberView,
-    StartKind, ZygoteState,
+    StartKind, StepTime, ZygoteState,
 };
 use crate::chain::Chain;
 use crate::function::{Counts, Entered, Function};
+use crate::records::{StoredLine, StoredRecord};
+use crate::units::Size;
 
 /// How one function stands.
 pub fn view(function: &Function) -> FunctionView {
@@ -80,11 +82,12 @@ pub(super) fn calls(counts: &Counts) -> Calls {
     }
 }
 
-pub(super) fn activation(function: &Function, record: &Record) -> ActivationView {
+pub(super) fn activation(stored: &StoredRecord) -> ActivationView {
+    let record = &stored.record;
     let ms = |ns: u64| ns as f64 / 1e6;
     ActivationView {
         call_id: record.call_id.to_string(),
-        function: function.name().to_owned(),
+        function: stored.function.clone(),
         version: record.version,
         started_unix_ms: record.started_unix_ms,
         start: record.start.map(|start| match start {
@@ -95,10 +98,43 @@ pub(super) fn activation(function: &Function, record: &Record) -> ActivationView
         queue_ms: ms(record.queue_ns),
         start_ms: ms(record.start_ns),
         exec_ms: ms(record.exec_ns),
+        cpu_ms: record.cpu_ns.map(ms),
+        memory_peak: record.memory_bytes.map(Size::bytes),
         status: record.status,
-        error: record.error.map(str::to_owned),
+        error: stored.error.clone(),
+        steps: record.steps.as_deref().map(steps).unwrap_or_default(),
         later: None,
         logs: Vec::new(),
+    }
+}
+
+/// `, s0;dur=1.234;desc="decode", h0;dur=0.006;desc="to resize"`, entry by entry.
+fn steps(header: &str) -> Vec<StepTime> {
+    let entry = |text: &str| {
+        let (label, rest) = text.split_once(";dur=")?;
+        let (ms, name) = rest.split_once(";desc=")?;
+        let name = name.trim_matches('"');
+        let hop = label.starts_with('h');
+        let name = if hop { name.strip_prefix("to ").unwrap_or(name) } else { name };
+        Some(StepTime { step: name.to_owned(), hop, ms: ms.parse().ok()? })
+    };
+    header.split(", ").filter_map(entry).collect()
+}
+
+pub(super) fn stored_line(line: &StoredLine, number: u64) -> LogLine {
+    LogLine {
+        number,
+        at_unix_ms: line.at_unix_ms,
+        call_id: line.call.map(|call| call.to_string()),
+        stream: stream(line.stream),
+        text: line.text.clone(),
+    }
+}
+
+fn stream(stream: Stream) -> LogStream {
+    match stream {
+        Stream::Stdout => LogStream::Stdout,
+        Stream::Stderr => LogStream::Stderr,
     }
 }
 
@@ -107,10 +143,7 @@ pub(super) fn log_line(line: &Line) -> LogLine {
         number: line.number,
         at_unix_ms: line.at_unix_ms,
         call_id: line.call.map(|call| call.to_string()),
-        stream: match line.stream {
-            Stream::Stdout => LogStream::Stdout,
-            Stream::Stderr => LogStream::Stderr,
-        },
+        stream: stream(line.stream),
         text: line.text.clone(),
     }
 }

@@ -52,6 +52,8 @@ pub enum Step {
     CallBack,
     /// Before a dead letter is moved or dropped.
     CallDead,
+    /// Before what is stored of a trigger is changed.
+    CallTrigger,
     /// With the batch written, before it is on disk.
     CallsBeforeCommit,
     /// It is on disk, but nobody knows yet.
@@ -59,7 +61,7 @@ pub enum Step {
 }
 
 /// Those of asynchronous calls, by name: what the crash test kills spryd at.
-pub const CALL_STEPS: [(&str, Step); 9] = [
+pub const CALL_STEPS: [(&str, Step); 10] = [
     ("calls-begin", Step::CallsBegin),
     ("call-accept", Step::CallAccept),
     ("call-cancel", Step::CallCancel),
@@ -67,6 +69,7 @@ pub const CALL_STEPS: [(&str, Step); 9] = [
     ("call-postpone", Step::CallPostpone),
     ("call-back", Step::CallBack),
     ("call-dead", Step::CallDead),
+    ("call-trigger", Step::CallTrigger),
     ("calls-before-commit", Step::CallsBeforeCommit),
     ("calls-after-commit", Step::CallsAfterCommit),
 ];

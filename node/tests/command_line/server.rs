@@ -22,6 +22,7 @@ use spry_node::doctor;
 use spry_node::manifest::Defaults;
 use spry_node::store::fault::Seam;
 use spry_node::store::{Options, Store};
+use spry_node::triggers::Triggers;
 use spry_node::units::Size;
 use tempfile::TempDir;
 use tokio::net::{TcpListener, UnixListener};
@@ -34,6 +35,9 @@ struct Nobody;
 
 impl Callees for Nobody {
     fn policy(&self, _: &str) -> Option<Policy> {
+        None
+    }
+    fn payload(&self, _: &str) -> Option<u64> {
         None
     }
 }
@@ -71,7 +75,8 @@ impl Server {
         calls.start(Vec::new(), Arc::new(Nobody)).expect("the runner starts");
         let control =
             Control::new(engine, Arc::clone(&store), token, Defaults::default(), doctor::Options::default())
-                .with_calls(calls);
+                .with_calls(Arc::clone(&calls))
+                .with_triggers(Arc::new(Triggers::start(calls, Arc::new(Nobody)).expect("a thread").into()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("an event loop");
         let socket = folder.path().join("control.sock");

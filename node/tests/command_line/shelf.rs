@@ -12,6 +12,7 @@ use spry_node::api::{
 };
 use spry_node::manifest::Name;
 use spry_node::progress::Progress;
+use spry_node::records::Filter;
 use spry_node::store::{PlannedChain, Staged, Store, StoredFunction};
 use spry_node::units::Size;
 use tokio::sync::watch;
@@ -113,6 +114,9 @@ fn call() -> ActivationView {
         exec_ms: 0.5,
         status: 500,
         error: Some("function_failed".into()),
+        cpu_ms: Some(0.25),
+        memory_peak: None,
+        steps: vec![],
         later: None,
         logs: vec![line(0), line(1)],
     }
@@ -191,10 +195,12 @@ impl Engine for Shelf {
             memory_budget: Size::gib(2),
             keepalive: "ttl".into(),
             calls: Calls::default(),
+            records: Default::default(),
+            later: Default::default(),
         })
     }
-    fn activations<'a>(&'a self, name: Option<&'a str>, limit: usize) -> Reply<'a, Vec<ActivationView>> {
-        let fits = limit > 0 && name.is_none_or(|name| name == "hello");
+    fn activations(&self, filter: Filter, limit: usize) -> Reply<'_, Vec<ActivationView>> {
+        let fits = limit > 0 && filter.function.is_none_or(|name| name == "hello");
         now(if fits { vec![ActivationView { logs: vec![], ..call() }] } else { vec![] })
     }
     fn activation<'a>(&'a self, call_id: &'a str) -> Reply<'a, Option<ActivationView>> {

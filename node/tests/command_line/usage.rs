@@ -59,6 +59,7 @@ fn help_names_what_is_here_and_nothing_else() {
         "logs",
         "activation",
         "dead",
+        "trigger",
         "status",
         "doctor",
         "check-config",

@@ -37,6 +37,8 @@ pub(crate) struct Daemon {
     child: Child,
     pub(crate) address: SocketAddr,
     folder: tempfile::TempDir,
+    /// Where its state is, if that isn't in `folder`.
+    state: Option<PathBuf>,
     config: String,
 }
 
@@ -47,8 +49,15 @@ impl Daemon {
         // The state folder must be reachable by the functions' users.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
         std::fs::set_permissions(folder.path(), open).expect("open the folder");
-        let (child, address) = launch(folder.path(), config);
-        Self { child, address, folder, config: config.to_owned() }
+        let (child, address) = launch(folder.path(), &folder.path().join("state"), config, &[]);
+        Self { child, address, folder, state: None, config: config.to_owned() }
+    }
+
+    /// The same with its state in this folder.
+    pub(crate) fn start_on(state: &Path, config: &str) -> Self {
+        let folder = tempfile::Builder::new().prefix("spry-e2e-").tempdir().expect("a temporary folder");
+        let (child, address) = launch(folder.path(), state, config, &[]);
+        Self { child, address, folder, state: Some(state.to_owned()), config: config.to_owned() }
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -60,7 +69,7 @@ impl Daemon {
     }
 
     pub(crate) fn state(&self) -> PathBuf {
-        self.folder.path().join("state")
+        self.state.clone().unwrap_or_else(|| self.folder.path().join("state"))
     }
 
     /// Kills it without warning and starts it again on the same state.
@@ -72,7 +81,7 @@ impl Daemon {
     pub(crate) fn crash_and_restart_with(&mut self, env: &[(&str, &str)]) {
         self.kill();
         self.child.wait().expect("reap spryd");
-        (self.child, self.address) = launch_with(self.folder.path(), &self.config, env);
+        (self.child, self.address) = launch(self.folder.path(), &self.state(), &self.config, env);
     }
 
     /// Kills it without warning, if it lives.
@@ -216,18 +225,14 @@ fn find_folder(folder: &Path, name: &str, depth: usize) -> Option<PathBuf> {
     None
 }
 
-fn launch(folder: &Path, config: &str) -> (Child, SocketAddr) {
-    launch_with(folder, config, &[])
-}
-
-fn launch_with(folder: &Path, config: &str, env: &[(&str, &str)]) -> (Child, SocketAddr) {
+fn launch(folder: &Path, state: &Path, config: &str, env: &[(&str, &str)]) -> (Child, SocketAddr) {
     let file = folder.join("spryd.toml");
     std::fs::write(&file, config).expect("write the configuration");
     let mut child = Command::new(env!("CARGO_BIN_EXE_spryd"))
         .arg("--config")
         .arg(&file)
         .arg("--state-dir")
-        .arg(folder.join("state"))
+        .arg(state)
         .args(["--listen", "127.0.0.1:0"])
         .arg("--control-socket")
         .arg(folder.join("control.sock"))

@@ -15,5 +15,7 @@ mod http;
 mod later;
 mod life;
 mod memory;
+mod outage;
 mod packages;
 mod transports;
+mod triggers;

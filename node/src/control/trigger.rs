@@ -1,0 +1,52 @@
+//! Triggers over the control API.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+
+use super::{Control, Refused, answer, json};
+use crate::triggers::spec::FILE_MAX;
+use crate::triggers::{TriggerError, Triggers};
+
+type Answer = Result<Response<Full<Bytes>>, Refused>;
+
+fn triggers(control: &Control) -> Result<Arc<Triggers>, Refused> {
+    control.triggers.get().cloned().ok_or(Refused::NoSuchPath)
+}
+
+pub(super) fn list(control: &Control) -> Answer {
+    json(&triggers(control)?.list())
+}
+
+pub(super) fn get(name: &str, control: &Control) -> Answer {
+    let found = triggers(control)?.get(name);
+    json(&found.ok_or_else(|| TriggerError::NoSuchTrigger(name.into()))?)
+}
+
+pub(super) async fn apply<B>(body: B, control: &Control, name: &str) -> Answer
+where
+    B: http_body::Body<Data = Bytes> + Send,
+    B::Error: std::fmt::Display,
+{
+    let triggers = triggers(control)?;
+    // `Limited` wants errors that can be boxed; their words are enough.
+    let body = std::pin::pin!(body.map_err(|error| std::io::Error::other(error.to_string())));
+    let whole =
+        Limited::new(body, FILE_MAX).collect().await.map_err(|error| Refused::Body(error.to_string()))?;
+    let text = String::from_utf8(whole.to_bytes().into())
+        .map_err(|_| Refused::Body("it is no UTF-8 text".to_owned()))?;
+    let replaced = triggers.apply(name, text).await?;
+    json(&serde_json::json!({ "trigger": triggers.get(name), "replaced": replaced }))
+}
+
+pub(super) async fn remove(name: &str, control: &Control) -> Answer {
+    triggers(control)?.remove(name).await?;
+    Ok(answer(StatusCode::NO_CONTENT, Bytes::new()))
+}
+
+pub(super) async fn pause(name: &str, paused: bool, control: &Control) -> Answer {
+    triggers(control)?.pause(name, paused).await?;
+    Ok(answer(StatusCode::NO_CONTENT, Bytes::new()))
+}

@@ -1,0 +1,131 @@
+//! A full disk, a read-only one, no descriptors left: clear errors, nothing lost, and it goes on when the cause is gone.
+
+use std::path::Path;
+use std::process::Command;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::client::Connection;
+use super::daemon::Daemon;
+use super::later::{answer, id_of, later};
+use crate::need_root_and_cc;
+
+/// A small file system; gone with the value.
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    fn new(flags: MsFlags) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        mount(Some("spry-test"), folder.path(), Some("tmpfs"), flags, Some("size=12m,mode=0711"))
+            .expect("mount a tmpfs");
+        Self(folder)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_calls_loses_none_and_heals_by_itself() {
+    need_root_and_cc!();
+    let disk = Tmpfs::new(MsFlags::empty());
+    let runtimes = tempfile::tempdir().expect("a folder");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(runtimes.path(), open).expect("open the folder");
+    let daemon = Daemon::start_on(disk.path(), &format!("runtime_dir = {:?}\n", runtimes.path()));
+    daemon.deploy_python("echo", "import spry\ndef main(r: spry.Request): return str(len(r.bytes()))\n", &[]);
+    let big = vec![b'x'; 300_000];
+    let mut accepted = vec![id_of(&later(daemon.address, "echo", &[("x-delay", "1s")], b"before"))];
+    let filler = disk.path().join("filler");
+    // As far as it goes; the error is what is wanted.
+    let _ = std::fs::write(&filler, vec![0; 16 << 20]);
+    let refused = loop {
+        // (What room the log of the database still has is used up.)
+        let response = later(daemon.address, "echo", &[], &big);
+        if response.status != 202 {
+            break response;
+        }
+        accepted.push(id_of(&response));
+    };
+    assert_eq!((refused.status, refused.error_code().as_str()), (503, "store_failed"));
+    assert!(refused.header("retry-after").is_some() && refused.text().contains("full"), "{}", refused.text());
+    // What needs no disk goes on.
+    assert_eq!(daemon.post("/function/echo", b"abc").text(), "3");
+    std::fs::remove_file(&filler).expect("make room");
+    daemon.until("calls are accepted again", |daemon| {
+        let response = later(daemon.address, "echo", &[], b"after");
+        let again = response.status == 202;
+        if again {
+            accepted.push(id_of(&response));
+        }
+        again
+    });
+    for id in &accepted {
+        assert_eq!(answer(daemon.address, id).status, 200);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_read_only_state_folder_is_said_at_the_start() {
+    need_root_and_cc!();
+    let disk = Tmpfs::new(MsFlags::MS_RDONLY);
+    let output = Command::new(env!("CARGO_BIN_EXE_spryd"))
+        .args(["--listen", "127.0.0.1:0", "--state-dir"])
+        .arg(disk.path())
+        .arg("--control-socket")
+        .arg(disk.path().join("control.sock"))
+        .output()
+        .expect("run spryd");
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("Read-only file system") && said.contains(&disk.path().display().to_string()),
+        "{said}"
+    );
+}
+
+#[test]
+fn without_descriptors_calls_wait_and_none_is_lost() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("quick", "def main(params): return 'ok'\n", &["scale.min=1"]);
+    assert_eq!(daemon.post("/function/quick", b"{}").status, 200);
+    let limit = |soft: &str| {
+        let pid = daemon.pid().to_string();
+        Command::new("prlimit")
+            .args(["--pid", &pid, &format!("--nofile={soft}:")])
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    let mut here = Connection::open(daemon.address);
+    assert_eq!(here.call("GET", "/healthz", &[], b"").status, 200);
+    if !limit("8") {
+        assert!(
+            std::env::var_os("SPRY_TEST_ALL").is_none(),
+            "SPRY_TEST_ALL is set, but prlimit(1) does not work"
+        );
+        println!("SKIPPED: prlimit(1) does not work");
+        return;
+    }
+    // Who is connected is served; calls are accepted and run.
+    let id = id_of(&here.call("POST", "/async-function/quick", &[], b"{}"));
+    // Who isn't, waits.
+    let waiting = std::thread::spawn({
+        let address = daemon.address;
+        move || super::client::call(address, "POST", "/async-function/quick", b"{}")
+    });
+    let got = here.call("GET", &format!("/async-function/{id}?wait=30s"), &[], b"");
+    assert_eq!(got.status, 200, "{}", got.text());
+    assert!(limit("65536"), "the limit can be raised again");
+    let late = waiting.join().expect("an answer");
+    assert_eq!(answer(daemon.address, &id_of(&late)).status, 200);
+    daemon.stop();
+}
