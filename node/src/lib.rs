@@ -24,6 +24,7 @@ pub mod node;
 pub mod packages;
 pub mod progress;
 pub mod sandbox;
+pub mod secrets;
 pub mod store;
 pub mod sys;
 pub mod units;

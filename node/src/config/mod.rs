@@ -161,6 +161,8 @@ pub struct Config {
     pub packages: Packages,
     /// Where the control API's bearer token is; made at the first start.
     pub api_token_file: PathBuf,
+    /// The key that secrets are encrypted by; made with the first of them.
+    pub secret_key_file: PathBuf,
     /// For manifests that are silent.
     pub defaults: Defaults,
 }

@@ -42,6 +42,8 @@ pub struct RawConfig {
     pub uid_base: Option<i64>,
     /// A path.
     pub api_token_file: Option<PathBuf>,
+    /// A path.
+    pub secret_key_file: Option<PathBuf>,
     /// A folder.
     pub runtime_dir: Option<PathBuf>,
     /// `[python]`
@@ -192,6 +194,10 @@ impl TryFrom<RawConfig> for Config {
             api_token_file: match raw.api_token_file {
                 Some(path) => absolute("api_token_file", Some(path), "/")?,
                 None => state_dir.join("api-token"),
+            },
+            secret_key_file: match raw.secret_key_file {
+                Some(path) => absolute("secret_key_file", Some(path), "/")?,
+                None => state_dir.join("secrets.key"),
             },
             defaults: Defaults {
                 limits: raw.defaults.limits.check(&Defaults::default().limits, "defaults.limits")?,

@@ -9,6 +9,7 @@ mod deploy;
 pub(crate) mod later;
 mod query;
 mod refusal;
+mod secret;
 pub mod token;
 
 use std::sync::Arc;
@@ -25,13 +26,14 @@ use crate::calls::Calls;
 use crate::doctor;
 use crate::manifest::{Defaults, Name};
 use crate::progress::{self, Board, Progress};
+use crate::secrets::Secrets;
 use crate::store::Store;
 use query::Query;
 pub use refusal::Refused;
 use token::ApiToken;
 
 /// Every route, as documented.
-pub const ROUTES: [(&str, &str); 21] = [
+pub const ROUTES: [(&str, &str); 24] = [
     ("GET", "/system/status"),
     ("GET", "/system/doctor"),
     ("GET", "/system/functions"),
@@ -53,6 +55,9 @@ pub const ROUTES: [(&str, &str); 21] = [
     ("DELETE", "/system/dead/ID"),
     ("GET", "/system/version"),
     ("GET", "/system/progress/NAME"),
+    ("GET", "/system/secrets"),
+    ("PUT", "/system/secret/NAME"),
+    ("DELETE", "/system/secret/NAME"),
 ];
 
 /// Lines or activations that one answer has when the caller doesn't say.
@@ -76,6 +81,7 @@ pub enum Caller {
 pub struct Control {
     engine: Arc<dyn Engine>,
     store: Arc<Store>,
+    secrets: Arc<Secrets>,
     token: Arc<ApiToken>,
     defaults: Defaults,
     progress: Arc<Board>,
@@ -88,6 +94,7 @@ impl Control {
     pub fn new(
         engine: Arc<dyn Engine>,
         store: Arc<Store>,
+        secrets: Arc<Secrets>,
         token: ApiToken,
         defaults: Defaults,
         doctor: doctor::Options,
@@ -95,6 +102,7 @@ impl Control {
         Self {
             engine,
             store,
+            secrets,
             token: Arc::new(token),
             defaults,
             progress: Arc::default(),
@@ -183,18 +191,22 @@ where
         ["dead", id] if writes => later::revive(id, control).await,
         ["dead", id] if parts.method == Method::DELETE => later::drop_dead(id, control).await,
         ["activation", id, "logs"] if reads => json(&activation(id, control).await?.logs),
+        ["secrets"] if reads => secret::list(control).await,
+        ["secret", name] if writes => secret::set(body, control, name).await,
+        ["secret", name] if parts.method == Method::DELETE => secret::remove(name, control).await,
         ["progress", name] if reads => {
             let wait = query.period("wait")?.unwrap_or_default().min(WAIT_MAX);
             let progress = progress(control, name)?;
             json(&progress.read(query.number("since")?.unwrap_or(0), wait).await)
         }
-        ["version" | "status" | "doctor" | "activations" | "chains" | "dead"]
+        ["version" | "status" | "doctor" | "activations" | "chains" | "dead" | "secrets"]
         | ["function", _, "logs"]
         | ["progress", _]
         | ["activation", _]
         | ["activation", _, "logs" | "result"] => Err(Refused::Method("GET")),
         ["dead", _] => Err(Refused::Method("POST, PUT, DELETE")),
         ["functions"] => Err(Refused::Method("GET, POST, PUT")),
+        ["secret", _] => Err(Refused::Method("POST, PUT, DELETE")),
         ["function" | "chain", _] => Err(Refused::Method("GET, POST, PUT, DELETE")),
         _ => Err(Refused::NoSuchPath),
     }

@@ -15,4 +15,5 @@ mod http;
 mod later;
 mod life;
 mod packages;
+mod secrets;
 mod transports;
