@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use spry_wire::freeze::Frozen;
 
 use crate::calls;
-use crate::manifest::{Egress, Isolation, Limits, Name, Runtime, Scale};
+use crate::manifest::{Egress, Isolation, Limits, Name, Requirement, Runtime, Scale};
 use crate::progress::Progress;
 use crate::records::{self, Filter};
+use crate::secrets::SecretName;
 use crate::store::{PlannedChain, Staged, StoreError};
 use crate::units::Size;
 pub use chain::{
@@ -94,6 +95,9 @@ pub enum DeployError {
     /// The packages that it asks for can't be installed: its author's fault.
     #[error("{0}")]
     Packages(String),
+    /// A secret that it asks for isn't there.
+    #[error("{0}")]
+    SecretMissing(String),
     /// The runtime isn't there or can't be used on this node: the operator's to mend.
     #[error("the {runtime} runtime can't be used on this node: {why}")]
     Runtime {
@@ -219,6 +223,12 @@ pub struct FunctionView {
     pub env: Vec<String>,
     /// What it can reach.
     pub egress: Egress,
+    /// The Python packages that it asks for.
+    #[serde(default)]
+    pub packages: Vec<Requirement>,
+    /// The names of the secrets that it gets.
+    #[serde(default)]
+    pub secrets: Vec<SecretName>,
     /// Whether it serves.
     pub state: FunctionState,
     /// Why it doesn't, when it doesn't.

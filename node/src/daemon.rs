@@ -32,6 +32,7 @@ use crate::node::{Fixed, Node, transport_name};
 use crate::packages::{Packages, PackagesError};
 use crate::records::Recorder;
 use crate::sandbox::Outcome;
+use crate::secrets::Secrets;
 use crate::store::fault::Seam;
 use crate::store::{Options, Store, StoreError};
 use crate::triggers::Triggers;
@@ -130,11 +131,11 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let node = Node::new(fixed, Arc::clone(&bus), Arc::clone(&budget), to_keeper);
     let engine: Arc<dyn crate::api::Engine> = node.clone();
     let doctor = crate::doctor::Options::of(&config);
-    let control_api = Arc::new(
-        Control::new(engine, Arc::clone(&store), token, config.defaults, doctor)
-            .with_calls(Arc::clone(&calls))
-            .with_triggers(Arc::clone(&triggers)),
-    );
+    let secrets = Arc::new(Secrets::new(Arc::clone(&store), config.secret_key_file.clone()));
+    let control_api =
+        Control::new(engine, Arc::clone(&store), Arc::clone(&secrets), token, config.defaults, doctor);
+    let control_api =
+        Arc::new(control_api.with_calls(Arc::clone(&calls)).with_triggers(Arc::clone(&triggers)));
     let connections = Arc::new(AtomicUsize::new(0));
     let shared = Shared {
         bus: Arc::clone(&bus),
@@ -153,6 +154,7 @@ async fn serve(config: Config) -> Result<(), StartupError> {
         executor,
         store,
         packages,
+        secrets,
         dispatcher: Rc::clone(&dispatcher),
         workers,
         node_bytes: NodeBytes::new(config.queue.memory.as_bytes()),

@@ -26,6 +26,7 @@ pub mod packages;
 pub mod progress;
 pub mod records;
 pub mod sandbox;
+pub mod secrets;
 pub mod store;
 pub mod sys;
 pub mod triggers;

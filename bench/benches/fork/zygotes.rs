@@ -245,6 +245,7 @@ pub(super) fn spec(name: &str, runtime: Runtime, handler: &str, code: PathBuf) -
         handler: handler.to_owned(),
         code,
         packages: None,
+        secrets: Vec::new(),
         env: BTreeMap::new(),
         uid_gid: Some((UID, UID)),
         limits: ProcessLimits::default(),

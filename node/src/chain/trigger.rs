@@ -169,7 +169,7 @@ async fn start(dispatcher: Rc<Dispatcher>, chain: Arc<Chain>, fired: Fired<Emitt
         memory_bytes: None,
         status,
         error,
-        steps: call.as_ref().ok().map(|call| call.timeline().header().into()),
+        steps: call.as_ref().ok().map(|call| String::from_utf8_lossy(&call.timeline().header()).into()),
     });
 }
 

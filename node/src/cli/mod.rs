@@ -10,6 +10,7 @@ mod dead;
 mod deploy;
 mod invoke;
 mod pack;
+mod secret;
 mod show;
 mod table;
 mod trigger;
@@ -80,6 +81,9 @@ enum Command {
     /// Apply, look at and remove chains of functions
     #[command(subcommand)]
     Chain(chain::Chain),
+    /// Set, list and remove secrets
+    #[command(subcommand)]
+    Secret(secret::Secret),
     /// Print what a function wrote to stdout and stderr
     Logs(Logs),
     /// Look at single calls
@@ -245,6 +249,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
             }
         }
         Command::Chain(wanted) => chain::chain(&client, wanted, output).await?,
+        Command::Secret(wanted) => secret::secret(&client, wanted, output).await?,
         Command::Logs(wanted) => logs(&client, &wanted, output).await?,
         Command::Activation(wanted) => activation(&client, wanted, output).await?,
         Command::Trigger(wanted) => trigger::trigger(&client, wanted, output).await?,

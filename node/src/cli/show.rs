@@ -64,6 +64,13 @@ pub(super) fn function(view: &FunctionView) -> String {
         ("env", if view.env.is_empty() { "-".into() } else { view.env.join(", ") }),
         ("egress", view.egress.to_string()),
     ]);
+    let listed = |names: Vec<&str>| names.join(", ");
+    if !view.packages.is_empty() {
+        rows.push(("packages", listed(view.packages.iter().map(|name| name.as_str()).collect())));
+    }
+    if !view.secrets.is_empty() {
+        rows.push(("secrets", listed(view.secrets.iter().map(|name| name.as_str()).collect())));
+    }
     pairs(&rows)
 }
 

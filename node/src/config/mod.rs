@@ -167,6 +167,8 @@ pub struct Config {
     pub memory_budget: Size,
     /// When idle processes go, and when they are made ahead.
     pub keepalive: spry_sched::keepalive::Kind,
+    /// The key that secrets are encrypted by; made with the first of them.
+    pub secret_key_file: PathBuf,
     /// For manifests that are silent.
     pub defaults: Defaults,
 }

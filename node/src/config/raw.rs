@@ -44,6 +44,8 @@ pub struct RawConfig {
     pub uid_base: Option<i64>,
     /// A path.
     pub api_token_file: Option<PathBuf>,
+    /// A path.
+    pub secret_key_file: Option<PathBuf>,
     /// A folder.
     pub runtime_dir: Option<PathBuf>,
     /// `[python]`
@@ -220,6 +222,10 @@ impl TryFrom<RawConfig> for Config {
             },
             memory_budget: memory_budget(raw.node.memory_budget)?,
             keepalive: keepalive(raw.keepalive.policy.as_deref())?,
+            secret_key_file: match raw.secret_key_file {
+                Some(path) => absolute("secret_key_file", Some(path), "/")?,
+                None => state_dir.join("secrets.key"),
+            },
             defaults: Defaults {
                 limits: raw.defaults.limits.check(&Defaults::default().limits, "defaults.limits")?,
                 scale: raw.defaults.scale.check(&Defaults::default().scale, "defaults.scale")?,

@@ -15,6 +15,7 @@ fn an_empty_file_gives_the_contracts_defaults() {
     assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(config.control_socket, Path::new("/run/spry/control.sock"));
     assert_eq!(config.api_token_file, Path::new("/var/lib/spry/api-token"));
+    assert_eq!(config.secret_key_file, Path::new("/var/lib/spry/secrets.key"));
     assert_eq!(config.uid_base, 1_879_048_192);
     assert_eq!(config.transport, TransportChoice::Auto);
     assert!(config.workers >= 1);
@@ -46,6 +47,7 @@ workers = 3
 transport = "futex"
 uid_base = 100000
 api_token_file = "/srv/token"
+secret_key_file = "/srv/key"
 runtime_dir = "/usr/lib/spry"
 [python]
 interpreter = "/usr/bin/python3.11"
@@ -119,6 +121,7 @@ fn every_key_is_read() {
     assert_eq!(config.transport, TransportChoice::Futex);
     assert_eq!(config.uid_base, 100_000);
     assert_eq!(config.api_token_file, Path::new("/srv/token"));
+    assert_eq!(config.secret_key_file, Path::new("/srv/key"));
     assert_eq!(config.runtime_dir.as_deref(), Some(Path::new("/usr/lib/spry")));
     assert_eq!(config.python.as_deref(), Some(Path::new("/usr/bin/python3.11")));
     assert_eq!(config.freeze, spry_wire::freeze::Freeze::Huge);

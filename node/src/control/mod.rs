@@ -9,6 +9,7 @@ mod deploy;
 pub(crate) mod later;
 mod query;
 mod refusal;
+mod secret;
 pub mod token;
 mod trigger;
 
@@ -26,6 +27,7 @@ use crate::calls::Calls;
 use crate::doctor;
 use crate::manifest::{Defaults, Name};
 use crate::progress::{self, Board, Progress};
+use crate::secrets::Secrets;
 use crate::store::Store;
 use crate::triggers::Triggers;
 use query::Query;
@@ -33,7 +35,7 @@ pub use refusal::Refused;
 use token::ApiToken;
 
 /// Every route, as documented.
-pub const ROUTES: [(&str, &str); 27] = [
+pub const ROUTES: [(&str, &str); 30] = [
     ("GET", "/system/status"),
     ("GET", "/system/doctor"),
     ("GET", "/system/functions"),
@@ -61,6 +63,9 @@ pub const ROUTES: [(&str, &str); 27] = [
     ("POST", "/system/trigger/NAME/resume"),
     ("GET", "/system/version"),
     ("GET", "/system/progress/NAME"),
+    ("GET", "/system/secrets"),
+    ("PUT", "/system/secret/NAME"),
+    ("DELETE", "/system/secret/NAME"),
 ];
 
 /// Lines or activations that one answer has when the caller doesn't say.
@@ -84,6 +89,7 @@ pub enum Caller {
 pub struct Control {
     engine: Arc<dyn Engine>,
     store: Arc<Store>,
+    secrets: Arc<Secrets>,
     token: Arc<ApiToken>,
     defaults: Defaults,
     progress: Arc<Board>,
@@ -97,6 +103,7 @@ impl Control {
     pub fn new(
         engine: Arc<dyn Engine>,
         store: Arc<Store>,
+        secrets: Arc<Secrets>,
         token: ApiToken,
         defaults: Defaults,
         doctor: doctor::Options,
@@ -104,6 +111,7 @@ impl Control {
         Self {
             engine,
             store,
+            secrets,
             token: Arc::new(token),
             defaults,
             progress: Arc::default(),
@@ -208,12 +216,15 @@ where
         ["dead", id] if writes => later::revive(id, control).await,
         ["dead", id] if parts.method == Method::DELETE => later::drop_dead(id, control).await,
         ["activation", id, "logs"] if reads => json(&activation(id, control).await?.logs),
+        ["secrets"] if reads => secret::list(control).await,
+        ["secret", name] if writes => secret::set(body, control, name).await,
+        ["secret", name] if parts.method == Method::DELETE => secret::remove(name, control).await,
         ["progress", name] if reads => {
             let wait = query.period("wait")?.unwrap_or_default().min(WAIT_MAX);
             let progress = progress(control, name)?;
             json(&progress.read(query.number("since")?.unwrap_or(0), wait).await)
         }
-        ["version" | "status" | "doctor" | "activations" | "chains" | "dead" | "triggers"]
+        ["version" | "status" | "doctor" | "activations" | "chains" | "dead" | "triggers" | "secrets"]
         | ["function", _, "logs"]
         | ["progress", _]
         | ["activation", _]
@@ -221,6 +232,7 @@ where
         ["trigger", _, "pause" | "resume"] => Err(Refused::Method("POST, PUT")),
         ["dead", _] => Err(Refused::Method("POST, PUT, DELETE")),
         ["functions"] => Err(Refused::Method("GET, POST, PUT")),
+        ["secret", _] => Err(Refused::Method("POST, PUT, DELETE")),
         ["function" | "chain" | "trigger", _] => Err(Refused::Method("GET, POST, PUT, DELETE")),
         _ => Err(Refused::NoSuchPath),
     }

@@ -4,6 +4,7 @@ use http::StatusCode;
 
 use crate::api::{ApplyError, DeployError, ErrorBody, ErrorDetail, RemoveError};
 use crate::calls::CallsError;
+use crate::secrets::{SecretError, SecretNameError};
 use crate::store::StoreError;
 use crate::triggers::TriggerError;
 
@@ -76,6 +77,12 @@ pub enum Refused {
     /// It could not be removed.
     #[error(transparent)]
     Remove(RemoveError),
+    /// No secret's name.
+    #[error(transparent)]
+    SecretName(#[from] SecretNameError),
+    /// A secret could not be set or removed.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// A bug: a task of the daemon panicked; its log says where.
     #[error("the daemon failed; its log says why")]
     Broken,
@@ -126,6 +133,13 @@ impl Refused {
             Self::Apply(ApplyError::Function { source, .. }) => blame_of_deploy(source),
             Self::Apply(ApplyError::NoRoom(_)) => (StatusCode::SERVICE_UNAVAILABLE, "node_full"),
             Self::Apply(ApplyError::ShuttingDown) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
+            Self::SecretName(_) | Self::Secret(SecretError::Length(_)) => {
+                (StatusCode::BAD_REQUEST, "bad_secret")
+            }
+            Self::Secret(SecretError::Missing(_)) => (StatusCode::NOT_FOUND, "no_such_secret"),
+            Self::Secret(SecretError::InUse { .. }) => (StatusCode::CONFLICT, "in_use"),
+            Self::Secret(SecretError::Store(error)) => blame_of_store(error),
+            Self::Secret(_) => (StatusCode::INTERNAL_SERVER_ERROR, "store_failed"),
             Self::Broken => (StatusCode::INTERNAL_SERVER_ERROR, "node_failed"),
         }
     }
@@ -147,6 +161,7 @@ fn blame_of_deploy(error: &DeployError) -> (StatusCode, &'static str) {
         DeployError::Code(_) => (StatusCode::BAD_REQUEST, "broken_code"),
         DeployError::InitTimeout(_) => (StatusCode::BAD_REQUEST, "init_timeout"),
         DeployError::ZygoteDied(_) => (StatusCode::BAD_REQUEST, "init_died"),
+        DeployError::SecretMissing(_) => (StatusCode::BAD_REQUEST, "secret_missing"),
         DeployError::Packages(_) => (StatusCode::BAD_REQUEST, "packages_failed"),
         DeployError::Runtime { .. } => (StatusCode::SERVICE_UNAVAILABLE, "runtime_unusable"),
         DeployError::NoRoom(_) => (StatusCode::SERVICE_UNAVAILABLE, "node_full"),

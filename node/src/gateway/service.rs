@@ -308,7 +308,7 @@ impl Accepted {
         response
     }
 
-    fn record(&self, status: StatusCode, timing: Timing, error: Option<&'static str>, steps: &str) {
+    fn record(&self, status: StatusCode, timing: Timing, error: Option<&'static str>, steps: &[u8]) {
         let ended = if error.is_some() { &self.counts.failed } else { &self.counts.ok };
         ended.fetch_add(1, Ordering::Relaxed);
         if let Some(start) = timing.start {
@@ -326,7 +326,7 @@ impl Accepted {
             memory_bytes: timing.used.memory_bytes,
             status: status.as_u16(),
             error,
-            steps: (!steps.is_empty()).then(|| steps.into()),
+            steps: (!steps.is_empty()).then(|| String::from_utf8_lossy(steps).into()),
         });
     }
 }

@@ -17,6 +17,7 @@ use crate::function::{Counts, Function};
 use crate::manifest::{Egress, Isolation, Name, Runtime};
 use crate::packages::PackagesError;
 use crate::progress::Progress;
+use crate::secrets::SecretError;
 use crate::store::{Staged, StoredFunction};
 use crate::units::Size;
 use crate::zygote::{self, ProcessLimits, StartError, ZygoteSpec};
@@ -170,6 +171,7 @@ impl Keeper {
             handler: manifest.handler.clone(),
             code: stored.code.clone(),
             packages: None,
+            secrets: Vec::new(),
             env: manifest.env.clone(),
             uid_gid,
             limits: ProcessLimits {
@@ -212,6 +214,7 @@ fn deploy_error(error: StartError, runtime: Runtime) -> DeployError {
         StartError::Code { message, output } => DeployError::Code(with_output(message, output)),
         StartError::Died { exit, output } => DeployError::ZygoteDied(with_output(exit.to_string(), output)),
         StartError::Timeout { after, .. } => DeployError::InitTimeout(after),
+        StartError::Secrets(error @ SecretError::Missing(_)) => DeployError::SecretMissing(error.to_string()),
         StartError::Packages(error) if error.blames_function() => DeployError::Packages(error.to_string()),
         StartError::Packages(PackagesError::ShuttingDown) => DeployError::ShuttingDown,
         StartError::Os { operation, source } => DeployError::Os { step: operation, source },

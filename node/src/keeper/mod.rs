@@ -37,6 +37,7 @@ use crate::manifest::Name;
 use crate::node::Node;
 use crate::packages::Packages;
 use crate::progress::Progress;
+use crate::secrets::Secrets;
 use crate::store::{PlannedChain, Staged, Store, StoredFunction};
 use crate::zygote::Executor;
 
@@ -101,6 +102,7 @@ pub struct Keeper {
     executor: Arc<Executor>,
     store: Arc<Store>,
     packages: Packages,
+    secrets: Arc<Secrets>,
     dispatcher: Rc<Dispatcher>,
     workers: Vec<Worker>,
     node_bytes: Arc<NodeBytes>,
@@ -139,6 +141,8 @@ pub struct Parts {
     pub store: Arc<Store>,
     /// Python packages that functions share.
     pub packages: Packages,
+    /// What functions are told by file.
+    pub secrets: Arc<Secrets>,
     /// The keeper's own way onto the bus.
     pub dispatcher: Rc<Dispatcher>,
     /// The gateway's workers.
@@ -160,6 +164,7 @@ impl Keeper {
             executor: parts.executor,
             store: parts.store,
             packages: parts.packages,
+            secrets: parts.secrets,
             dispatcher: parts.dispatcher,
             workers: parts.workers,
             node_bytes: parts.node_bytes,

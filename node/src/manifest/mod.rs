@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::calls::policy::Policy;
+use crate::secrets::{SecretName, SecretNameError};
 use crate::units::{Period, Size, UnitError};
 pub use requirement::{Requirement, RequirementError};
 
@@ -224,6 +225,9 @@ pub struct Manifest {
     /// Python packages that it needs, those of its `requirements` file among them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<Requirement>,
+    /// Secrets that it gets, as files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<SecretName>,
     /// What an instance may use.
     pub limits: Limits,
     /// How many instances there are.
@@ -338,6 +342,9 @@ pub enum ManifestError {
     /// One of `packages`, or a line of the file that `requirements` names.
     #[error("packages: {0}")]
     Requirement(#[from] RequirementError),
+    /// One of `secrets` is no secret's name.
+    #[error("secrets: {0}")]
+    Secret(#[from] SecretNameError),
     /// A variable that can't be set.
     #[error("env.{name} can't be set: {why}")]
     Env {

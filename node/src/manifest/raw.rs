@@ -9,16 +9,18 @@ use super::{
     SCALE_MAX, Scale,
 };
 use crate::calls::policy::Policy;
+use crate::secrets::{PER_FUNCTION_MAX, SecretName};
 use crate::units::{Period, Size};
 
 /// Every key that `--set` knows; `env.` is followed by the variable's name.
-pub const KEYS: [&str; 22] = [
+pub const KEYS: [&str; 23] = [
     "name",
     "runtime",
     "handler",
     "isolation",
     "packages",
     "requirements",
+    "secrets",
     "limits.memory",
     "limits.cpu",
     "limits.timeout",
@@ -53,6 +55,8 @@ pub struct RawManifest {
     pub packages: Option<Vec<String>>,
     /// A file with a Python package in each line.
     pub requirements: Option<String>,
+    /// Names of secrets.
+    pub secrets: Option<Vec<String>>,
     /// `[limits]`
     pub limits: RawLimits,
     /// `[scale]`
@@ -162,6 +166,7 @@ impl RawManifest {
             handler,
             isolation: isolation_of(self.isolation.as_deref())?,
             packages,
+            secrets: check_secrets(self.secrets.unwrap_or_default())?,
             limits: self.limits.check(&defaults.limits, "limits")?,
             scale: self.scale.check(&defaults.scale, "scale")?,
             env: check_env(self.env)?,
@@ -175,7 +180,7 @@ fn put(table: &mut toml::Table, wanted: &Override) -> Result<(), ManifestError> 
     let no_such_key = || ManifestError::NoSuchKey(wanted.key.clone());
     let text = || toml::Value::String(wanted.value.clone());
     let (section, key) = match wanted.key.split_once('.') {
-        None if wanted.key == "packages" => {
+        None if matches!(wanted.key.as_str(), "packages" | "secrets") => {
             let words = wanted.value.split_whitespace().map(|word| toml::Value::String(word.to_owned()));
             table.insert(wanted.key.clone(), toml::Value::Array(words.collect()));
             return Ok(());
@@ -233,6 +238,17 @@ fn egress_of(word: Option<&str>) -> Result<Egress, ManifestError> {
             Err(ManifestError::Word { key: "network.egress", value: other.into(), known })
         }
     }
+}
+
+/// Each once, in order.
+fn check_secrets(written: Vec<String>) -> Result<Vec<SecretName>, ManifestError> {
+    let mut names: Vec<SecretName> =
+        written.into_iter().map(SecretName::try_from).collect::<Result<_, _>>()?;
+    names.sort();
+    names.dedup();
+    let bound = format!("at most {PER_FUNCTION_MAX} names");
+    within(names.len() <= PER_FUNCTION_MAX, "secrets", format!("{} names", names.len()), bound)?;
+    Ok(names)
 }
 
 /// The handler's shape. That the file exists is checked where the folder is at hand.

@@ -125,6 +125,16 @@ fn packages_are_those_of_the_manifest_and_of_its_file() {
 }
 
 #[test]
+fn secrets_are_names() {
+    let set = |words: &str| read(&[("spry.toml", FULL)], None, &[&format!("secrets={words}")]);
+    let manifest = set("DB api.key DB").expect("valid");
+    assert_eq!(manifest.secrets.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["DB", "api.key"]);
+    assert!(set("../x").expect_err("a path").contains("can't be a secret's name"));
+    let many: Vec<String> = (0..33).map(|number| format!("s{number}")).collect();
+    assert!(set(&many.join(" ")).expect_err("many").contains("secrets is 33 names, but must be at most 32"));
+}
+
+#[test]
 fn overrides_reach_every_key() {
     let set = ["limits.memory=64MiB", "env.GREETING=hi=there", "scale.max=2", "limits.cpu=2", "scale.min=0"];
     let manifest = read(&[("spry.toml", FULL)], Some("x"), &set).expect("overridden");

@@ -30,6 +30,8 @@ pub fn view(function: &Function) -> FunctionView {
         scale: manifest.scale,
         env: manifest.env.keys().cloned().collect(),
         egress: manifest.network.egress,
+        packages: manifest.packages.clone(),
+        secrets: manifest.secrets.clone(),
         state: if function.is_superseded() {
             FunctionState::Removing
         } else if zygote == ZygoteState::Failed {

@@ -135,6 +135,9 @@ pub enum PlanError {
         /// Which.
         what: &'static str,
     },
+    /// Without a root of its own, a function has no place for them that others can't see.
+    #[error("secrets need a root of the function's own, which can't be had here (see `spry doctor`)")]
+    NoPlaceForSecrets,
     /// A descriptor couldn't be copied.
     #[error("prepare the descriptors of a new process: {0}")]
     Descriptors(#[source] io::Error),
@@ -168,6 +171,8 @@ impl Plan {
         if wanted.ability.has_own_root(wanted.credentials) {
             steps.push(Step::SetUmask(0o022));
             steps.extend(wanted.root.steps()?);
+        } else if !wanted.root.secrets.is_empty() {
+            return Err(PlanError::NoPlaceForSecrets);
         }
         if has(libc::CLONE_NEWUTS) {
             let name: Vec<u8> = wanted.hostname.bytes().take(64).collect();

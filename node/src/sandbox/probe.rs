@@ -103,6 +103,7 @@ impl Ability {
         let root = Root {
             visible: &[],
             writable: None,
+            secrets: &[],
             tmp_bytes: 1 << 20,
             tmp_writable: false,
             host_network: false,

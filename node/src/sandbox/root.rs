@@ -7,6 +7,7 @@
 //! /dev         null, zero, full, random, urandom
 //! /proc        its own mount, without other users' processes
 //! /tmp         tmpfs, limited, charged to who writes
+//! /run/secrets tmpfs, read-only: the function's secrets, if it has any
 //! …            the function's code, the runtime, the interpreter's installation: each at its own path
 //! ```
 //!
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 
 use super::step::ROOT;
 use super::{PlanError, Step, text};
+use crate::secrets::Secret;
 
 /// Programs and libraries.
 const SYSTEM: [&str; 8] =
@@ -53,6 +55,10 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 ];
 /// Never bound as a whole, whatever an interpreter's path says.
 const TOO_MUCH: [&str; 9] = ["/", "/etc", "/home", "/proc", "/root", "/run", "/sys", "/tmp", "/var"];
+/// Where secrets are.
+const SECRETS: &str = "/run/secrets";
+/// A file takes whole pages; this is the largest that kernels have.
+const PAGE_MAX: usize = 64 * 1024;
 /// A file takes about this much of a file system's bookkeeping: one file per 4 KiB of size, at least these.
 const TMP_FILES_MIN: u64 = 256;
 
@@ -63,6 +69,8 @@ pub struct Root<'a> {
     pub visible: &'a [PathBuf],
     /// A folder that may be written to, at its own path.
     pub writable: Option<&'a Path>,
+    /// What lies in `/run/secrets`.
+    pub secrets: &'a [Secret],
     /// Bytes that `/tmp` may hold.
     pub tmp_bytes: u64,
     /// False: nothing can be written to `/tmp`.
@@ -117,6 +125,9 @@ impl Root<'_> {
             made.steps.push(Step::MountProc(inside(Path::new("/proc"))?));
         } else {
             made.bind(Path::new("/proc"), false)?;
+        }
+        if !self.secrets.is_empty() {
+            made.secrets(self.secrets, self.user)?;
         }
         if !self.tmp_writable {
             made.steps.push(Step::SealTmp(tmp));
@@ -200,6 +211,25 @@ impl Builder {
                 self.steps.push(Step::MakeFolder(inside(part)?));
             }
         }
+        Ok(())
+    }
+
+    fn secrets(&mut self, secrets: &[Secret], owner: (u32, u32)) -> Result<(), PlanError> {
+        let folder = Path::new(SECRETS);
+        self.folder(folder)?;
+        let path = inside(folder)?;
+        let bytes: usize =
+            secrets.iter().map(|secret| secret.value.as_bytes().len().next_multiple_of(PAGE_MAX)).sum();
+        let (uid, gid) = owner;
+        let files = secrets.len() + 2;
+        let options = format!("size={bytes},nr_inodes={files},mode=500,uid={uid},gid={gid}");
+        let options = text("mount options", OsStr::new(&options))?;
+        self.steps.push(Step::MountSecrets { path: path.clone(), options });
+        for Secret { name, value } in secrets {
+            let path = inside(&folder.join(name.as_str()))?;
+            self.steps.push(Step::MakeSecret { path, value: value.clone(), owner });
+        }
+        self.steps.push(Step::SealSecrets(path));
         Ok(())
     }
 

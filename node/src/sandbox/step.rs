@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 
 use super::landlock::Landlock;
+use crate::secrets::Value;
 use crate::sys::confine::{self, Instruction};
 use crate::sys::{self, ExecImage};
 
@@ -93,6 +94,24 @@ pub enum Step {
     },
     /// `/tmp`, once everything below it is there, for those who must not leave anything.
     SealTmp(CString),
+    /// A small file system for secrets; the options limit it and say whose it is.
+    MountSecrets {
+        /// In the new root.
+        path: CString,
+        /// Size, number of files, mode, owner.
+        options: CString,
+    },
+    /// A secret in it, readable by one user.
+    MakeSecret {
+        /// Where.
+        path: CString,
+        /// What.
+        value: Value,
+        /// Whose.
+        owner: (u32, u32),
+    },
+    /// Nothing can be changed in it.
+    SealSecrets(CString),
     /// From here on the new root is the root; what was mounted before is gone from this namespace.
     EnterRoot,
     /// Nothing can be made in the root itself.
@@ -157,6 +176,9 @@ impl Step {
             Self::MountProc(_) => "mount /proc",
             Self::MountTmp { .. } => "mount /tmp",
             Self::SealTmp(_) => "seal /tmp",
+            Self::MountSecrets { .. } => "mount /run/secrets",
+            Self::MakeSecret { .. } => "make a secret's file",
+            Self::SealSecrets(_) => "seal /run/secrets",
             Self::EnterRoot => "enter the root",
             Self::SealRoot => "seal the root",
             Self::SetHostname(_) => "set the host name",
@@ -219,6 +241,15 @@ impl Step {
                 confine::mount(Some(c"tmp"), path, Some(c"tmpfs"), flags, Some(options))
             }
             Self::SealTmp(path) => remount_read_only(path),
+            Self::MountSecrets { path, options } => {
+                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+                confine::mount(Some(c"secrets"), path, Some(c"tmpfs"), flags, Some(options))
+            }
+            Self::MakeSecret { path, value, owner } => confine::make_secret(path, value.as_bytes(), *owner),
+            Self::SealSecrets(path) => {
+                let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | libc::MS_NOEXEC;
+                confine::mount(None, path, None, flags | libc::MS_NOSUID | libc::MS_NODEV, None)
+            }
             Self::EnterRoot => confine::change_root(ROOT),
             Self::SealRoot => remount_read_only(c"/"),
             Self::SetHostname(name) => sys::set_hostname(name),

@@ -216,8 +216,13 @@ fn a_database_without_chains_gets_their_tables() {
     drop(store);
     let path = folder.path().join("state/spry.db");
     let connection = rusqlite::Connection::open(&path).expect("opens");
-    let back = "DROP TABLE chain_uses; DROP TABLE chains; PRAGMA user_version = 1;";
-    connection.execute_batch(back).expect("as version 1 left it");
+    let later = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT IN ('functions', 'versions', 'counters')";
+    let mut statement = connection.prepare(later).expect("prepared");
+    let tables = statement.query_map([], |row| row.get::<_, String>(0)).expect("listed");
+    let drops: String = tables.flatten().map(|table| format!("DROP TABLE {table};")).collect();
+    drop(statement);
+    let back = format!("{drops} PRAGMA user_version = 1;");
+    connection.execute_batch(&back).expect("as version 1 left it");
     drop(connection);
     let store = open(folder.path());
     assert_eq!(store.functions().expect("listed"), before);

@@ -1,9 +1,11 @@
-//! The SQLite file: which functions are deployed, in which version, and which chains are applied.
+//! The SQLite file: which functions are deployed, in which version, which chains are applied, and
+//! what is kept secret.
 //!
 //! WAL with `synchronous = FULL`: a committed transaction is on disk. Every method is one transaction. A file that an
 //! earlier version wrote is brought up to date when it is opened, in one transaction as well.
 
 mod chains;
+mod secrets;
 
 use std::path::Path;
 
@@ -17,7 +19,7 @@ pub(super) use chains::ChainRow;
 const APPLICATION_ID: i32 = 0x7370_7279;
 
 /// What each version of the schema adds to the one before. Never changed once it is released, only added to.
-const SCHEMA: [&str; 2] = [FUNCTIONS, chains::CHAINS];
+pub(super) const SCHEMA: [&str; 3] = [FUNCTIONS, chains::CHAINS, secrets::SECRETS];
 
 const FUNCTIONS: &str = "
 CREATE TABLE functions (

@@ -1,9 +1,10 @@
-//! What survives a restart: the functions that are deployed, and their code; the chains that are applied.
+//! What survives a restart: the functions that are deployed, and their code; the chains that are applied; secrets.
 //!
 //! ```text
 //! STATE/                    0711 root          passed through by functions, listed by none
 //!   lock                    0600               flock'd by the daemon, holds its pid
 //!   spry.db, -wal, -shm     0600               SQLite: what is deployed
+//!   secrets.key             0600               (see `secrets::key`)
 //!   api-token               0600               (see `control::token`)
 //!   staging/                0700               uploads while they arrive; emptied at open
 //!   functions/NAME/VERSION/ 0750 root:FUNCTION  one version
@@ -30,6 +31,7 @@ pub mod chains;
 mod database;
 pub mod fault;
 mod lock;
+mod secrets;
 pub(crate) mod sqlite;
 mod stage;
 mod unpack;

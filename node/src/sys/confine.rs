@@ -64,6 +64,22 @@ pub fn make_file(path: &CStr, bytes: &[u8]) -> Result<(), Errno> {
     if bytes.is_empty() { Ok(()) } else { super::write_once(std::os::fd::AsFd::as_fd(&file), bytes) }
 }
 
+/// Makes a file that only its owner can read, with these bytes in it. Child-safe.
+pub fn make_secret(path: &CStr, mut bytes: &[u8], (uid, gid): (u32, u32)) -> Result<(), Errno> {
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    // SAFETY: a terminated string; with O_CREAT the mode is the third argument.
+    let fd = Errno::result(unsafe { libc::open(path.as_ptr(), flags, 0o400) })?;
+    // SAFETY: the kernel has just made `fd` for us.
+    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    while !bytes.is_empty() {
+        // SAFETY: the kernel reads at most as many bytes as the slice has.
+        let written = Errno::result(unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) })?;
+        bytes = bytes.get(written as usize..).unwrap_or_default();
+    }
+    // SAFETY: no memory is involved.
+    Errno::result(unsafe { libc::fchown(file.as_raw_fd(), uid, gid) }).map(drop)
+}
+
 /// Makes a symbolic link at `path`. Child-safe.
 pub fn make_link(target: &CStr, path: &CStr) -> Result<(), Errno> {
     // SAFETY: terminated strings.

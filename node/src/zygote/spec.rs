@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use spry_wire::freeze::Freeze;
 
 use crate::cgroup::GroupLimits;
+use crate::secrets::Secret;
 
 /// Everything that a zygote is made from.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +21,8 @@ pub struct ZygoteSpec {
     pub code: PathBuf,
     /// The folder with the Python packages that it needs.
     pub packages: Option<PathBuf>,
+    /// What it is told in `/run/secrets`.
+    pub secrets: Vec<Secret>,
     /// Its own environment variables.
     pub env: BTreeMap<String, String>,
     /// The function's user and group. Root needs one; anyone else can't have one (`None`).

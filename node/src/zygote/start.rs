@@ -20,6 +20,7 @@ use crate::sandbox::{
     Confinement, Credentials, Descriptors, Plan, PlanError, Program, Rlimits, Root, StepFailed, StepReport,
     filter, installation,
 };
+use crate::secrets::SecretError;
 use crate::sys;
 use parking_lot::Mutex;
 use spry_wire::control::{FromZygote, Init, ToZygote};
@@ -78,6 +79,9 @@ pub enum StartError {
     /// Its packages can't be had.
     #[error(transparent)]
     Packages(#[from] PackagesError),
+    /// Its secrets can't be had.
+    #[error(transparent)]
+    Secrets(#[from] SecretError),
     /// Its control groups.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -176,6 +180,7 @@ impl Zygote {
             root: Root {
                 visible: &visible,
                 writable: None,
+                secrets: &spec.secrets,
                 tmp_bytes: spec.limits.tmpfs_bytes,
                 tmp_writable: !spec.single_use,
                 host_network: spec.egress == Egress::Host,

@@ -79,6 +79,7 @@ impl Task {
             root: Root {
                 visible: spec.visible,
                 writable: Some(spec.folder),
+                secrets: &[],
                 tmp_bytes: spec.limits.tmpfs_bytes,
                 tmp_writable: true,
                 host_network: spec.network,

@@ -20,6 +20,7 @@ use spry_node::control::token::ApiToken;
 use spry_node::control::{self, Caller, Control};
 use spry_node::doctor;
 use spry_node::manifest::Defaults;
+use spry_node::secrets::Secrets;
 use spry_node::store::fault::Seam;
 use spry_node::store::{Options, Store};
 use spry_node::triggers::Triggers;
@@ -64,6 +65,8 @@ impl Server {
         let token = ApiToken::load_or_create(&token_file).expect("a token");
         let shelf = Arc::new(Shelf::new(Arc::clone(&store)));
         let engine: Arc<Shelf> = Arc::clone(&shelf);
+        let secrets = Arc::new(Secrets::new(Arc::clone(&store), state_dir.join("secrets.key")));
+        let defaults = Defaults::default();
         let calls = Calls::open(calls::Parts {
             state_dir: &state_dir,
             settings: Settings::default(),
@@ -74,7 +77,7 @@ impl Server {
         .expect("the calls open");
         calls.start(Vec::new(), Arc::new(Nobody)).expect("the runner starts");
         let control =
-            Control::new(engine, Arc::clone(&store), token, Defaults::default(), doctor::Options::default())
+            Control::new(engine, Arc::clone(&store), secrets, token, defaults, doctor::Options::default())
                 .with_calls(Arc::clone(&calls))
                 .with_triggers(Arc::new(Triggers::start(calls, Arc::new(Nobody)).expect("a thread").into()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

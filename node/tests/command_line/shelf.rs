@@ -81,6 +81,8 @@ fn view(stored: &StoredFunction) -> FunctionView {
         scale: manifest.scale,
         env: manifest.env.into_keys().collect(),
         egress: manifest.network.egress,
+        packages: manifest.packages,
+        secrets: manifest.secrets,
         state: FunctionState::Ready,
         problem: None,
         instances: Instances::default(),

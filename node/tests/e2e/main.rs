@@ -17,5 +17,6 @@ mod life;
 mod memory;
 mod outage;
 mod packages;
+mod secrets;
 mod transports;
 mod triggers;

@@ -105,6 +105,7 @@ impl Stage {
             handler: format!("{zygote}/{instance}"),
             code,
             packages: None,
+            secrets: Vec::new(),
             env: [("GREETING".to_owned(), "hello".to_owned())].into(),
             uid_gid,
             limits: ProcessLimits::default(),

@@ -145,6 +145,11 @@ pub(super) async fn start_zygote(
     {
         spec.packages = Some(keeper.packages.provide(wanted, interpreter, progress).await?);
     }
+    let names = function.stored.manifest.secrets.clone();
+    if !names.is_empty() {
+        let secrets = Arc::clone(&keeper.secrets);
+        spec.secrets = super::off_the_loop(move || secrets.open(&names)).await?;
+    }
     progress.say("starting its zygote …");
     let begun = Instant::now();
     let zygote = Rc::new(Zygote::start(&keeper.executor, &spec).await?);

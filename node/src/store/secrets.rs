@@ -1,0 +1,33 @@
+//! Secrets as the store keeps them: names, and bytes that only [`crate::secrets`] can open.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{Store, StoreError};
+use crate::secrets::{SecretName, SecretView};
+
+impl Store {
+    /// Sets one, or replaces it, durably.
+    pub fn set_secret(&self, name: &SecretName, sealed: &[u8]) -> Result<(), StoreError> {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64);
+        self.shared.database.lock().set_secret(name.as_str(), sealed, now_ms)
+    }
+
+    /// Names, and when each was set.
+    pub fn secrets(&self) -> Result<Vec<SecretView>, StoreError> {
+        let rows = self.shared.database.lock().secrets()?;
+        // (A name that isn't one was not written by spry.)
+        let view =
+            |(name, set_unix_ms): (String, u64)| Some(SecretView { name: name.parse().ok()?, set_unix_ms });
+        Ok(rows.into_iter().filter_map(view).collect())
+    }
+
+    /// One, as it was given to [`Self::set_secret`].
+    pub fn secret(&self, name: &SecretName) -> Result<Option<Vec<u8>>, StoreError> {
+        self.shared.database.lock().secret(name.as_str())
+    }
+
+    /// Forgets one; says whether it was there.
+    pub fn remove_secret(&self, name: &SecretName) -> Result<bool, StoreError> {
+        self.shared.database.lock().remove_secret(name.as_str())
+    }
+}
