@@ -7,7 +7,7 @@
 //!   .new-N/                 what pip made, while it is copied
 //! ```
 //!
-//! **Installing.** pip runs as a confined [`Task`] with a user of its own, the network, and one folder to write to; what it
+//! **Installing.** pip runs as a confined [`Task`](crate::zygote::Task) with a user of its own, the network, and one folder to write to; what it
 //! prints is the deploy's progress. What it leaves there is copied file by file into a folder that nobody but spryd can
 //! write to, flushed, and renamed to its place: a set is complete or not there.
 //!
