@@ -464,15 +464,6 @@ pub fn set_affinity(tid: i32, cpus: &CpuSet) -> io::Result<()> {
     Ok(Errno::result(result).map(drop)?)
 }
 
-/// A process (its first thread, and what that starts) interrupts nobody when it is woken, but waits for the one who runs
-/// to sleep or to have had its slice. It has its fair share all the same (SCHED_BATCH).
-pub fn yield_on_wakeups(pid: i32) -> io::Result<()> {
-    let none = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the parameter is read.
-    let result = unsafe { libc::sched_setscheduler(pid, libc::SCHED_BATCH, &raw const none) };
-    Ok(Errno::result(result).map(drop)?)
-}
-
 /// The highest landlock version that the kernel offers.
 pub fn landlock_version() -> Result<u32, Errno> {
     const CREATE_RULESET_VERSION: u32 = 1;

@@ -91,13 +91,6 @@ impl Birth {
                 if self.function.stored.manifest.isolation == Isolation::Request {
                     transport.set_single_use(peer);
                 }
-                if self.function.domain.is_some() {
-                    // Of two members on one core, the one that was woken would interrupt the one that woke it, only to
-                    // be interrupted by the next: two switches a hop instead of one (docs/performance.md).
-                    if let Err(error) = crate::sys::yield_on_wakeups(instance.pid) {
-                        tracing::debug!(%error, "a chain's member keeps its scheduling class");
-                    }
-                }
                 transport.admit(peer);
                 self.keeper.dispatcher.pump(&self.function);
                 Ok(instance)
