@@ -203,6 +203,11 @@ impl Plan {
             steps.push(Step::InstallFd { from, to });
         }
         steps.push(Step::CloseFrom(spawn::REPORT_FD as u32 + 1));
+        // Not before: until here this process has all of spryd's descriptors, and the steps above open more.
+        steps.push(Step::LimitResource {
+            resource: libc::RLIMIT_NOFILE as i32,
+            value: wanted.limits.open_files,
+        });
         if wanted.ability.has_filter() {
             steps.push(Step::FilterSystemCalls(filter::compile(wanted.filter)));
         }
@@ -223,10 +228,10 @@ fn map_user(credentials: Credentials) -> Option<Step> {
     Some(Step::MapUser { uid_map: line(uid), gid_map: line(gid) })
 }
 
+/// All but the one on open files.
 fn rlimits(limits: Rlimits) -> impl Iterator<Item = Step> {
     let fixed = [
         (libc::RLIMIT_CORE, Some(0)),
-        (libc::RLIMIT_NOFILE, Some(limits.open_files)),
         (libc::RLIMIT_MEMLOCK, Some(64 * 1024)),
         (libc::RLIMIT_MSGQUEUE, Some(0)),
         (libc::RLIMIT_SIGPENDING, Some(256)),

@@ -227,3 +227,18 @@ fn a_v2_tree_is_made_killed_and_removed() {
     tree.remove().expect("remove");
     assert!(!v2.own.join(format!("spry-{node}")).exists());
 }
+
+/// Of a node with many functions: what spryd has open doesn't count for those that it starts.
+#[tokio::test]
+async fn spryds_own_descriptors_count_for_no_function() {
+    let stage = Stage::new();
+    let _held: Vec<_> = (0..100).map(|_| fs::File::open("/dev/null").expect("open")).collect();
+    let mut spec = stage.spec("good", "idle");
+    spec.limits.open_files = 64;
+    let zygote = Zygote::start(&stage.executor, &spec).await.expect("start");
+    let instance = fork(&zygote).await.expect("fork");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", instance.pid)).expect("limits");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a line");
+    assert_eq!(line.split_whitespace().nth(3), Some("64"), "{line}");
+    stage.executor.shutdown().await;
+}
