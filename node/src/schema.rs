@@ -153,7 +153,15 @@ fn keys(file: File) -> Vec<Key> {
     let section = PAGE.split_once(file.section()).map_or("", |(_, rest)| rest);
     let section = section.split("\n## ").next().unwrap_or_default();
     let mut all = Vec::new();
-    for row in section.lines().filter(|line| line.starts_with("| `")) {
+    // (Other tables explain values, not keys.)
+    let mut is_of_keys = false;
+    for row in section.lines().filter(|line| line.starts_with("| ")) {
+        if !row.starts_with("| `") {
+            is_of_keys = row.starts_with("| key |");
+        }
+        if !is_of_keys || !row.starts_with("| `") {
+            continue;
+        }
         let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
         let [names, default, bounds, rest @ ..] = &cells[..] else { continue };
         let names = names.split(", ").filter_map(|name| name.strip_prefix('`')?.strip_suffix('`'));
@@ -203,6 +211,8 @@ fn literal(key: &Key) -> String {
     let example = match key.name.as_str() {
         "workers" => "2",
         "api_token_file" => "\"/var/lib/spry/api-token\"",
+        "secret_key_file" => "\"/var/lib/spry/secrets.key\"",
+        "node.memory_budget" => "\"4GiB\"",
         "runtime_dir" => "\"/usr/lib/spry\"",
         "packages.index" => "\"https://wheels.example/simple\"",
         "packages.find_links" => "\"/srv/wheels\"",
@@ -334,6 +344,7 @@ mod tests {
             runtime_dir: loud.runtime_dir.clone(),
             python: loud.python.clone(),
             packages: loud.packages.clone(),
+            memory_budget: loud.memory_budget,
             trace: loud.trace.clone(),
             tls: loud.tls.clone(),
             control: loud.control,

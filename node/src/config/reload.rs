@@ -18,6 +18,10 @@ impl Config {
             ("queue", self.queue != wanted.queue),
             ("upload", self.upload != wanted.upload),
             ("packages", self.packages != wanted.packages),
+            ("secret_key_file", self.secret_key_file != wanted.secret_key_file),
+            ("activations", self.activations != wanted.activations),
+            ("node", self.memory_budget != wanted.memory_budget),
+            ("keepalive", self.keepalive != wanted.keepalive),
             ("zygotes", self.freeze != wanted.freeze),
             ("async", self.asynchronous != wanted.asynchronous),
             ("api_token_file", self.api_token_file != wanted.api_token_file),
@@ -71,6 +75,10 @@ mod tests {
             ("[upload]\nfiles = 7", Some("upload")),
             ("[packages]\nbuild = true", Some("packages")),
             ("[async]\ncalls = 7", Some("async")),
+            ("secret_key_file = \"/x\"", Some("secret_key_file")),
+            ("[activations]\ncount = 7", Some("activations")),
+            ("[node]\nmemory_budget = \"1GiB\"", Some("node")),
+            ("[keepalive]\npolicy = \"greedy-dual\"", Some("keepalive")),
             ("[zygotes]\nfreeze = \"off\"", Some("zygotes")),
             ("[log]\nformat = \"json\"", Some("log.format")),
             ("[trace]\notlp = \"http://127.0.0.1/\"", Some("trace")),
@@ -89,7 +97,7 @@ mod tests {
             let mut found = before.needs_restart(&wanted);
             if key == Some("state_dir") {
                 // Its other files go with it.
-                assert_eq!(found, ["state_dir", "api_token_file"]);
+                assert_eq!(found, ["state_dir", "secret_key_file", "api_token_file"]);
                 continue;
             }
             found.sort_unstable();

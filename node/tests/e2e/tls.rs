@@ -74,6 +74,7 @@ fn http_is_served_over_tls_and_a_new_certificate_comes_without_a_restart() {
     let mut frame = [0; 9];
     second.read_exact(&mut frame).expect("a frame");
     assert_eq!(frame[3], 4, "settings come first");
+    drop(second);
     // Plain HTTP is no way in.
     let mut plain = TcpStream::connect(daemon.address).expect("connects");
     plain.write_all(b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n").expect("sent");
