@@ -8,7 +8,9 @@ use clap::{Args, Parser, Subcommand};
 use spry_bench::load::{self, Pace, Plan, Target, Until};
 use spry_bench::node::Programs;
 use spry_bench::stop::Stop;
-use spry_bench::suite::{SuiteError, chain, chaos, density, http, idle, isolation, later, redeploy, soak};
+use spry_bench::suite::{
+    SuiteError, chain, chaos, density, http, idle, isolation, later, overload, redeploy, soak,
+};
 use spry_bench::{floor, keepalive, micro, pingpong, report, sched, sys};
 
 /// Measures spry beside a floor that is measured in the same run.
@@ -39,6 +41,8 @@ enum Command {
     Async(Suite<later::Options>),
     /// What idle instances take: one of each language, and a node full of functions.
     Density(Suite<density::Options>),
+    /// Ten times as many requests as can be served: goodput, waits, refusals, memory.
+    Overload(Suite<overload::Options>),
     /// Load on any HTTP server, to compare with other generators.
     Load(LoadOptions),
     /// Prints what criterion has measured (`cargo xtask bench ipc` and `fork` use it).
@@ -177,6 +181,9 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
         Command::Idle(suite) => Ok(finish(&idle::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Async(suite) => Ok(finish(&later::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Density(suite) => Ok(finish(&density::run(&suite.options, &suite.programs, &stop)?, &suite)),
+        Command::Overload(suite) => {
+            Ok(finish(&overload::run(&suite.options, &suite.programs, &stop)?, &suite))
+        }
         Command::Load(options) => load(&options, &stop),
         Command::Floor { .. }
         | Command::Micro { .. }

@@ -148,6 +148,16 @@ pub fn holdings(pid: Pid) -> io::Result<Holdings> {
     Ok(held)
 }
 
+/// Bytes that a process has resident.
+pub fn resident(pid: Pid) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages: Option<u64> = text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok());
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(4096).max(1) as u64;
+    pages
+        .map(|pages| pages * size)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed statm"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;

@@ -5,6 +5,8 @@
 //! milliseconds; instants are milliseconds since the Unix epoch.
 
 mod chain;
+mod token;
+mod usage;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -24,6 +26,8 @@ pub use chain::{
     Applied, ApplyError, BranchView, CaseView, ChainView, MemberView, OnView, StageView, StepView,
     TriggerView,
 };
+pub use token::{TokenMade, TokenView, TokenWanted};
+pub use usage::{ProcessUsage, Usage, UsageView};
 
 /// What an [`Engine`]'s methods return: a future that may move between threads.
 pub type Reply<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -51,6 +55,8 @@ pub trait Engine: Send + Sync + 'static {
     fn chain<'a>(&'a self, name: &'a str) -> Reply<'a, Option<ChainView>>;
     /// The node.
     fn status(&self) -> Reply<'_, StatusView>;
+    /// What functions and chains use.
+    fn usage(&self) -> Reply<'_, Result<UsageView, Unavailable>>;
     /// Invocations that fit, the newest first, at most `limit`; without their logs.
     fn activations(&self, filter: Filter, limit: usize) -> Reply<'_, Vec<ActivationView>>;
     /// One invocation by its call id, with its logs.
@@ -65,6 +71,11 @@ pub trait Engine: Send + Sync + 'static {
         wait: Duration,
     ) -> Reply<'a, Option<LogPage>>;
 }
+
+/// The node failed to look (a bug: its log says more).
+#[derive(Debug, thiserror::Error)]
+#[error("the node could not look at itself")]
+pub struct Unavailable;
 
 /// A deploy that took.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -275,6 +286,10 @@ pub struct StatusView {
     pub transport: String,
     /// The better transports and why they are not used.
     pub passed_over: Vec<PassedOver>,
+    /// What steers instances.
+    pub scheduler: String,
+    /// Whether HTTP is served over TLS.
+    pub tls: bool,
     /// Gateway workers.
     pub workers: u32,
     /// `v2`, `hybrid`, `v1` or `none`, and what it can limit, in words.

@@ -18,11 +18,12 @@ use spry_sched::placement::Placement;
 use spry_wire::freeze::Frozen;
 use tokio::sync::Notify;
 
-use crate::activation::{History, Start};
+use crate::activation::History;
 use crate::api::ZygoteState;
 use crate::chain::Domain;
 use crate::inbox::Inbox;
 use crate::instance::Instance;
+pub use crate::metrics::Counts;
 use crate::store::StoredFunction;
 
 /// An invocation that waits for an idle instance.
@@ -53,36 +54,6 @@ impl SentAt {
     /// When it was sent.
     pub fn get(&self) -> Instant {
         self.since + std::time::Duration::from_nanos(self.after_ns.load(Ordering::Acquire))
-    }
-}
-
-/// Invocations by how they ended and what served them.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Answered with a result.
-    pub ok: AtomicU64,
-    /// Failed, whoever's fault.
-    pub failed: AtomicU64,
-    /// Served after starting the zygote.
-    pub cold: AtomicU64,
-    /// Served by a fresh process.
-    pub forked: AtomicU64,
-    /// Served by a process that had served before.
-    pub warm: AtomicU64,
-    /// Sum of the execution times, in nanoseconds.
-    pub exec_ns_sum: AtomicU64,
-}
-
-impl Counts {
-    /// Counts one that was served.
-    pub fn served(&self, start: Start, exec_ns: u64) {
-        let kind = match start {
-            Start::Cold => &self.cold,
-            Start::Forked => &self.forked,
-            Start::Warm => &self.warm,
-        };
-        kind.fetch_add(1, Ordering::Relaxed);
-        self.exec_ns_sum.fetch_add(exec_ns, Ordering::Relaxed);
     }
 }
 

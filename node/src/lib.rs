@@ -1,5 +1,6 @@
 //! The node: `spryd` and `spry` are thin programs over this library. See docs/architecture.md.
 
+pub mod access;
 pub mod activation;
 pub mod api;
 pub mod budget;
@@ -19,6 +20,7 @@ pub mod gateway;
 pub mod inbox;
 pub mod instance;
 pub mod keeper;
+pub mod log;
 pub mod manifest;
 pub mod metrics;
 pub mod node;
@@ -26,9 +28,11 @@ pub mod packages;
 pub mod progress;
 pub mod records;
 pub mod sandbox;
+pub mod schema;
 pub mod secrets;
 pub mod store;
 pub mod sys;
+pub mod trace;
 pub mod triggers;
 pub mod units;
 pub mod zygote;

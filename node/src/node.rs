@@ -3,6 +3,7 @@
 //! What changes the node goes to the keeper by message; what only looks is answered here, on the asking thread.
 
 mod show;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::api::{
     ActivationView, Applied, ApplyError, Calls, ChainView, DeployError, Deployed, Engine, FunctionView,
-    Instances, LogLine, LogPage, PassedOver, RemoveError, Reply, StatusView,
+    Instances, LogLine, LogPage, PassedOver, RemoveError, Reply, StatusView, Unavailable, UsageView,
 };
 use crate::budget::Budget;
 use crate::calls::policy::Policy;
@@ -43,7 +44,7 @@ type Chains = BTreeMap<String, Arc<Chain>>;
 
 /// What never changes while the node runs.
 pub struct Fixed {
-    /// Its configuration.
+    /// The configuration that it started with.
     pub config: Config,
     /// The address that it really listens on.
     pub listen: std::net::SocketAddr,
@@ -58,6 +59,7 @@ pub struct Fixed {
 /// The running node.
 pub struct Node {
     fixed: Fixed,
+    config: ArcSwap<Config>,
     started: Instant,
     names: ArcSwap<Names>,
     chains: ArcSwap<Chains>,
@@ -77,8 +79,10 @@ impl Node {
         keeper: UnboundedSender<ToKeeper>,
     ) -> Arc<Self> {
         let (names, chains) = (ArcSwap::default(), ArcSwap::default());
+        let config = ArcSwap::from_pointee(fixed.config.clone());
         Arc::new(Self {
             fixed,
+            config,
             started: Instant::now(),
             names,
             chains,
@@ -90,8 +94,13 @@ impl Node {
     }
 
     /// Its configuration.
-    pub fn config(&self) -> &Config {
-        &self.fixed.config
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// Its configuration from now on; see [`Config::with_live_of`].
+    pub fn set_config(&self, config: Config) {
+        self.config.store(Arc::new(config));
     }
 
     /// Keeps records of calls.
@@ -249,6 +258,11 @@ pub fn transport_name(kind: Kind) -> &'static str {
     }
 }
 
+/// What steers instances: nothing but the kernel's own scheduler, so far.
+pub fn scheduler_name(_node: &Node) -> &'static str {
+    "kernel"
+}
+
 impl Engine for Node {
     fn deploy(&self, staged: Staged, progress: Progress) -> Reply<'_, Result<Deployed, DeployError>> {
         let (done, answer) = oneshot::channel();
@@ -347,6 +361,8 @@ impl Engine for Node {
                     why: why.to_string(),
                 })
                 .collect(),
+            scheduler: scheduler_name(self).to_owned(),
+            tls: self.fixed.config.tls.is_some(),
             workers: self.fixed.config.workers as u32,
             cgroup: self.fixed.cgroup.clone(),
             functions: all.len() as u32,
@@ -360,6 +376,16 @@ impl Engine for Node {
             later: Default::default(),
         };
         Box::pin(std::future::ready(view))
+    }
+
+    fn usage(&self) -> Reply<'_, Result<UsageView, Unavailable>> {
+        let (functions, chains) = (self.all(), self.served_chains());
+        let (transport, uptime) = (Arc::clone(&self.bus.transport), self.uptime());
+        Box::pin(async move {
+            // It reads files: beside the event loop.
+            let look = move || usage::usage(&functions, &chains, &*transport, uptime);
+            tokio::task::spawn_blocking(look).await.map_err(|_| Unavailable)
+        })
     }
 
     fn activations(&self, filter: Filter, limit: usize) -> Reply<'_, Vec<ActivationView>> {

@@ -546,3 +546,52 @@ pub fn process_cpu_ns(pid: i32) -> Option<u64> {
     let got = unsafe { libc::clock_gettime(clock, &raw mut time) };
     (got == 0).then(|| time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
+
+/// The supplementary groups of the process at the other end of a Unix socket, when it connected.
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups = vec![0_u32; 64];
+    loop {
+        let mut len = libc::socklen_t::try_from(size_of_val(&groups[..])).unwrap_or(libc::socklen_t::MAX);
+        // SAFETY: `groups` has room for `len` bytes, and the kernel writes no more than that.
+        let got = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        let count = len as usize / size_of::<u32>();
+        if got == 0 {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        // ERANGE: there are more, and `len` says how many. A process has 65536 at most.
+        if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() || count > 65_536 {
+            return Err(error);
+        }
+        groups.resize(count, 0);
+    }
+}
+
+/// The descriptors that systemd passed to this process (sd_listen_fds(3)), once; later calls get none.
+pub fn take_listen_fds() -> Vec<OwnedFd> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
+    let ours = number("LISTEN_PID") == Some(std::process::id() as i32);
+    let count = number("LISTEN_FDS").filter(|count| ours && (1..=64).contains(count)).unwrap_or(0);
+    if count == 0 || TAKEN.swap(true, Ordering::SeqCst) {
+        return Vec::new();
+    }
+    let open = |fd: &RawFd| {
+        // SAFETY: the call takes a number and looks at no memory; a number that is no descriptor is EBADF.
+        unsafe { libc::fcntl(*fd, libc::F_SETFD, libc::FD_CLOEXEC) == 0 }
+    };
+    let passed = (3..3 + count).filter(open);
+    // SAFETY: by sd_listen_fds(3) these are this process's from its start on (LISTEN_PID says that it is meant), nothing else
+    // in it refers to them (the daemon takes them before it opens anything), and `TAKEN` makes this the only owner.
+    passed.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()
+}

@@ -11,12 +11,12 @@ use crate::failure::Failure;
 use crate::setup::{self, Tool};
 use crate::stage::{print_table, stage};
 use crate::vm::VmOptions;
-use crate::{bench, demo, ebpf, process, suite, vm};
+use crate::{bench, deb, demo, ebpf, process, suite, vm};
 
 /// A stage's name and its work.
 type Stage = (&'static str, fn() -> Result<(), Failure>);
 
-const STAGES: [Stage; 9] = [
+const STAGES: [Stage; 10] = [
     ("fmt", fmt),
     ("clippy", clippy),
     ("doc", doc),
@@ -25,6 +25,7 @@ const STAGES: [Stage; 9] = [
     ("test", || suite::run(&[])),
     ("demo", || demo::run(&DemoOptions::default())),
     ("bench", bench_smoke),
+    ("deb", deb::run),
     ("vm", || vm::run(&VmOptions::Test)),
 ];
 

@@ -14,7 +14,7 @@ The project's own commands. Usage: cargo xtask COMMAND
   demo [--out DIR] [--photo FILE]
                            build, start a node, deploy the examples, call them, show where the time went
   test [ARGS]              every test; with ARGS, `cargo test ARGS` with the same set-up
-  ci [STAGE]...            what CI runs: fmt clippy doc deny ebpf test demo bench vm (default: all of them)
+  ci [STAGE]...            what CI runs: fmt clippy doc deny ebpf test demo bench deb vm (default: all of them)
   bench NAME [--json FILE] a benchmark, in release mode; FILE gets the rows of its table. NAME is one of:
                              ipc       transports, allocator, descriptors beside plain sockets and memcpy
                              fork      instances forked by zygotes beside fork, clone3, vfork and exec
@@ -22,7 +22,7 @@ The project's own commands. Usage: cargo xtask COMMAND
                              chain     hops from function to function beside the bare bus and HTTP calls
                              isolation a process for every request, beside a shared one, the floor and CGI
                              keepalive keep-alive policies on a simulated node
-                             soak redeploy chaos idle density async load   (docs/benchmarks.md)
+                             soak redeploy chaos idle density async overload load   (docs/benchmarks.md)
                            further ARGS go to the benchmark: `bench http --help` lists http's
   fuzz [TARGET] [--seconds N]
                            fuzz one target, or all of them (default: 20 s each)
@@ -31,6 +31,7 @@ The project's own commands. Usage: cargo xtask COMMAND
                            run a program as root in an emulated machine with that kernel; --file: taken along
   vm test                  what only such a machine can test: the sched_ext scheduler, on each of those kernels
   vm bench [--seed N] ...  the scheduler beside the fair class and beside SRPT that knows the future
+  deb                      the Debian package, in target/deb: programs, units, man pages, completions, configuration
   help                     this text
 ";
 
@@ -46,6 +47,7 @@ pub(crate) enum Command {
     Fuzz(FuzzOptions),
     Ebpf { check: bool },
     Vm(VmOptions),
+    Deb,
 }
 
 /// Options of `demo`.
@@ -84,6 +86,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, F
         "ci" => Ok(Command::Ci(rest)),
         "demo" => demo(rest).map(Command::Demo),
         "bench" => BenchOptions::parse(rest).map(Command::Bench),
+        "deb" => none_left(rest).map(|()| Command::Deb),
         "fuzz" => fuzz(rest).map(Command::Fuzz),
         "ebpf" => match rest.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             [] => Ok(Command::Ebpf { check: false }),
@@ -167,6 +170,7 @@ mod tests {
             "fuzz --seconds 0",
             "fuzz a b",
             "ebpf -x",
+            "deb x",
         ] {
             let failure = parsed(line).expect_err(line);
             assert_eq!(failure.exit_code(), 64, "{line}: {failure}");
@@ -175,7 +179,7 @@ mod tests {
 
     #[test]
     fn every_command_is_in_the_help() {
-        for name in ["setup", "demo", "test", "ci", "bench", "fuzz", "ebpf", "vm"] {
+        for name in ["setup", "demo", "test", "ci", "bench", "fuzz", "ebpf", "vm", "deb"] {
             assert!(USAGE.contains(&format!("\n  {name} ")), "{name}");
         }
     }

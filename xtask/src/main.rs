@@ -8,6 +8,7 @@ mod artifacts;
 mod bench;
 mod ci;
 mod cli;
+mod deb;
 mod debian;
 mod demo;
 mod ebpf;
@@ -20,6 +21,8 @@ mod setup;
 mod stage;
 mod suite;
 mod sys;
+#[cfg(test)]
+mod units;
 mod vm;
 
 use std::process::ExitCode;
@@ -54,5 +57,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Fuzz(options) => fuzz::run(&options).map(drop),
         Command::Ebpf { check } => ebpf::run(check),
         Command::Vm(options) => vm::run(&options),
+        Command::Deb => deb::run(),
     }
 }

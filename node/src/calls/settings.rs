@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::database::Keep;
@@ -15,7 +16,7 @@ use crate::units::{Period, Size};
 const DAY: u64 = 24 * 60;
 
 /// `[async]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawSettings {
     /// A count.
@@ -37,7 +38,7 @@ pub struct RawSettings {
 }
 
 /// `[async.results]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawResults {
     /// A count.
@@ -51,7 +52,7 @@ pub struct RawResults {
 }
 
 /// `[async.callback]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawCallback {
     /// Names, addresses, networks.

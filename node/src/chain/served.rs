@@ -47,6 +47,11 @@ pub struct Chain {
 }
 
 impl Chain {
+    /// Whether a caller needs a token: when one of its functions would ask for it.
+    pub fn needs_token(&self) -> bool {
+        self.members.iter().any(|member| member.stored.manifest.access.token)
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         self.plan.name.as_str()

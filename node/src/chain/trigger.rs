@@ -22,6 +22,7 @@ use crate::gateway::call_id::CallId;
 use crate::gateway::{Failed, Refusal};
 use crate::inbox::Block;
 use crate::instance::Instance;
+use crate::metrics::Outcome;
 
 /// Calls that start one another by the values that they emit, at most: a function that wakes itself must end.
 const DEPTH_MAX: u8 = 8;
@@ -141,14 +142,14 @@ async fn start(dispatcher: Rc<Dispatcher>, chain: Arc<Chain>, fired: Fired<Emitt
         },
         Err(refusal) => Err(Failed::from(refusal.clone())),
     };
-    let (counter, status, error) = match &went {
-        Ok(()) => (&chain.counts.ok, 200, None),
+    let (status, error) = match &went {
+        Ok(()) => (200, None),
         Err(failed) => {
             let (status, code) = failed.refusal.status();
-            (&chain.counts.failed, status.as_u16(), Some(code))
+            (status.as_u16(), Some(code))
         }
     };
-    counter.fetch_add(1, Ordering::Relaxed);
+    chain.counts.ended(Outcome::of(status, error.is_some()));
     let mut history = chain.history.lock();
     if let Err(failed) = &went {
         let text = failed.text.clone().unwrap_or_else(|| failed.refusal.to_string());

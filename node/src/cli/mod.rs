@@ -9,10 +9,13 @@ mod client;
 mod dead;
 mod deploy;
 mod invoke;
+mod manual;
 mod pack;
 mod secret;
 mod show;
 mod table;
+mod token;
+mod top;
 mod trigger;
 
 use std::io::{self, IsTerminal, Write};
@@ -26,8 +29,12 @@ use serde::de::DeserializeOwned;
 use crate::api::{ActivationView, FunctionView, LogLine, LogPage, StatusView};
 use crate::config::{Config, DEFAULT_CONTROL_SOCKET};
 use crate::doctor;
+use crate::gateway::tls;
+use crate::manifest::{self, Manifest};
+use crate::schema;
 use crate::units::Period;
 use client::Client;
+pub use manual::Spryd;
 
 /// Deploys and calls functions on this node, and shows how they fare.
 #[derive(Debug, Parser)]
@@ -92,17 +99,38 @@ enum Command {
     /// Look at asynchronous calls that were given up, run them again or forget them
     #[command(subcommand)]
     Dead(dead::Dead),
+    /// Make, list and revoke tokens for callers over HTTP
+    #[command(subcommand)]
+    Token(token::Token),
     /// Apply, look at, pause and remove triggers: schedules and spool folders
     #[command(subcommand)]
     Trigger(trigger::Trigger),
     /// Show the node: transport, limits, processes
     Status,
+    /// Watch what the node does, function by function
+    Top(top::Top),
     /// Check what this kernel and these rights give
     Doctor,
-    /// Check a configuration file, or a chain's
+    /// Check a configuration file, a function's or a chain's
     CheckConfig {
-        /// The file: /etc/spry/spryd.toml, most often, or a chain.toml
+        /// The file: /etc/spry/spryd.toml, most often, or a spry.toml or chain.toml
         file: PathBuf,
+    },
+    /// Print the JSON Schema of a file, for editors
+    Schema {
+        /// Which file
+        file: schema::File,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages into a folder
+    #[command(hide = true)]
+    ManPages {
+        /// The folder
+        folder: PathBuf,
     },
 }
 
@@ -254,11 +282,19 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Activation(wanted) => activation(&client, wanted, output).await?,
         Command::Trigger(wanted) => trigger::trigger(&client, wanted, output).await?,
         Command::Dead(wanted) => dead::dead(&client, wanted, output).await?,
+        Command::Token(wanted) => token::token(&client, wanted, output).await?,
+        Command::Top(wanted) => top::top(&client, wanted).await?,
         Command::Status => {
             show(&client, "/system/status", output, |view: StatusView| show::status(&view)).await?;
         }
         Command::Doctor => return examine(&client, output).await,
         Command::CheckConfig { file } => check_config(&file, output)?,
+        Command::Schema { file } => {
+            let text = serde_json::to_string_pretty(&schema::schema(file));
+            print(&(text.map_err(|error| Failure::Node(error.to_string()))? + "\n"))?;
+        }
+        Command::Completions { shell } => manual::completions(shell)?,
+        Command::ManPages { folder } => manual::man_pages(&folder)?,
     }
     Ok(0)
 }
@@ -358,13 +394,37 @@ fn check_config(file: &Path, output: Output) -> Result<(), Failure> {
     if chain::is_chain_file(file) {
         return chain::check(file, output);
     }
+    if file.file_name().is_some_and(|name| name == manifest::FILE_NAME) {
+        return check_manifest(file, output);
+    }
     let config = Config::check_file(file).map_err(|error| Failure::Node(error.to_string()))?;
+    if let Some(files) = &config.tls {
+        tls::Door::open(files).map_err(|error| Failure::Node(error.to_string()))?;
+    }
     match output {
         Output::Text => print(&format!(
             "{} is valid: state in {}, HTTP on {}\n",
             file.display(),
             config.state_dir.display(),
             config.listen
+        )),
+        Output::Json => print("{\"valid\":true}\n"),
+    }
+}
+
+/// A function's manifest, with the folder that it lies in: what it names must be there.
+fn check_manifest(file: &Path, output: Output) -> Result<(), Failure> {
+    std::fs::metadata(file).map_err(|error| Failure::Node(format!("read {}: {error}", file.display())))?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let manifest = Manifest::of_folder(folder, None, &[], &configured().defaults);
+    let manifest = manifest.map_err(|error| Failure::Node(error.to_string()))?;
+    match output {
+        Output::Text => print(&format!(
+            "{} is valid: the {} function {}, handler {}\n",
+            file.display(),
+            manifest.runtime,
+            manifest.name,
+            manifest.handler
         )),
         Output::Json => print("{\"valid\":true}\n"),
     }

@@ -77,7 +77,7 @@ pub(super) fn function(view: &FunctionView) -> String {
 pub(super) fn status(view: &StatusView) -> String {
     let mut rows = vec![
         ("spryd", format!("{}, pid {}, up {}", view.version, view.pid, span(view.uptime_ms))),
-        ("listen", format!("http://{}", view.listen)),
+        ("listen", format!("{}://{}", if view.tls { "https" } else { "http" }, view.listen)),
         ("state", view.state_dir.clone()),
         ("transport", view.transport.clone()),
     ];
@@ -85,6 +85,7 @@ pub(super) fn status(view: &StatusView) -> String {
         rows.push(("", format!("not {}: {}", passed_over.name, passed_over.why)));
     }
     rows.extend([
+        ("scheduler", view.scheduler.clone()),
         ("workers", view.workers.to_string()),
         ("cgroup", view.cgroup.clone()),
         ("functions", view.functions.to_string()),

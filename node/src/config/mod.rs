@@ -4,7 +4,9 @@
 //! `SPRY_CONTROL_SOCKET`), the file, the defaults. clap merges the first two into [`Flags`]; [`Config::load`]
 //! does the rest. Every key is explained in `docs/configuration.md`; a test holds the two together.
 
+mod access;
 pub mod raw;
+mod reload;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,7 @@ use std::path::{Path, PathBuf};
 use spry_wire::freeze::Freeze;
 
 use crate::calls::settings::Settings;
+use crate::log;
 use crate::manifest::{Defaults, ManifestError};
 use crate::units::{Period, Size, UnitError};
 
@@ -171,6 +174,58 @@ pub struct Config {
     pub secret_key_file: PathBuf,
     /// For manifests that are silent.
     pub defaults: Defaults,
+    /// How the log's lines look.
+    pub log_format: log::Format,
+    /// What the log tells.
+    pub log_level: String,
+    /// Where traces go, if anywhere.
+    pub trace: Option<Trace>,
+    /// With what HTTP is encrypted, if it is.
+    pub tls: Option<Tls>,
+    /// Who may use the control socket.
+    pub control: ControlAccess,
+    /// How many requests a caller may make, if that is limited.
+    pub rate: Option<Rate>,
+    /// How long a stop waits for calls that run.
+    pub grace: Period,
+}
+
+/// Where spans are told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trace {
+    /// A collector's OTLP address.
+    pub endpoint: http::Uri,
+    /// The part of the calls without a trace that get one.
+    pub sample: f64,
+}
+
+/// What HTTP is encrypted with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// The certificate and those that vouch for it, as PEM.
+    pub certificate: PathBuf,
+    /// Its key, as PEM.
+    pub key: PathBuf,
+}
+
+/// Who may use the control socket, besides root and the user that runs spryd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ControlAccess {
+    /// This user.
+    pub owner: Option<u32>,
+    /// Who is in this group.
+    pub group: Option<u32>,
+}
+
+/// How many requests one caller may make.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    /// In the long run.
+    pub per_second: f64,
+    /// At once, after a pause.
+    pub burst: f64,
+    /// Callers that are told apart.
+    pub table: usize,
 }
 
 /// Why there is no usable configuration. The operator's to mend.

@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use spry_sched::keepalive::Kind;
 use spry_wire::freeze::Freeze;
 
+use super::access;
 use super::{
     Config, ConfigError, DEFAULT_CONTROL_SOCKET, Flags, PackageIndex, Packages, Queue, TransportChoice,
     UploadLimits,
@@ -27,7 +29,7 @@ pub const UID_COUNT: u32 = 65_536;
 pub const UID_BASE: u32 = 1_879_048_192;
 
 /// `spryd.toml` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawConfig {
     /// A folder.
@@ -71,10 +73,82 @@ pub struct RawConfig {
     pub activations: records::settings::RawSettings,
     /// `[defaults]`
     pub defaults: RawDefaults,
+    /// `[log]`
+    pub log: RawLog,
+    /// `[trace]`
+    pub trace: RawTrace,
+    /// `[tls]`
+    pub tls: RawTls,
+    /// `[control]`
+    pub control: RawControl,
+    /// `[rate]`
+    pub rate: RawRate,
+    /// `[shutdown]`
+    pub shutdown: RawShutdown,
+}
+
+/// `[log]` as written.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLog {
+    /// `text` or `json`.
+    pub format: Option<String>,
+    /// A level, or directives.
+    pub level: Option<String>,
+}
+
+/// `[trace]` as written.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTrace {
+    /// A collector's address.
+    pub otlp: Option<String>,
+    /// A part, 0 to 1.
+    pub sample: Option<f64>,
+}
+
+/// `[tls]` as written.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTls {
+    /// A path.
+    pub certificate: Option<PathBuf>,
+    /// A path.
+    pub key: Option<PathBuf>,
+}
+
+/// `[control]` as written.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawControl {
+    /// A user's name or number.
+    pub owner: Option<String>,
+    /// A group's name or number.
+    pub group: Option<String>,
+}
+
+/// `[rate]` as written.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRate {
+    /// Requests; 0: no limit.
+    pub per_second: Option<f64>,
+    /// Requests.
+    pub burst: Option<i64>,
+    /// Callers.
+    pub table: Option<i64>,
+}
+
+/// `[shutdown]` as written.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawShutdown {
+    /// A period.
+    pub grace: Option<Quantity>,
 }
 
 /// `[packages]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawPackages {
     /// An address, or `none`.
@@ -90,7 +164,7 @@ pub struct RawPackages {
 }
 
 /// `[python]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawPython {
     /// A path.
@@ -98,7 +172,7 @@ pub struct RawPython {
 }
 
 /// `[zygotes]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawZygotes {
     /// `auto`, `memfd`, `huge` or `off`.
@@ -106,7 +180,7 @@ pub struct RawZygotes {
 }
 
 /// `[queue]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawQueue {
     /// A count.
@@ -118,7 +192,7 @@ pub struct RawQueue {
 }
 
 /// `[logs]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawLogs {
     /// A size.
@@ -126,7 +200,7 @@ pub struct RawLogs {
 }
 
 /// `[upload]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawUpload {
     /// A size.
@@ -136,7 +210,7 @@ pub struct RawUpload {
 }
 
 /// `[node]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawNode {
     /// A size, or a share of the machine's memory (`"80%"`).
@@ -144,7 +218,7 @@ pub struct RawNode {
 }
 
 /// `[keepalive]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawKeepAlive {
     /// A policy's name.
@@ -152,7 +226,7 @@ pub struct RawKeepAlive {
 }
 
 /// `[defaults]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawDefaults {
     /// As in a manifest.
@@ -198,6 +272,7 @@ impl TryFrom<RawConfig> for Config {
             size("logs.per_invocation", raw.logs.per_invocation, Size::kib(64), Size::kib(1), Size::mib(16))?;
         let upload = UploadLimits::default();
         let highest = i64::from(u32::MAX - UID_COUNT - UIDS_OF_TOOLS);
+        let (log_format, log_level) = access::log(raw.log)?;
         Ok(Self {
             listen: listen(raw.listen)?,
             control_socket: control_socket(raw.control_socket)?,
@@ -234,6 +309,13 @@ impl TryFrom<RawConfig> for Config {
                     .asynchronous
                     .check(&Defaults::default().asynchronous, "defaults.async")?,
             },
+            log_format,
+            log_level,
+            trace: access::trace(raw.trace)?,
+            tls: access::tls(raw.tls)?,
+            control: access::control(raw.control)?,
+            rate: access::rate(raw.rate)?,
+            grace: access::grace(raw.shutdown)?,
             state_dir,
         })
     }
@@ -273,7 +355,11 @@ fn packages(written: RawPackages) -> Result<Packages, ConfigError> {
     })
 }
 
-fn bound<T>(key: &'static str, value: impl ToString, bound: impl Into<String>) -> Result<T, ConfigError> {
+pub(super) fn bound<T>(
+    key: &'static str,
+    value: impl ToString,
+    bound: impl Into<String>,
+) -> Result<T, ConfigError> {
     Err(ConfigError::Bound { key, value: value.to_string(), bound: bound.into() })
 }
 
@@ -287,7 +373,7 @@ fn absolute(key: &'static str, path: Option<PathBuf>, default: &str) -> Result<P
     }
 }
 
-fn optional(key: &'static str, path: Option<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
+pub(super) fn optional(key: &'static str, path: Option<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
     path.map(|path| absolute(key, Some(path), "/")).transpose()
 }
 

@@ -100,6 +100,24 @@ in_flight = 2
 memory_budget = "2GiB"
 [keepalive]
 policy = "greedy-dual"
+[log]
+format = "json"
+level = "warn,shm_bus=debug"
+[trace]
+otlp = "http://127.0.0.1:4318/v1/traces"
+sample = 0.25
+[tls]
+certificate = "/etc/spry/cert.pem"
+key = "/etc/spry/key.pem"
+[control]
+owner = "1000"
+group = "root"
+[rate]
+per_second = 50.5
+burst = 100
+table = 128
+[shutdown]
+grace = "20s"
 [defaults.limits]
 memory = "64MiB"
 cpu = 0.5
@@ -140,6 +158,13 @@ fn every_key_is_read() {
     assert_eq!(config.defaults.scale.max, 4);
     assert_eq!(config.memory_budget, Size::gib(2));
     assert_eq!(config.keepalive.name(), "greedy-dual");
+    assert_eq!((config.log_format, config.log_level.as_str()), (log::Format::Json, "warn,shm_bus=debug"));
+    let trace = config.trace.expect("there");
+    assert_eq!((trace.endpoint.port_u16(), trace.sample), (Some(4318), 0.25));
+    assert_eq!(config.tls.expect("there").key, Path::new("/etc/spry/key.pem"));
+    assert_eq!(config.control, ControlAccess { owner: Some(1000), group: Some(0) });
+    assert_eq!(config.rate, Some(Rate { per_second: 50.5, burst: 100.0, table: 128 }));
+    assert_eq!(config.grace, Period::seconds(20));
 }
 
 #[test]
@@ -170,6 +195,22 @@ fn each_refusal_names_key_value_and_bound() {
         ("[packages]\ntimeout = \"0s\"", "packages.timeout is 0s, but must be between 1s and 1d"),
         ("[defaults.limits]\nmemory = \"1B\"", "defaults.limits.memory is 1B"),
         ("[defaults.scale]\nmax = 100", "defaults.scale.max is 100, but must be between 1 and 64"),
+        ("[log]\nformat = \"xml\"", "log.format is \"xml\", but must be one of \"text\", \"json\""),
+        ("[log]\nlevel = \"=\"", "log.level is \"=\""),
+        ("[trace]\notlp = \"https://far\"", "trace.otlp is \"https://far\", but must be an address such as"),
+        ("[trace]\nsample = 2.0", "trace.sample is 2, but must be between 0 and 1"),
+        ("[trace]\nsample = nan", "trace.sample is NaN"),
+        ("[tls]\nkey = \"/k\"", "tls.certificate is not there, but must be there, since tls.key is"),
+        ("[tls]\ncertificate = \"/c\"", "tls.key is not there"),
+        (
+            "[control]\nowner = \"no such\"",
+            "control.owner is \"no such\", but must be a user of this machine",
+        ),
+        ("[control]\ngroup = \"no such\"", "control.group is \"no such\""),
+        ("[rate]\nper_second = -1.0", "rate.per_second is -1, but must be between 0 (no limit)"),
+        ("[rate]\nburst = 0", "rate.burst is 0"),
+        ("[rate]\ntable = 1", "rate.table is 1, but must be between 64"),
+        ("[shutdown]\ngrace = \"2h\"", "shutdown.grace is 2h, but must be between 0s and 1h"),
         ("statedir = 1", "unknown field `statedir`"),
         ("workers = \"two\"", "line 1"),
     ] {

@@ -44,7 +44,7 @@ where
     let upload = receive(body, control).await?;
 
     let store = Arc::clone(&control.store);
-    let defaults = control.defaults;
+    let defaults = **control.defaults.load();
     let staged = blocking(move || store.stage(upload, name.as_deref(), &overrides, &defaults)).await??;
 
     let engine = Arc::clone(&control.engine);

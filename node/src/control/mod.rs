@@ -1,8 +1,7 @@
 //! The control API: what lies below `/system/`, on the control socket and on the HTTP listener alike.
 //!
 //! [`handle`] authenticates, routes, reads parameters and shapes answers; what is done is the [`Engine`]'s and the
-//! [`Store`]'s. On the control socket whoever the file system lets in may do everything; over HTTP a bearer
-//! token is needed. `docs/control-api.md` has the routes; a test holds it to [`ROUTES`].
+//! [`Store`]'s; who may is [`crate::access`]'s. `docs/control-api.md` has the routes; a test holds it to [`ROUTES`].
 
 mod chain;
 mod deploy;
@@ -11,17 +10,20 @@ mod query;
 mod refusal;
 mod secret;
 pub mod token;
+mod tokens;
 mod trigger;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 
+use crate::access::{Access, Caller, Denied, Need, Scope};
 use crate::api::Engine;
 use crate::calls::Calls;
 use crate::doctor;
@@ -32,12 +34,12 @@ use crate::store::Store;
 use crate::triggers::Triggers;
 use query::Query;
 pub use refusal::Refused;
-use token::ApiToken;
 
 /// Every route, as documented.
-pub const ROUTES: [(&str, &str); 30] = [
+pub const ROUTES: [(&str, &str); 34] = [
     ("GET", "/system/status"),
     ("GET", "/system/doctor"),
+    ("GET", "/system/usage"),
     ("GET", "/system/functions"),
     ("POST", "/system/functions"),
     ("GET", "/system/function/NAME"),
@@ -66,6 +68,9 @@ pub const ROUTES: [(&str, &str); 30] = [
     ("GET", "/system/secrets"),
     ("PUT", "/system/secret/NAME"),
     ("DELETE", "/system/secret/NAME"),
+    ("GET", "/system/tokens"),
+    ("POST", "/system/tokens"),
+    ("DELETE", "/system/token/ID"),
 ];
 
 /// Lines or activations that one answer has when the caller doesn't say.
@@ -75,23 +80,16 @@ const LIMIT_MAX: usize = 10_000;
 /// How long a caller may wait for log lines.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// Where a request came in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Caller {
-    /// The control socket.
-    Local,
-    /// The HTTP listener: a token is needed.
-    Remote,
-}
-
 /// What the control API works on. Shared by all threads.
 #[derive(Clone)]
 pub struct Control {
     engine: Arc<dyn Engine>,
     store: Arc<Store>,
     secrets: Arc<Secrets>,
-    token: Arc<ApiToken>,
-    defaults: Defaults,
+    access: Arc<Access>,
+    /// Held while tokens change.
+    token_changes: Arc<parking_lot::Mutex<()>>,
+    defaults: Arc<ArcSwap<Defaults>>,
     progress: Arc<Board>,
     doctor: doctor::Options,
     calls: Option<Arc<Calls>>,
@@ -104,15 +102,17 @@ impl Control {
         engine: Arc<dyn Engine>,
         store: Arc<Store>,
         secrets: Arc<Secrets>,
-        token: ApiToken,
+        access: Arc<Access>,
         defaults: Defaults,
         doctor: doctor::Options,
     ) -> Self {
+        let defaults = Arc::new(ArcSwap::from_pointee(defaults));
         Self {
             engine,
             store,
             secrets,
-            token: Arc::new(token),
+            access,
+            token_changes: Arc::default(),
             defaults,
             progress: Arc::default(),
             doctor,
@@ -130,6 +130,16 @@ impl Control {
     pub fn with_triggers(self, triggers: Arc<OnceLock<Arc<Triggers>>>) -> Self {
         Self { triggers, ..self }
     }
+
+    /// Who may do what.
+    pub fn access(&self) -> &Arc<Access> {
+        &self.access
+    }
+
+    /// What manifests get that don't say, from now on.
+    pub fn set_defaults(&self, defaults: Defaults) {
+        self.defaults.store(Arc::new(defaults));
+    }
 }
 
 /// True for paths that [`handle`] answers.
@@ -143,20 +153,21 @@ where
     B: http_body::Body<Data = Bytes> + Send,
     B::Error: std::fmt::Display,
 {
-    let answer = match authorised(&request, control, caller) {
-        true => route(request, control).await,
-        false => Err(Refused::Unauthorised),
+    let answer = match control.access.check(caller, request.headers(), need(request.uri().path())) {
+        Ok(()) => route(request, control).await,
+        Err(denied) => Err(Refused::Denied(denied)),
     };
     answer.unwrap_or_else(|refused| refusal_of(&refused))
 }
 
-fn authorised<B>(request: &Request<B>, control: &Control, caller: Caller) -> bool {
-    match caller {
-        Caller::Local => true,
-        Caller::Remote => {
-            let given = request.headers().get(AUTHORIZATION).map(HeaderValue::as_bytes);
-            given.is_some_and(|header| control.token.accepts(header))
-        }
+/// What a caller must be allowed to do for a path. What isn't named here is the node's, and so is what comes to be
+/// added.
+fn need(path: &str) -> Need<'_> {
+    let mut parts = path.split('/').skip(2);
+    match (parts.next(), parts.next()) {
+        (Some("tokens" | "token"), _) => Need { scope: Scope::Admin, name: None },
+        (Some("function" | "chain" | "progress"), name) => Need { scope: Scope::Deploy, name },
+        _ => Need { scope: Scope::Deploy, name: None },
     }
 }
 
@@ -178,6 +189,7 @@ where
             view.later = control.calls.as_ref().map(|calls| calls.counts()).unwrap_or_default();
             json(&view)
         }
+        ["usage"] if reads => json(&engine.usage().await.map_err(|_| Refused::Broken)?),
         ["doctor"] if reads => {
             let options = control.doctor.clone();
             json(&blocking(move || doctor::examine(&options)).await?)
@@ -203,6 +215,9 @@ where
         },
         ["chain", name] if writes => chain::apply(body, control, name).await,
         ["chain", name] if parts.method == Method::DELETE => chain::remove(name, control).await,
+        ["tokens"] if reads => tokens::list(control).await,
+        ["tokens"] if writes => tokens::create(body, control).await,
+        ["token", id] if parts.method == Method::DELETE => tokens::revoke(id, control).await,
         ["activations"] if reads => json(&engine.activations(later::filter(&query)?, limit(&query)?).await),
         ["activation", id] if reads => later::activation(id, &query, control).await,
         ["activation", id, "result"] if reads => later::result(id, &query, control).await,
@@ -224,14 +239,18 @@ where
             let progress = progress(control, name)?;
             json(&progress.read(query.number("since")?.unwrap_or(0), wait).await)
         }
-        ["version" | "status" | "doctor" | "activations" | "chains" | "dead" | "triggers" | "secrets"]
+        [
+            "version" | "status" | "doctor" | "usage" | "activations" | "chains" | "dead" | "triggers"
+            | "secrets",
+        ]
         | ["function", _, "logs"]
         | ["progress", _]
         | ["activation", _]
         | ["activation", _, "logs" | "result"] => Err(Refused::Method("GET")),
         ["trigger", _, "pause" | "resume"] => Err(Refused::Method("POST, PUT")),
         ["dead", _] => Err(Refused::Method("POST, PUT, DELETE")),
-        ["functions"] => Err(Refused::Method("GET, POST, PUT")),
+        ["functions" | "tokens"] => Err(Refused::Method("GET, POST, PUT")),
+        ["token", _] => Err(Refused::Method("DELETE")),
         ["secret", _] => Err(Refused::Method("POST, PUT, DELETE")),
         ["function" | "chain" | "trigger", _] => Err(Refused::Method("GET, POST, PUT, DELETE")),
         _ => Err(Refused::NoSuchPath),
@@ -289,7 +308,7 @@ fn refusal_of(refused: &Refused) -> Response<Full<Bytes>> {
     let mut response = answer(refused.status(), refused.body().into());
     let headers = response.headers_mut();
     match refused {
-        Refused::Unauthorised => {
+        Refused::Denied(Denied::Unknown) => {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"spry\""));
         }
         Refused::Method(allowed) => {

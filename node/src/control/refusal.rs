@@ -2,6 +2,7 @@
 
 use http::StatusCode;
 
+use crate::access::Denied;
 use crate::api::{ApplyError, DeployError, ErrorBody, ErrorDetail, RemoveError};
 use crate::calls::CallsError;
 use crate::secrets::{SecretError, SecretNameError};
@@ -11,11 +12,15 @@ use crate::triggers::TriggerError;
 /// Why a control request was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// No token, or a wrong one.
-    #[error(
-        "this needs the node's token: send it as `Authorization: Bearer TOKEN` (see docs/control-api.md)"
-    )]
-    Unauthorised,
+    /// The caller may not.
+    #[error(transparent)]
+    Denied(Denied),
+    /// A token can't be made like this.
+    #[error("no such token can be made: {0}")]
+    Token(String),
+    /// No such token.
+    #[error("there is no token \"{0}\"; `spry token list` shows those that there are")]
+    NoSuchToken(String),
     /// No such path.
     #[error("nothing is at this path; docs/control-api.md lists what there is")]
     NoSuchPath,
@@ -107,7 +112,11 @@ impl Refused {
 
     fn blame(&self) -> (StatusCode, &'static str) {
         match self {
-            Self::Unauthorised => (StatusCode::UNAUTHORIZED, "unauthorised"),
+            Self::Denied(Denied::Unknown) => (StatusCode::UNAUTHORIZED, "unauthorised"),
+            Self::Denied(Denied::Forbidden(_) | Denied::Stranger(_)) => (StatusCode::FORBIDDEN, "forbidden"),
+            Self::Denied(Denied::TooMany { .. }) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+            Self::Token(_) => (StatusCode::BAD_REQUEST, "bad_token"),
+            Self::NoSuchToken(_) => (StatusCode::NOT_FOUND, "no_such_token"),
             Self::NoSuchPath => (StatusCode::NOT_FOUND, "no_such_path"),
             Self::Method(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::NoSuchFunction(_) | Self::Remove(RemoveError::NoSuchFunction(_)) => {

@@ -71,6 +71,24 @@ impl Dispatcher {
         }
     }
 
+    /// Ends the wait of everybody who waits for an answer on this thread: spryd is about to end.
+    pub fn refuse_all(&self) {
+        let waiting = self.inner.borrow().pending.waiting();
+        for id in waiting {
+            let target = self.target_now(id);
+            if target.is_some_and(|(target, _)| self.withdraw(&target, id)) {
+                self.refuse(id, Refusal::ShuttingDown);
+                continue;
+            }
+            // Somebody has it: it goes with its instance.
+            let refused = Outcome::Refused(Refusal::ShuttingDown);
+            let finished = self.inner.borrow_mut().pending.finish(id, refused);
+            if let Some(finished) = finished {
+                finished.wake();
+            }
+        }
+    }
+
     /// The function that has an invocation now, in its queue or in an instance, and how long it was allowed to take. No
     /// further step of a run starts.
     fn target_now(&self, id: InvocationId) -> Option<(Arc<Function>, Duration)> {

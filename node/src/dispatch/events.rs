@@ -207,6 +207,7 @@ impl Dispatcher {
             history.log(call, *stream, bytes);
         }
         if output.dropped_bytes > 0 {
+            self.bus.totals.dropped_output_bytes.fetch_add(output.dropped_bytes, Ordering::Relaxed);
             let note =
                 format!("[spry: {} bytes of output over the limit were dropped]", output.dropped_bytes);
             history.log(call, Stream::Stderr, note.as_bytes());

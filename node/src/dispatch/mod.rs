@@ -45,6 +45,7 @@ use crate::function::{Function, Queued};
 use crate::gateway::Refusal;
 use crate::instance::Instance;
 use crate::keeper::ToKeeper;
+use crate::metrics::Totals;
 use crate::zygote::Executor;
 
 /// What a worker is told by other threads.
@@ -65,7 +66,10 @@ pub enum ToWorker {
         refusal: Refusal,
     },
     /// Finish what is there and end.
-    Shutdown,
+    Shutdown {
+        /// Calls that have not ended by then are refused.
+        grace: std::time::Duration,
+    },
 }
 
 /// Bounds of what may wait.
@@ -89,6 +93,8 @@ pub struct Bus {
     pub limits: QueueLimits,
     /// Told that an instance gets work (its memory may have to be watched).
     executor: Arc<Executor>,
+    /// Counters of the node as a whole.
+    pub totals: Totals,
     queued: AtomicUsize,
 }
 
@@ -102,7 +108,8 @@ impl Bus {
         executor: Arc<Executor>,
     ) -> Arc<Self> {
         let functions = (0..functions).map(|_| ArcSwapOption::empty()).collect();
-        Arc::new(Self { transport, functions, keeper, limits, executor, queued: AtomicUsize::new(0) })
+        let (totals, queued) = (Totals::default(), AtomicUsize::new(0));
+        Arc::new(Self { transport, functions, keeper, limits, executor, totals, queued })
     }
 
     /// Invocations that wait, on the whole node.
@@ -202,6 +209,9 @@ impl Dispatcher {
             Job::Run(_) => self.begin_run(request)?,
         };
         let sent = target.queue_len() == 0 && self.send(&target, &descriptor);
+        if !sent {
+            self.bus.totals.pool_misses.fetch_add(1, Ordering::Relaxed);
+        }
         if !sent && let Err(refusal) = self.queue(&target, id, descriptor, self.bus.limits.function) {
             self.settle(id);
             let refused = self.inner.borrow_mut().pending.remove(id);

@@ -224,6 +224,12 @@ impl Slab {
         (due, next)
     }
 
+    /// Those that somebody waits for.
+    pub(super) fn waiting(&self) -> Vec<InvocationId> {
+        let waiting = self.entries.iter().filter(|(_, (_, pending))| pending.outcome.is_none());
+        waiting.map(|(_, (_, pending))| InvocationId(pending.descriptor.invocation)).collect()
+    }
+
     pub(super) fn get(&mut self, id: InvocationId) -> Option<&mut Pending> {
         if super::port_of(id) != self.port {
             return None;

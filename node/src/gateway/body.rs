@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Frame;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Refusal;
@@ -26,6 +27,8 @@ pub(super) struct Body<B> {
     last: Instant,
     /// No piece so far was looked for in vain. The first that is ends the looking: a slow client costs one [`LOOK`].
     brisk: bool,
+    /// Becomes true when nothing is waited for any more: spryd is about to end.
+    cut: watch::Receiver<bool>,
 }
 
 type Piece<E> = Option<Result<Frame<Bytes>, E>>;
@@ -35,8 +38,8 @@ where
     B: http_body::Body<Data = Bytes> + Unpin,
     B::Error: std::fmt::Display,
 {
-    pub(super) fn new(incoming: B) -> Self {
-        Self { incoming, last: Instant::now() + TOTAL, brisk: true }
+    pub(super) fn new(incoming: B, cut: watch::Receiver<bool>) -> Self {
+        Self { incoming, last: Instant::now() + TOTAL, brisk: true, cut }
     }
 
     /// Whether it is known that nothing follows.
@@ -51,7 +54,12 @@ where
             None => {
                 let patience = self.last.min(Instant::now() + IDLE);
                 let piece = poll_fn(|context| Pin::new(&mut self.incoming).poll_frame(context));
-                tokio::time::timeout_at(patience, piece).await.map_err(|_| Refusal::BodyTimeout(IDLE))?
+                tokio::select! {
+                    piece = tokio::time::timeout_at(patience, piece) => {
+                        piece.map_err(|_| Refusal::BodyTimeout(IDLE))?
+                    }
+                    _ = self.cut.wait_for(|cut| *cut) => return Err(Refusal::ShuttingDown),
+                }
             }
         };
         piece.transpose().map_err(|error| Refusal::BodyBroken(error.to_string()))

@@ -10,6 +10,7 @@ use http::StatusCode;
 use shm_bus::transport::FaultKind;
 
 use super::call_id::CallId;
+use crate::access::Denied;
 use crate::calls::CallsError;
 use crate::calls::launch::Again;
 
@@ -25,6 +26,9 @@ pub enum Refusal {
     /// The path exists, the method doesn't fit.
     #[error("this path answers {0} only")]
     MethodNotAllowed(&'static str),
+    /// The caller may not.
+    #[error(transparent)]
+    Denied(Denied),
     /// The body is longer than the function's `limits.payload`.
     #[error("the request's body is over this function's payload limit of {limit_bytes} bytes")]
     PayloadTooLarge {
@@ -148,6 +152,9 @@ impl Refusal {
             Self::NoSuchFunction(_) => (StatusCode::NOT_FOUND, "no_such_function"),
             Self::NoSuchPath => (StatusCode::NOT_FOUND, "no_such_path"),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::Denied(Denied::Unknown) => (StatusCode::UNAUTHORIZED, "unauthorised"),
+            Self::Denied(Denied::Forbidden(_) | Denied::Stranger(_)) => (StatusCode::FORBIDDEN, "forbidden"),
+            Self::Denied(Denied::TooMany { .. }) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
             Self::HeadTooLarge(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"),
             Self::BodyBroken(_) => (StatusCode::BAD_REQUEST, "body_broken"),
@@ -206,6 +213,9 @@ impl Refusal {
 
     /// Seconds after which the client may try again, for overload.
     pub fn retry_after_s(&self) -> Option<u32> {
+        if let Self::Denied(Denied::TooMany { after_s }) = self {
+            return Some(*after_s);
+        }
         match self.status().0 {
             _ if matches!(self, Self::Calls(CallsError::Unwritable(_))) => Some(5),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => Some(1),

@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use tokio::sync::watch;
 
 use super::Refusal;
 use super::body::Body;
@@ -20,6 +21,7 @@ use super::call_id::CallId;
 use super::headers::reaches_function;
 use super::service::{Worker, name, refuse};
 use super::timing::Timing;
+use crate::access::Caller;
 use crate::calls::call::Head;
 use crate::calls::{CallsError, DELAY_MAX, KEY_MAX, NewCall};
 use crate::control::later::{Found, answered, find, view};
@@ -38,9 +40,10 @@ impl Worker {
         self: Rc<Self>,
         request: Request<Incoming>,
         name_len: usize,
+        caller: Caller,
     ) -> Response<Full<Bytes>> {
         let done = match *request.method() {
-            Method::POST | Method::PUT | Method::PATCH => self.submit_later(request, name_len).await,
+            Method::POST | Method::PUT | Method::PATCH => self.submit_later(request, name_len, caller).await,
             Method::DELETE => self.take_back(&request).await,
             Method::GET | Method::HEAD => self.say_where(&request).await,
             _ => Err(Refusal::MethodNotAllowed("GET, HEAD, POST, PUT, PATCH, DELETE")),
@@ -55,9 +58,16 @@ impl Worker {
 
     async fn submit_later(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         name_len: usize,
+        caller: Caller,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let called = request.uri().path()["/async-function/".len()..][..name_len].to_owned();
+        let closed = self.node.named(&called).is_some_and(|function| function.stored.manifest.access.token)
+            || self.node.chain_named(&called).is_some_and(|chain| chain.needs_token());
+        self.let_in(closed, caller, request.headers(), &called).map_err(Refusal::Denied)?;
+        // Nor does a token lie on the disk.
+        self.control().access().conceal(request.headers_mut());
         let path = &request.uri().path()["/async-function/".len()..];
         let (called, rest) = path.split_at(name_len);
         let limit_bytes = match (self.node.named(called), self.node.chain_named(called)) {
@@ -82,7 +92,7 @@ impl Worker {
             kept.append(name.clone(), value.clone());
         }
         let head = Head { method, rest, headers: kept };
-        let body = whole(request.into_body(), limit_bytes).await?;
+        let body = whole(request.into_body(), limit_bytes, self.ending().cut.subscribe()).await?;
         let accepted = self.calls.accept(NewCall { function, head, body, callback, delay, key }).await?;
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::ACCEPTED;
@@ -157,12 +167,12 @@ fn wait_of(query: &str) -> Result<Duration, Refusal> {
 }
 
 /// A body of at most `limit_bytes`.
-async fn whole(incoming: Incoming, limit_bytes: u64) -> Result<Bytes, Refusal> {
+async fn whole(incoming: Incoming, limit_bytes: u64, cut: watch::Receiver<bool>) -> Result<Bytes, Refusal> {
     let too_large = || Refusal::PayloadTooLarge { limit_bytes };
     if incoming.size_hint().lower() > limit_bytes {
         return Err(too_large());
     }
-    let mut body = Body::new(incoming);
+    let mut body = Body::new(incoming, cut);
     let mut pieces = BytesMut::new();
     while let Some(frame) = body.next().await? {
         let Ok(data) = frame.into_data() else { continue };

@@ -13,12 +13,15 @@ mod headers;
 mod later;
 mod service;
 mod timing;
+pub mod tls;
 
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::header::CONNECTION;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -33,10 +36,12 @@ pub(crate) use answer::failure_in;
 pub use error::Refusal;
 pub(crate) use timing::milliseconds;
 
+use crate::access::Caller;
 use crate::calls::Calls;
-use crate::control::{Caller, Control};
+use crate::control::Control;
 use crate::dispatch::{Bus, Dispatcher, ToWorker};
 use crate::node::Node;
+use crate::trace::{self, Tracer};
 use service::Worker;
 
 /// An accepted connection.
@@ -53,8 +58,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// one that doesn't is refused in our own words; no more, so that a body's pieces are in the core's own cache when
 /// they are copied.
 const READ_MAX: usize = 2 * HEAD_MAX;
-/// How long a shutdown waits for requests that are being served.
-const GRACE: Duration = Duration::from_secs(10);
+/// At a shutdown, connections stay open this long for requests that are on their way; the answers close them.
+const LAST_REQUESTS: Duration = Duration::from_millis(300);
+/// What is refused at the end of the grace gets this long to be written.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Streams of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 256;
 
@@ -76,6 +83,10 @@ pub struct WorkerSpec {
     pub calls: Arc<Calls>,
     /// Connections being served, by all workers.
     pub connections: Arc<AtomicUsize>,
+    /// What HTTP is encrypted with, if it is.
+    pub tls: Option<Arc<tls::Door>>,
+    /// Where spans of calls go, if anywhere.
+    pub spans: Option<trace::Sink>,
 }
 
 /// Serves until told to shut down; the body of a worker's thread. `ready` is told once the port is open.
@@ -89,8 +100,9 @@ pub fn run(spec: WorkerSpec, ready: std::sync::mpsc::Sender<Result<(), String>>)
     };
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
-        let seeds = crate::sys::random_u64().and_then(|one| Ok((one, crate::sys::random_u64()?)));
-        let (seed, random) = match seeds {
+        let draw = crate::sys::random_u64;
+        let seeds = draw().and_then(|one| Ok((one, draw()?, draw()?)));
+        let (seed, random, tracing) = match seeds {
             Ok(seeds) => seeds,
             Err(error) => return drop(ready.send(Err(format!("draw random bits: {error}")))),
         };
@@ -109,8 +121,10 @@ pub fn run(spec: WorkerSpec, ready: std::sync::mpsc::Sender<Result<(), String>>)
             }
         });
         let connections = Arc::clone(&spec.connections);
-        let worker = Worker::new(random, spec.node, spec.control, spec.calls, dispatcher);
-        serve(worker, spec.mailbox, connections).await;
+        let door = spec.tls;
+        let tracer = Tracer::new(spec.spans, tracing);
+        let worker = Worker::new(random, tracer, spec.node, spec.control, spec.calls, dispatcher);
+        serve(worker, spec.mailbox, door, connections).await;
     });
 }
 
@@ -123,17 +137,23 @@ fn bind_to(cpu: usize) {
     }
 }
 
-async fn serve(worker: Rc<Worker>, mut mailbox: UnboundedReceiver<ToWorker>, connections: Arc<AtomicUsize>) {
+async fn serve(
+    worker: Rc<Worker>,
+    mut mailbox: UnboundedReceiver<ToWorker>,
+    door: Option<Arc<tls::Door>>,
+    connections: Arc<AtomicUsize>,
+) {
     let (closing, closed) = watch::channel(false);
     let mut here = tokio::task::JoinSet::new();
-    while let Some(message) = mailbox.recv().await {
+    let grace = loop {
+        let Some(message) = mailbox.recv().await else { return };
         match message {
             ToWorker::Connection(connection) => {
-                let (worker, closed) = (Rc::clone(&worker), closed.clone());
+                let (worker, door, closed) = (Rc::clone(&worker), door.clone(), closed.clone());
                 let counted = Counted(Arc::clone(&connections));
                 here.spawn_local(async move {
                     let _counted = counted;
-                    converse(worker, connection, closed).await;
+                    converse(worker, connection, door, closed).await;
                 });
                 while here.try_join_next().is_some() {}
             }
@@ -148,12 +168,13 @@ async fn serve(worker: Rc<Worker>, mut mailbox: UnboundedReceiver<ToWorker>, con
             ToWorker::Lost { invocation, begun, refusal } => {
                 worker.dispatcher().lost(invocation, begun, refusal)
             }
-            ToWorker::Shutdown => {
+            ToWorker::Shutdown { grace } => {
+                worker.ending().closing.set(true);
                 let _ = closing.send(true);
-                break;
+                break grace;
             }
         }
-    }
+    };
     // Requests that are being served may still need news of their instances.
     let finish = async { while here.join_next().await.is_some() {} };
     let news = async {
@@ -167,14 +188,22 @@ async fn serve(worker: Rc<Worker>, mut mailbox: UnboundedReceiver<ToWorker>, con
                     let _ = done.send(());
                 }
                 // A call that is dropped stays on disk and runs after the restart.
-                ToWorker::Connection(_) | ToWorker::Call(_) | ToWorker::Shutdown => {}
+                ToWorker::Connection(_) | ToWorker::Call(_) | ToWorker::Shutdown { .. } => {}
             }
         }
+    };
+    let cut = async {
+        tokio::time::sleep(grace).await;
+        tracing::warn!(grace_s = grace.as_secs_f64(), "calls did not end in time and are refused");
+        let _ = worker.ending().cut.send(true);
+        worker.dispatcher().refuse_all();
+        tokio::time::sleep(LAST_WORDS).await;
+        tracing::warn!("connections were cut off: they did not take their answers");
     };
     tokio::select! {
         () = finish => {}
         () = news => {}
-        () = tokio::time::sleep(GRACE) => tracing::warn!("connections were cut off: they did not end in time"),
+        () = cut => {}
     }
 }
 
@@ -187,22 +216,35 @@ impl Drop for Counted {
     }
 }
 
-async fn converse(worker: Rc<Worker>, connection: Connection, closed: watch::Receiver<bool>) {
+async fn converse(
+    worker: Rc<Worker>,
+    connection: Connection,
+    door: Option<Arc<tls::Door>>,
+    closed: watch::Receiver<bool>,
+) {
     match connection {
         Connection::Tcp(stream) => {
             let ready = stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
+            let ready = ready.and_then(|stream| Ok((stream.peer_addr()?.ip(), stream)));
             match ready {
-                Ok(stream) => {
+                Ok((address, stream)) => {
                     let _ = stream.set_nodelay(true);
-                    talk(worker, TokioIo::new(stream), Caller::Remote, closed).await;
+                    let caller = Caller::Remote(address);
+                    let Some(door) = door else {
+                        return talk(worker, TokioIo::new(stream), caller, closed).await;
+                    };
+                    if let Some(stream) = door.pass(stream).await {
+                        talk(worker, TokioIo::new(stream), caller, closed).await;
+                    }
                 }
-                Err(error) => tracing::warn!(%error, "a connection could not be served"),
+                Err(error) => tracing::debug!(%error, "a connection could not be served"),
             }
         }
         Connection::Unix(stream) => {
+            let caller = worker.control().access().at_socket(&stream);
             let ready = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
             match ready {
-                Ok(stream) => talk(worker, TokioIo::new(stream), Caller::Local, closed).await,
+                Ok(stream) => talk(worker, TokioIo::new(stream), caller, closed).await,
                 Err(error) => tracing::warn!(%error, "a control connection could not be served"),
             }
         }
@@ -219,15 +261,29 @@ where
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
     let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
         let worker = Rc::clone(&worker);
-        async move { Ok::<_, std::convert::Infallible>(worker.handle(request, caller).await) }
+        async move {
+            let multiplexed = request.version() == http::Version::HTTP_2;
+            let mut response = Rc::clone(&worker).handle(request, caller).await;
+            if worker.ending().closing.get() && !multiplexed {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     let conversation = builder.serve_connection(io, service);
     tokio::pin!(conversation);
     let ended = tokio::select! {
         ended = conversation.as_mut() => ended,
         _ = closed.wait_for(|closed| *closed) => {
-            conversation.as_mut().graceful_shutdown();
-            conversation.await
+            // A request that is on its way is answered, and its answer ends the connection; closed at once, the client
+            // would hear nothing.
+            match tokio::time::timeout(LAST_REQUESTS, conversation.as_mut()).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    conversation.as_mut().graceful_shutdown();
+                    conversation.await
+                }
+            }
         }
     };
     if let Err(error) = ended {

@@ -1,18 +1,18 @@
 //! One request: to a function, to the control API, or to one of the node's own pages.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use spry_wire::frame::{HEAD_MAX, RequestHead};
+use tokio::sync::watch;
 
 use super::Refusal;
 use super::answer::{self, Answer, Failed};
@@ -20,14 +20,18 @@ use super::body::Body;
 use super::call_id::{CallId, CallIds};
 use super::headers::reaches_function;
 use super::timing::Timing;
-use crate::activation::{History, Record, Stream};
+use crate::access::{Caller, Denied, Need, Scope};
+use crate::activation::{History, Record, Start, Stream};
 use crate::calls::Calls;
 use crate::calls::launch::{Launch, Why};
-use crate::control::{self, Caller, Control};
+use crate::control::{self, Control};
 use crate::dispatch::{self, Dispatcher, Job};
 use crate::function::{Counts, Entered};
 use crate::inbox::{Block, Full as FullInbox, Inbox};
+use crate::metrics;
 use crate::node::Node;
+use crate::trace::context::TRACEPARENT;
+use crate::trace::{self, Traced, Tracer};
 
 /// A buffer for request heads that has grown beyond this is let go, so that one large request isn't kept in memory.
 const SCRATCH_KEPT: usize = 16 * 1024;
@@ -44,6 +48,17 @@ pub(super) struct Worker {
     dispatcher: Rc<Dispatcher>,
     pub(super) call_ids: CallIds,
     scratch: RefCell<Vec<u8>>,
+    tracer: Tracer,
+    ending: Ending,
+}
+
+/// How far spryd's end has come, for those who have to know.
+#[derive(Debug, Default)]
+pub(super) struct Ending {
+    /// Answers say that their connection ends with them.
+    pub(super) closing: Cell<bool>,
+    /// Nothing is waited for any more.
+    pub(super) cut: watch::Sender<bool>,
 }
 
 /// An invocation that has been accepted for a known function or chain.
@@ -53,6 +68,14 @@ struct Accepted {
     version: u64,
     call_id: CallId,
     at: SystemTime,
+    traced: Option<Named>,
+}
+
+/// A call in a trace, and what it is a call of.
+struct Named {
+    traced: Traced,
+    name: String,
+    is_chain: bool,
 }
 
 /// What comes of an invocation that went through, and what of one that didn't; where the time went either way.
@@ -62,13 +85,33 @@ impl Worker {
     /// A worker that names invocations with `random` and sends on `dispatcher`'s port.
     pub(super) fn new(
         random: u64,
+        tracer: Tracer,
         node: Arc<Node>,
         control: Arc<Control>,
         calls: Arc<Calls>,
         dispatcher: Rc<Dispatcher>,
     ) -> Rc<Self> {
         let call_ids = CallIds::new(random);
-        Rc::new(Self { node, control, calls, dispatcher, call_ids, scratch: RefCell::default() })
+        Rc::new(Self {
+            node,
+            control,
+            calls,
+            dispatcher,
+            call_ids,
+            scratch: RefCell::default(),
+            tracer,
+            ending: Ending::default(),
+        })
+    }
+
+    /// How far the end has come.
+    pub(super) fn ending(&self) -> &Ending {
+        &self.ending
+    }
+
+    /// The control API.
+    pub(super) fn control(&self) -> &Control {
+        &self.control
     }
 
     /// Its way onto the bus.
@@ -83,24 +126,33 @@ impl Worker {
         caller: Caller,
     ) -> Response<Full<Bytes>> {
         let path = request.uri().path();
+        let admitted = match path {
+            // Whether it lives must be answered, whoever asks too often.
+            "/healthz" => Ok(()),
+            _ => self.control.access().admit(caller, request.headers()),
+        };
+        if let Err(denied) = admitted {
+            let call_id = self.call_ids.next();
+            let mut response = refuse(&Refusal::Denied(denied), call_id, Timing::NONE);
+            name(&mut response, call_id);
+            return response;
+        }
         if let Some(rest) = path.strip_prefix("/function/") {
             let name_len = rest.find('/').unwrap_or(rest.len());
             let call_id = self.call_ids.next();
-            return self.invoke(request, name_len, call_id).await;
+            return self.invoke(request, name_len, call_id, caller).await;
         }
         if let Some(rest) = path.strip_prefix("/async-function/") {
             let name_len = rest.find('/').unwrap_or(rest.len());
-            return self.later(request, name_len).await;
+            return self.later(request, name_len, caller).await;
         }
         let call_id = self.call_ids.next();
         let mut response = match path {
             "/healthz" => only_reads(request.method()).map(|()| text(StatusCode::OK, "ok\n".into())),
-            "/metrics" => only_reads(request.method()).map(|()| {
-                text(
-                    StatusCode::OK,
-                    crate::metrics::render(&self.node) + &crate::metrics::calls(&self.calls.counts()),
-                )
-            }),
+            "/metrics" => match only_reads(request.method()) {
+                Ok(()) => Ok(self.metrics().await),
+                Err(refusal) => Err(refusal),
+            },
             _ if control::is_control_path(path) => Ok(control::handle(request, &self.control, caller).await),
             "*" if request.method() == Method::OPTIONS => Ok(options()),
             _ => Err(Refusal::NoSuchPath),
@@ -113,11 +165,37 @@ impl Worker {
         response
     }
 
-    /// Runs an asynchronous call, as if a client had sent it.
+    /// Whether a caller may call this; `closed`: it asks for a token.
+    pub(super) fn let_in(
+        &self,
+        closed: bool,
+        caller: Caller,
+        headers: &HeaderMap,
+        called: &str,
+    ) -> Result<(), Denied> {
+        let need = Need { scope: Scope::Invoke, name: Some(called) };
+        if closed { self.control.access().check(caller, headers, need) } else { Ok(()) }
+    }
+
+    /// Rendered beside the event loop: it reads files.
+    async fn metrics(&self) -> Response<Full<Bytes>> {
+        let (node, calls) = (Arc::clone(&self.node), Arc::clone(&self.calls));
+        match tokio::task::spawn_blocking(move || metrics::render(&node, &calls.counts())).await {
+            Ok(page) => {
+                let mut response = text(StatusCode::OK, page);
+                let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+                response.headers_mut().insert(CONTENT_TYPE, kind);
+                response
+            }
+            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be rendered\n".into()),
+        }
+    }
+
+    /// Runs an asynchronous call, as if a client had sent it. Whether it may was looked at when it was taken.
     pub(super) async fn run_launch(self: Rc<Self>, mut launch: Launch) {
         let (call_id, name_len) = (launch.id(), launch.name_len());
         let response = match launch.take_request() {
-            Some(request) => self.invoke(request, name_len, call_id).await,
+            Some(request) => self.invoke(request, name_len, call_id, Caller::Local).await,
             None => refuse(&Refusal::NoSuchPath, call_id, Timing::NONE),
         };
         launch.answer(response).await;
@@ -125,29 +203,48 @@ impl Worker {
 
     async fn invoke<B>(
         self: Rc<Self>,
-        request: Request<B>,
+        mut request: Request<B>,
         name_len: usize,
         call_id: CallId,
+        caller: Caller,
     ) -> Response<Full<Bytes>>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
         B::Error: std::fmt::Display,
     {
         let at = SystemTime::now();
+        let traced = self.tracer.enter(request.headers_mut(), &call_id);
         let called = &request.uri().path()["/function/".len()..][..name_len];
-        if let Some(entered) = self.node.enter(called) {
+        let entered = self.node.enter(called);
+        let chain = if entered.is_none() { self.node.chain_named(called) } else { None };
+        // A chain is as closed as the most closed of its functions.
+        let closed = entered.as_ref().is_some_and(|entered| entered.stored.manifest.access.token)
+            || chain.as_ref().is_some_and(|chain| chain.needs_token());
+        let access = self.control.access();
+        if let Err(denied) = self.let_in(closed, caller, request.headers(), called) {
+            let mut response = refuse(&Refusal::Denied(denied), call_id, Timing::NONE);
+            name(&mut response, call_id);
+            return response;
+        }
+        if let Some(entered) = entered {
+            access.conceal(request.headers_mut());
             let (history, counts) = (Arc::clone(&entered.history), Arc::clone(&entered.counts));
-            let accepted = Accepted { history, counts, version: entered.stored.version, call_id, at };
+            let traced = traced.map(|traced| Named { traced, name: entered.name().into(), is_chain: false });
+            let version = entered.stored.version;
+            let accepted = Accepted { history, counts, version, call_id, at, traced };
             let outcome = self.run(entered, request, name_len, call_id).await;
-            return accepted.respond(outcome, b"");
+            return accepted.respond(outcome, b"", &self.tracer);
         }
-        if let Some(chain) = self.node.chain_named(called) {
+        if let Some(chain) = chain {
+            access.conceal(request.headers_mut());
             let (history, counts) = (Arc::clone(&chain.history), Arc::clone(&chain.counts));
-            let accepted = Accepted { history, counts, version: chain.version, call_id, at };
+            let traced = traced.map(|traced| Named { traced, name: chain.name().into(), is_chain: true });
+            let accepted = Accepted { history, counts, version: chain.version, call_id, at, traced };
             let (outcome, steps) = self.run_chain(chain, request, name_len, call_id).await;
-            return accepted.respond(outcome, &steps);
+            return accepted.respond(outcome, &steps, &self.tracer);
         }
-        let mut response = refuse(&Refusal::NoSuchFunction(called.to_owned()), call_id, Timing::NONE);
+        let called = request.uri().path()["/function/".len()..][..name_len].to_owned();
+        let mut response = refuse(&Refusal::NoSuchFunction(called), call_id, Timing::NONE);
         name(&mut response, call_id);
         response
     }
@@ -234,7 +331,7 @@ impl Worker {
             return Ok(block);
         }
         let head_len = block.len();
-        let mut body = Body::new(body);
+        let mut body = Body::new(body, self.ending.cut.subscribe());
         while let Some(frame) = body.next().await? {
             let Ok(data) = frame.into_data() else { continue };
             if u64::from(block.len() - head_len) + data.len() as u64 > limit_bytes {
@@ -288,7 +385,7 @@ pub(super) fn set_deadline(block: &Block, begun: Instant, timeout: Duration) -> 
 
 impl Accepted {
     /// The response, which has been recorded. `steps` are further entries of `Server-Timing`.
-    fn respond(self, outcome: Outcome<Answer>, steps: &[u8]) -> Response<Full<Bytes>> {
+    fn respond(self, outcome: Outcome<Answer>, steps: &[u8], tracer: &Tracer) -> Response<Full<Bytes>> {
         let (mut response, timing, error) = match outcome {
             Ok((answer, timing)) => (answer.into_response(), timing, None),
             Err((failed, timing)) => {
@@ -305,14 +402,32 @@ impl Accepted {
         }
         response.headers_mut().insert(SERVER_TIMING.clone(), timing.header(steps));
         self.record(response.status(), timing, error, steps);
+        if let Some(Named { traced, name, is_chain }) = self.traced {
+            response.headers_mut().insert(&TRACEPARENT, traced.header());
+            tracer.leave(&traced, || {
+                let phases =
+                    [("queue", timing.queue_ns), ("start", timing.start_ns), ("exec", timing.exec_ns)];
+                let call = trace::Call {
+                    name,
+                    is_chain,
+                    version: self.version,
+                    call_id: self.call_id.to_string(),
+                    status: response.status().as_u16(),
+                    error,
+                    start: timing.start.map(Start::as_str),
+                    phases,
+                    steps: String::from_utf8_lossy(steps).into_owned(),
+                };
+                traced.span(self.at, call)
+            });
+        }
         response
     }
 
     fn record(&self, status: StatusCode, timing: Timing, error: Option<&'static str>, steps: &[u8]) {
-        let ended = if error.is_some() { &self.counts.failed } else { &self.counts.ok };
-        ended.fetch_add(1, Ordering::Relaxed);
+        self.counts.ended(metrics::Outcome::of(status.as_u16(), error.is_some()));
         if let Some(start) = timing.start {
-            self.counts.served(start, timing.exec_ns);
+            self.counts.served(start, timing.queue_ns, timing.start_ns, timing.exec_ns);
         }
         self.history.lock().record(&Record {
             call_id: self.call_id,
@@ -346,6 +461,9 @@ pub(super) fn refuse(refusal: &Refusal, call_id: CallId, timing: Timing) -> Resp
     headers.insert(SERVER_TIMING.clone(), timing.header(b""));
     if let Some(seconds) = refusal.retry_after_s() {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if let Refusal::Denied(Denied::Unknown) = refusal {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"spry\""));
     }
     if let Refusal::MethodNotAllowed(allowed) = refusal {
         headers.insert(ALLOW, HeaderValue::from_static(allowed));

@@ -142,7 +142,9 @@ impl Birth {
             release_page: release.fd(),
             payload_max,
         };
+        let asked = Instant::now();
         let process = self.zygote.fork(request).await?;
+        self.keeper.bus.totals.fork.observe(asked.elapsed().as_nanos() as u64);
         let duplicate =
             |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(BirthError::Duplicate);
         let instance = Instance::new(Parts {

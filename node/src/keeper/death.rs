@@ -47,6 +47,7 @@ pub(super) fn watch(watched: Watched) {
             never = segments::serve(&function, &instance, &process) => match never {},
         };
         instance.mark_ended();
+        function.counts.used.add(exit.cpu_time, exit.max_rss_bytes);
         keeper.bus.transport.retire(instance.peer);
         // One that was ended as idle or used up holds nothing, and nothing of it is under way: whoever ended it had taken
         // its last answer in, or the bus had none.

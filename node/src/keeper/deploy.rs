@@ -161,7 +161,8 @@ impl Keeper {
         let runtime = match manifest.runtime {
             Runtime::Native => zygote::Runtime::Native,
             Runtime::Python => {
-                let wanted = self.node.config().python.as_deref();
+                let config = self.node.config();
+                let wanted = config.python.as_deref();
                 zygote::Runtime::Python { interpreter: zygote::find_interpreter(wanted, uid_gid)? }
             }
         };

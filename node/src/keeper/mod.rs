@@ -345,6 +345,11 @@ impl Keeper {
         self.workers.get(usize::from(port.0)).map(|worker| &worker.mailbox)
     }
 
+    /// Returns when every worker has answered: all of them live, and so does this thread.
+    pub async fn roll_call(&self) {
+        self.flush_ports().await;
+    }
+
     /// Returns when every thread has taken in what had arrived on its port by now.
     async fn flush_ports(&self) {
         self.dispatcher.receive();

@@ -239,6 +239,17 @@ pub struct Manifest {
     /// How its asynchronous calls are retried. (Functions that were stored before there were any have the defaults.)
     #[serde(rename = "async", default)]
     pub asynchronous: Policy,
+    /// Who may call it. (Functions that were stored before there was this have the default.)
+    #[serde(default)]
+    pub access: AccessRule,
+}
+
+/// Who may call a function over HTTP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRule {
+    /// Only who shows a token with the scope `invoke`.
+    pub token: bool,
 }
 
 /// One `--set KEY=VALUE`: `limits.memory=64MiB`, `env.GREETING=hello`.

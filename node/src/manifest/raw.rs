@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Defaults, ENV_MAX, Egress, Isolation, Limits, Manifest, ManifestError, Name, Network, Override, Runtime,
-    SCALE_MAX, Scale,
+    AccessRule, Defaults, ENV_MAX, Egress, Isolation, Limits, Manifest, ManifestError, Name, Network,
+    Override, Runtime, SCALE_MAX, Scale,
 };
 use crate::calls::policy::Policy;
 use crate::secrets::{PER_FUNCTION_MAX, SecretName};
 use crate::units::{Period, Size};
 
 /// Every key that `--set` knows; `env.` is followed by the variable's name.
-pub const KEYS: [&str; 23] = [
+pub const KEYS: [&str; 24] = [
     "name",
     "runtime",
     "handler",
@@ -37,10 +38,11 @@ pub const KEYS: [&str; 23] = [
     "async.backoff_max",
     "async.age",
     "async.in_flight",
+    "access.token",
 ];
 
 /// `spry.toml` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawManifest {
     /// The function's name.
@@ -68,10 +70,12 @@ pub struct RawManifest {
     /// `[async]`
     #[serde(rename = "async")]
     pub asynchronous: RawPolicy,
+    /// `[access]`
+    pub access: RawAccess,
 }
 
 /// A quantity: text with a unit, or a number.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "expected a text with a unit (such as \"128MiB\" or \"30s\") or a number")]
 pub enum Quantity {
     /// With a unit.
@@ -81,7 +85,7 @@ pub enum Quantity {
 }
 
 /// `[limits]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawLimits {
     /// A size.
@@ -99,7 +103,7 @@ pub struct RawLimits {
 }
 
 /// `[scale]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawScale {
     /// A count.
@@ -111,7 +115,7 @@ pub struct RawScale {
 }
 
 /// `[async]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawPolicy {
     /// A count.
@@ -127,11 +131,19 @@ pub struct RawPolicy {
 }
 
 /// `[network]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawNetwork {
     /// `none` or `host`.
     pub egress: Option<String>,
+}
+
+/// `[access]` as written.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAccess {
+    /// Whether callers need a token.
+    pub token: bool,
 }
 
 impl RawManifest {
@@ -172,6 +184,7 @@ impl RawManifest {
             env: check_env(self.env)?,
             network: Network { egress: egress_of(self.network.egress.as_deref())? },
             asynchronous: self.asynchronous.check(&defaults.asynchronous, "async")?,
+            access: AccessRule { token: self.access.token },
         })
     }
 }
@@ -196,6 +209,9 @@ fn put(table: &mut toml::Table, wanted: &Override) -> Result<(), ManifestError> 
         ("env", "") => return Err(no_such_key()),
         ("env", _) => text(),
         _ if !KEYS.contains(&wanted.key.as_str()) => return Err(no_such_key()),
+        ("access", "token") => {
+            wanted.value.trim().parse().map(toml::Value::Boolean).unwrap_or_else(|_| text())
+        }
         ("limits", "cpu") => wanted.value.trim().parse().map(toml::Value::Float).unwrap_or_else(|_| text()),
         ("limits", "processes") | ("scale", "min" | "max") | ("async", "retries" | "in_flight") => {
             wanted.value.trim().parse().map(toml::Value::Integer).unwrap_or_else(|_| text())

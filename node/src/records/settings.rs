@@ -1,5 +1,6 @@
 //! `[activations]` of `spryd.toml`, as written and as checked.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::Keep;
@@ -9,7 +10,7 @@ use crate::manifest::raw::Quantity;
 use crate::units::{Period, Size};
 
 /// `[activations]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawSettings {
     /// A count.

@@ -6,6 +6,7 @@
 
 mod chains;
 mod secrets;
+mod tokens;
 
 use std::path::Path;
 
@@ -19,7 +20,7 @@ pub(super) use chains::ChainRow;
 const APPLICATION_ID: i32 = 0x7370_7279;
 
 /// What each version of the schema adds to the one before. Never changed once it is released, only added to.
-pub(super) const SCHEMA: [&str; 3] = [FUNCTIONS, chains::CHAINS, secrets::SECRETS];
+pub(super) const SCHEMA: [&str; 4] = [FUNCTIONS, chains::CHAINS, secrets::SECRETS, tokens::TOKENS];
 
 const FUNCTIONS: &str = "
 CREATE TABLE functions (

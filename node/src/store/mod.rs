@@ -34,6 +34,7 @@ mod lock;
 mod secrets;
 pub(crate) mod sqlite;
 mod stage;
+mod tokens;
 mod unpack;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -11,13 +11,14 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use spry_node::access::{Access, Caller};
 use spry_node::calls::policy::Policy;
 use spry_node::calls::runner::Callees;
 use spry_node::calls::settings::Settings;
 use spry_node::calls::{self, Calls};
 use spry_node::config::UploadLimits;
 use spry_node::control::token::ApiToken;
-use spry_node::control::{self, Caller, Control};
+use spry_node::control::{self, Control};
 use spry_node::doctor;
 use spry_node::manifest::Defaults;
 use spry_node::secrets::Secrets;
@@ -76,8 +77,9 @@ impl Server {
         })
         .expect("the calls open");
         calls.start(Vec::new(), Arc::new(Nobody)).expect("the runner starts");
+        let access = Arc::new(Access::new(token, &store.tokens().expect("listed"), None));
         let control =
-            Control::new(engine, Arc::clone(&store), secrets, token, defaults, doctor::Options::default())
+            Control::new(engine, Arc::clone(&store), secrets, access, defaults, doctor::Options::default())
                 .with_calls(Arc::clone(&calls))
                 .with_triggers(Arc::new(Triggers::start(calls, Arc::new(Nobody)).expect("a thread").into()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -95,7 +97,11 @@ impl Server {
             });
             tokio::spawn(async move {
                 while let Ok((stream, _)) = tcp.accept().await {
-                    tokio::spawn(serve(stream, control.clone(), Caller::Remote));
+                    tokio::spawn(serve(
+                        stream,
+                        control.clone(),
+                        Caller::Remote(std::net::Ipv4Addr::LOCALHOST.into()),
+                    ));
                 }
             });
             http

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use spry_node::api::{
     ActivationView, Applied, ApplyError, Calls, ChainView, DeployError, Deployed, Engine, FunctionState,
-    FunctionView, Instances, LogLine, LogPage, LogStream, MemberView, RemoveError, Reply, StartKind,
-    StatusView, ZygoteState,
+    FunctionView, Instances, LogLine, LogPage, LogStream, MemberView, ProcessUsage, RemoveError, Reply,
+    StartKind, StatusView, Unavailable, UsageView, ZygoteState,
 };
 use spry_node::manifest::Name;
 use spry_node::progress::Progress;
@@ -179,6 +179,19 @@ impl Engine for Shelf {
     fn function<'a>(&'a self, name: &'a str) -> Reply<'a, Option<FunctionView>> {
         now(self.views().into_iter().find(|view| view.name == name))
     }
+    fn usage(&self) -> Reply<'_, Result<UsageView, Unavailable>> {
+        let none = ProcessUsage::default();
+        now(Ok(UsageView {
+            at_unix_ms: 1,
+            uptime_ms: 61_000,
+            transport: "broker".into(),
+            cpus: 1,
+            spryd: none,
+            bounds_ms: vec![1.0],
+            all: Vec::new(),
+        }))
+    }
+
     fn status(&self) -> Reply<'_, StatusView> {
         now(StatusView {
             version: "0.1.0".into(),
@@ -187,6 +200,8 @@ impl Engine for Shelf {
             listen: "127.0.0.1:8080".into(),
             state_dir: self.store.state_dir().display().to_string(),
             transport: "broker".into(),
+            scheduler: "kernel".into(),
+            tls: false,
             passed_over: vec![],
             workers: 1,
             cgroup: "none".into(),

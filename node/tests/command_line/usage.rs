@@ -32,7 +32,6 @@ fn bad_usage_exits_64_and_help_0() {
         &["--output", "dot", "list"],
         &["chain", "list", "--output", "dot"],
         &["check-config", "/nonexistent/chain.toml"],
-        &["top"],
     ] {
         let output = run(arguments);
         assert_eq!(code(&output), 64, "{arguments:?}: {}", err(&output));

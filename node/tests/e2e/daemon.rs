@@ -45,19 +45,62 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts one with these lines in its configuration.
     pub(crate) fn start(config: &str) -> Self {
+        Self::start_changed(config, |_| {})
+    }
+
+    fn start_changed(config: &str, change: impl FnOnce(&mut Command)) -> Self {
         let folder = tempfile::Builder::new().prefix("spry-e2e-").tempdir().expect("a temporary folder");
         // The state folder must be reachable by the functions' users.
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o711);
         std::fs::set_permissions(folder.path(), open).expect("open the folder");
-        let (child, address) = launch(folder.path(), &folder.path().join("state"), config, &[]);
+        let (child, address) = launch(folder.path(), &folder.path().join("state"), config, change);
         Self { child, address, folder, state: None, config: config.to_owned() }
     }
 
     /// The same with its state in this folder.
     pub(crate) fn start_on(state: &Path, config: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("spry-e2e-").tempdir().expect("a temporary folder");
-        let (child, address) = launch(folder.path(), state, config, &[]);
+        let (child, address) = launch(folder.path(), state, config, |_| {});
         Self { child, address, folder, state: Some(state.to_owned()), config: config.to_owned() }
+    }
+
+    /// The same, with more environment.
+    pub(crate) fn start_with_env(config: &str, env: &[(&str, String)]) -> Self {
+        Self::start_changed(config, |command| {
+            command.envs(env.iter().map(|(name, value)| (name, value)));
+        })
+    }
+
+    /// The same, with a listening socket as systemd passes it.
+    pub(crate) fn start_with_socket(config: &str, listener: &std::net::TcpListener) -> Self {
+        Self::start_changed(config, |command| pass(command, listener))
+    }
+
+    /// Starts it again, after its end.
+    pub(crate) fn launch_with_socket(&mut self, listener: &std::net::TcpListener) {
+        (self.child, self.address) =
+            launch(self.folder.path(), &self.state(), &self.config, |command| pass(command, listener));
+    }
+
+    /// Another configuration, read with the next start or [`Self::reload`].
+    pub(crate) fn configure(&mut self, config: &str) {
+        config.clone_into(&mut self.config);
+        std::fs::write(self.folder.path().join("spryd.toml"), config).expect("write the configuration");
+    }
+
+    /// SIGHUP.
+    pub(crate) fn reload(&self) {
+        self.signal(nix::sys::signal::SIGHUP);
+    }
+
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).expect("signal spryd");
+    }
+
+    /// Waits for its end, which must be a good one.
+    pub(crate) fn ended(&mut self) {
+        let status = self.child.wait().expect("reap spryd");
+        assert!(status.success(), "spryd ended with {status:?}");
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -81,7 +124,9 @@ impl Daemon {
     pub(crate) fn crash_and_restart_with(&mut self, env: &[(&str, &str)]) {
         self.kill();
         self.child.wait().expect("reap spryd");
-        (self.child, self.address) = launch(self.folder.path(), &self.state(), &self.config, env);
+        (self.child, self.address) = launch(self.folder.path(), &self.state(), &self.config, |command| {
+            command.envs(env.iter().copied());
+        });
     }
 
     /// Kills it without warning, if it lives.
@@ -187,10 +232,8 @@ impl Daemon {
     /// Stops it as systemd would, and checks that nothing is left.
     pub(crate) fn stop(mut self) {
         let children = self.children();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::SIGTERM)
-            .expect("SIGTERM");
-        let status = self.child.wait().expect("reap spryd");
-        assert!(status.success(), "spryd ended with {status:?}");
+        self.signal(nix::sys::signal::SIGTERM);
+        self.ended();
         for pid in children {
             assert!(!Path::new(&format!("/proc/{pid}")).exists(), "process {pid} outlived spryd");
         }
@@ -225,10 +268,16 @@ fn find_folder(folder: &Path, name: &str, depth: usize) -> Option<PathBuf> {
     None
 }
 
-fn launch(folder: &Path, state: &Path, config: &str, env: &[(&str, &str)]) -> (Child, SocketAddr) {
+fn launch(
+    folder: &Path,
+    state: &Path,
+    config: &str,
+    change: impl FnOnce(&mut Command),
+) -> (Child, SocketAddr) {
     let file = folder.join("spryd.toml");
     std::fs::write(&file, config).expect("write the configuration");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_spryd"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_spryd"));
+    command
         .arg("--config")
         .arg(&file)
         .arg("--state-dir")
@@ -236,10 +285,9 @@ fn launch(folder: &Path, state: &Path, config: &str, env: &[(&str, &str)]) -> (C
         .args(["--listen", "127.0.0.1:0"])
         .arg("--control-socket")
         .arg(folder.join("control.sock"))
-        .envs(env.iter().copied())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("start spryd");
+        .stdout(Stdio::piped());
+    change(&mut command);
+    let mut child = command.spawn().expect("start spryd");
     let mut line = String::new();
     let stdout = child.stdout.take().expect("piped");
     let mut reader = BufReader::new(stdout);
@@ -249,6 +297,16 @@ fn launch(folder: &Path, state: &Path, config: &str, env: &[(&str, &str)]) -> (C
     // Whatever else it prints must not fill the pipe.
     std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
     (child, address.unwrap_or_else(|| panic!("not the ready line: {line:?}")))
+}
+
+/// Makes a command's standard input its descriptor 3, and says so as systemd does.
+fn pass(command: &mut Command, listener: &std::net::TcpListener) {
+    let arguments: Vec<_> = command.get_args().map(std::ffi::OsStr::to_owned).collect();
+    let program = command.get_program().to_owned();
+    let script = "export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\" \"$@\" 3<&0 </dev/null";
+    *command = Command::new("sh");
+    command.arg("-c").arg(script).arg(program).args(arguments).stdout(Stdio::piped());
+    command.stdin(std::os::fd::OwnedFd::from(listener.try_clone().expect("another descriptor")));
 }
 
 /// Compiles a native test function, once per test run.

@@ -7,6 +7,7 @@
 mod client;
 mod daemon;
 
+mod access;
 mod chain_isolation;
 mod chains;
 mod crash;
@@ -18,5 +19,8 @@ mod memory;
 mod outage;
 mod packages;
 mod secrets;
+mod seeing;
+mod service;
+mod tls;
 mod transports;
 mod triggers;

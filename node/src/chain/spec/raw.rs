@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Display;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::super::plan::On;
@@ -16,7 +17,7 @@ use crate::manifest::{Name, NameError};
 use crate::units::{Period, Size};
 
 /// `chain.toml` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawChain {
     /// The chain's name.
@@ -32,7 +33,7 @@ pub struct RawChain {
 }
 
 /// `[[step]]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawStep {
     /// For timings and errors.
@@ -58,19 +59,20 @@ pub struct RawStep {
 }
 
 /// A case of `when` as written.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RawCase {
     /// A JSON pointer.
     pub field: String,
     /// What must be there.
+    #[schemars(with = "serde_json::Value")]
     pub equals: toml::Value,
     /// A function or a chain.
     pub then: String,
 }
 
 /// `[[trigger]]` as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawTrigger {
     /// What is started.
@@ -82,7 +84,7 @@ pub struct RawTrigger {
 }
 
 /// `on` of a trigger as written.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawOn {
     /// The values' name.

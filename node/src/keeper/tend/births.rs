@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use shm_bus::ids::InvocationId;
@@ -162,6 +163,7 @@ impl Tender {
     /// A birth failed. It is tried again, soon at first; whoever waits is told when that doesn't help (or
     /// can't: `hopeless`) and nobody is there who could still serve them.
     pub(super) fn failed(&mut self, why: String, hopeless: bool) {
+        self.keeper.bus.totals.start_failures.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         if self.failures == 0 {
             tracing::warn!(function = self.function.name(), why, "no instance could be started");

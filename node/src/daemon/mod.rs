@@ -1,33 +1,36 @@
 //! Starting and stopping `spryd`: every part made in order, wired to the others, and taken apart again.
 
+mod life;
+mod notify;
+mod reload;
+mod sockets;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use shm_bus::ids::PortIndex;
 use shm_bus::transport::{self, BusError, Kind, Selected};
-use tokio::net::{TcpListener, UnixListener};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::task::LocalSet;
 
+use crate::access::Access;
 use crate::budget::Budget;
 use crate::calls::{self, Calls};
-use crate::config::{Config, TransportChoice};
+use crate::config::{Config, Flags, TransportChoice};
 use crate::control::Control;
 use crate::control::token::{ApiToken, TokenError};
 use crate::dispatch::{Bus, Dispatcher, QueueLimits, ToWorker};
 use crate::embedded::{self, ExtractError};
-use crate::gateway::{self, Connection, WorkerSpec};
+use crate::gateway::{self, WorkerSpec, tls};
 use crate::inbox::NodeBytes;
 use crate::keeper::{self, Keeper};
+use crate::log;
 use crate::node::{Fixed, Node, transport_name};
 use crate::packages::{Packages, PackagesError};
 use crate::records::Recorder;
@@ -35,8 +38,13 @@ use crate::sandbox::Outcome;
 use crate::secrets::Secrets;
 use crate::store::fault::Seam;
 use crate::store::{Options, Store, StoreError};
+use crate::trace;
 use crate::triggers::Triggers;
 use crate::zygote::{Executor, ExecutorConfig, ExecutorError, Launch};
+use life::Doors;
+use notify::Notifier;
+use reload::Reload;
+use sockets::{Inherited, Sockets};
 
 /// Why spryd can't start.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +66,17 @@ pub enum StartupError {
     /// The control API's token can't be had.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// systemd passed what can't be used.
+    #[error("the descriptor {number} that systemd passed can't be used: {why}")]
+    Inherited {
+        /// Which.
+        number: i32,
+        /// Why.
+        why: String,
+    },
+    /// HTTP can't be encrypted as it should be.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
     /// Processes can't be made.
     #[error(transparent)]
     Executor(#[from] ExecutorError),
@@ -80,21 +99,25 @@ fn os(operation: impl Into<String>) -> impl FnOnce(std::io::Error) -> StartupErr
     move |source| StartupError::Os { operation, source }
 }
 
-/// Connections at once; more are closed as they come.
-const CONNECTIONS_MAX: usize = 8192;
-/// After a failed accept (no descriptors left, mostly) the next is tried this much later.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// Runs the daemon until it is told to stop. The calling thread becomes the keeper's.
-pub fn run(config: Config) -> Result<(), StartupError> {
+/// `flags` and `level` are for `SIGHUP`: what the configuration was read with, and the log that runs.
+pub fn run(config: Config, flags: Flags, level: log::Level) -> Result<(), StartupError> {
+    // Before anything else is opened: what systemd passed has the first numbers.
+    let inherited = Inherited::take()?;
     crate::sys::keep_dead_children();
     raise_open_files();
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(os("event loop"))?;
-    LocalSet::new().block_on(&runtime, serve(config))
+    LocalSet::new().block_on(&runtime, serve(config, flags, level, inherited))
 }
 
-async fn serve(config: Config) -> Result<(), StartupError> {
+async fn serve(
+    config: Config,
+    flags: Flags,
+    level: log::Level,
+    inherited: Inherited,
+) -> Result<(), StartupError> {
+    let notifier = Rc::new(Notifier::from_env());
     // The store first: its lock keeps a second daemon from touching anything else.
     let store = Arc::new(Store::open(Options {
         state_dir: config.state_dir.clone(),
@@ -111,9 +134,8 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let recorder = Recorder::open(&config.state_dir, config.activations)?;
     let triggers: Arc<OnceLock<Arc<Triggers>>> = Arc::default();
     let token = ApiToken::load_or_create(&config.api_token_file)?;
-    let listener = bind(config.listen)?;
-    let control = bind_control(&config.control_socket)?;
-    let listen = listener.local_addr().map_err(os("the listener's address"))?;
+    let sockets = Sockets::open(inherited, &config)?;
+    let listen = sockets.address()?;
     let Selected { transport, passed_over } = open_transport(config.transport, config.workers + 1)?;
     for (kind, why) in &passed_over {
         tracing::warn!(transport = transport_name(*kind), %why, "a better transport can't be used");
@@ -132,19 +154,26 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let engine: Arc<dyn crate::api::Engine> = node.clone();
     let doctor = crate::doctor::Options::of(&config);
     let secrets = Arc::new(Secrets::new(Arc::clone(&store), config.secret_key_file.clone()));
-    let control_api =
-        Control::new(engine, Arc::clone(&store), Arc::clone(&secrets), token, config.defaults, doctor);
+    let access = Arc::new(Access::new(token, &store.tokens()?, config.rate));
+    access.set_control(config.control);
+    let (kept, defaults) = (Arc::clone(&secrets), config.defaults);
+    let control_api = Control::new(engine, Arc::clone(&store), kept, access, defaults, doctor);
     let control_api =
         Arc::new(control_api.with_calls(Arc::clone(&calls)).with_triggers(Arc::clone(&triggers)));
+    let door = config.tls.as_ref().map(tls::Door::open).transpose()?;
     let connections = Arc::new(AtomicUsize::new(0));
+    let (exporter, spans) = start_tracing(&config, &bus)?;
     let shared = Shared {
         bus: Arc::clone(&bus),
         node: Arc::clone(&node),
-        control: control_api,
+        control: Arc::clone(&control_api),
         calls: Arc::clone(&calls),
         connections: Arc::clone(&connections),
+        tls: door.clone(),
+        spans,
     };
     let (workers, threads) = start_workers(&config, &shared)?;
+    drop(shared);
     let mailboxes: Vec<_> = workers.iter().map(|worker| worker.mailbox.clone()).collect();
     let seed = crate::sys::random_u64().map_err(os("draw random bits"))?;
     let dispatcher = Dispatcher::new(Arc::clone(&bus), PortIndex(workers.len() as u8), None, seed)?;
@@ -169,18 +198,25 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     calls.start(mailboxes.clone(), node.clone()).map_err(os("start to run asynchronous calls"))?;
     let started = Triggers::start(Arc::clone(&calls), node.clone()).map_err(os("start the triggers"))?;
     triggers.set(started).unwrap_or_else(|_| unreachable!("set once, here"));
+    tokio::task::spawn_local(life::watchdog(Rc::clone(&keeper), Rc::clone(&notifier)));
     let doors = Doors { mailboxes: mailboxes.clone(), connections, next: AtomicUsize::new(0) };
-    announce(&node, listen, &config);
-    wait_for_end(&doors, &listener, &control).await?;
+    announce(&node, listen, &config, &notifier);
+    let mut reload = Reload { flags, level, node: Arc::clone(&node), control: control_api, door };
+    life::live(&doors, &sockets, &notifier, &mut reload).await?;
     tracing::info!("stopping");
     if let Some(triggers) = triggers.get().cloned() {
         let _ = tokio::task::spawn_blocking(move || triggers.close()).await;
     }
     calls.stop();
-    drop((listener, control));
-    let _ = std::fs::remove_file(&config.control_socket);
+    notifier.stopping();
+    let owns_control = sockets.owns_control;
+    drop(sockets);
+    if owns_control {
+        let _ = std::fs::remove_file(&config.control_socket);
+    }
+    let grace = node.config().grace.as_duration();
     for mailbox in &mailboxes {
-        let _ = mailbox.send(ToWorker::Shutdown);
+        let _ = mailbox.send(ToWorker::Shutdown { grace });
     }
     // Workers may need the keeper (a death, a flush) until their last request has ended.
     let joined =
@@ -189,6 +225,9 @@ async fn serve(config: Config) -> Result<(), StartupError> {
     let _ = tokio::task::spawn_blocking(move || calls.close()).await;
     keeper.close().await;
     let _ = tokio::task::spawn_blocking(move || recorder.close()).await;
+    if let Some(exporter) = exporter {
+        let _ = tokio::task::spawn_blocking(|| exporter.finish()).await;
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -233,7 +272,7 @@ async fn serve_or_say(what: &'static str, served: impl Future<Output = std::io::
     }
 }
 
-fn announce(node: &Node, listen: SocketAddr, config: &Config) {
+fn announce(node: &Node, listen: SocketAddr, config: &Config, notifier: &Notifier) {
     let transport = transport_name(node.bus().transport.kind());
     tracing::info!(%listen, transport, workers = config.workers, "ready");
     println!(
@@ -241,49 +280,7 @@ fn announce(node: &Node, listen: SocketAddr, config: &Config) {
         config.control_socket.display()
     );
     // Under systemd (Type=notify), whoever waits for the service may go on now.
-    if let Some(socket) = std::env::var_os("NOTIFY_SOCKET")
-        && let Ok(sender) = std::os::unix::net::UnixDatagram::unbound()
-    {
-        let _ = sender.send_to(b"READY=1", socket);
-    }
-}
-
-struct Doors {
-    mailboxes: Vec<UnboundedSender<ToWorker>>,
-    connections: Arc<AtomicUsize>,
-    next: AtomicUsize,
-}
-
-impl Doors {
-    /// Deals connections out in turn.
-    fn hand_over(&self, connection: Connection) {
-        if self.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-            return tracing::warn!(limit = CONNECTIONS_MAX, "a connection was closed: there are too many");
-        }
-        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.mailboxes.len();
-        let _ = self.mailboxes[turn].send(ToWorker::Connection(connection));
-    }
-}
-
-async fn wait_for_end(doors: &Doors, http: &TcpListener, control: &UnixListener) -> Result<(), StartupError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(os("wait for SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(os("wait for SIGINT"))?;
-    loop {
-        let accepted = tokio::select! {
-            accepted = http.accept() => accepted.and_then(|(stream, _)| stream.into_std()).map(Connection::Tcp),
-            accepted = control.accept() => accepted.and_then(|(stream, _)| stream.into_std()).map(Connection::Unix),
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-        };
-        match accepted {
-            Ok(connection) => doors.hand_over(connection),
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+    notifier.ready(&format!("serving on {listen}"));
 }
 
 /// What every worker gets.
@@ -293,6 +290,20 @@ struct Shared {
     control: Arc<Control>,
     calls: Arc<Calls>,
     connections: Arc<AtomicUsize>,
+    tls: Option<Arc<tls::Door>>,
+    spans: Option<trace::Sink>,
+}
+
+/// The thread that tells a collector of calls, when there is one to be told.
+fn start_tracing(
+    config: &Config,
+    bus: &Bus,
+) -> Result<(Option<trace::Exporter>, Option<trace::Sink>), StartupError> {
+    let Some(wanted) = &config.trace else { return Ok((None, None)) };
+    let started = trace::Exporter::start(wanted.endpoint.clone(), wanted.sample);
+    let (exporter, sink, counts) = started.map_err(os("start the trace exporter"))?;
+    let _ = bus.totals.spans.set(counts);
+    Ok((Some(exporter), Some(sink)))
 }
 
 type Threads = Vec<std::thread::JoinHandle<()>>;
@@ -313,6 +324,8 @@ fn start_workers(config: &Config, shared: &Shared) -> Result<(Vec<keeper::Worker
             control: Arc::clone(&shared.control),
             calls: Arc::clone(&shared.calls),
             connections: Arc::clone(&shared.connections),
+            tls: shared.tls.clone(),
+            spans: shared.spans.clone(),
         };
         let (ready, wait) = std::sync::mpsc::channel();
         let name = format!("gateway-{index}");
@@ -342,36 +355,6 @@ fn open_transport(choice: TransportChoice, ports: usize) -> Result<Selected, Bus
     };
     let ports = u32::try_from(ports).unwrap_or(u32::MAX);
     transport::select(preferred, transport::Config { ports, ..transport::Config::default() })
-}
-
-fn bind(listen: SocketAddr) -> Result<TcpListener, StartupError> {
-    let listener = std::net::TcpListener::bind(listen).map_err(os(format!("listen on {listen}")))?;
-    listener.set_nonblocking(true).map_err(os("set up the listener"))?;
-    TcpListener::from_std(listener).map_err(os("set up the listener"))
-}
-
-/// Binds the control socket, in place of one that a dead daemon has left.
-fn bind_control(path: &Path) -> Result<UnixListener, StartupError> {
-    let shown = path.display();
-    if let Some(folder) = path.parent() {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(folder);
-        made.map_err(os(format!("make the folder {}", folder.display())))?;
-    }
-    if let Ok(metadata) = std::fs::symlink_metadata(path) {
-        if !metadata.file_type().is_socket() {
-            let source = std::io::ErrorKind::AlreadyExists.into();
-            return Err(StartupError::Os { operation: format!("{shown} is there and is no socket"), source });
-        }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(StartupError::AlreadyRunning(path.to_owned()));
-        }
-        std::fs::remove_file(path).map_err(os(format!("remove the dead socket {shown}")))?;
-    }
-    // From its first moment on, nobody else may connect.
-    let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-    let listener = UnixListener::bind(path);
-    nix::sys::stat::umask(before);
-    listener.map_err(os(format!("listen on {shown}")))
 }
 
 /// Every instance costs a handful of descriptors.

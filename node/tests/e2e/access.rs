@@ -1,0 +1,157 @@
+//! Who gets in: tokens, scopes, functions that ask for a token, rates, TLS, and who is at the control socket.
+
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use super::client::{Connection, Response};
+use super::daemon::Daemon;
+use crate::need_root_and_cc;
+
+const ECHO: &str = "import spry\ndef main(request: spry.Request):\n  return {k.lower(): v for k, v in dict(request.headers).items()}\n";
+
+fn call(daemon: &Daemon, method: &str, path: &str, token: Option<&str>) -> Response {
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let headers: Vec<_> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
+    Connection::open(daemon.address).call(method, path, &headers, b"")
+}
+
+fn create(daemon: &Daemon, arguments: &[&str]) -> (String, String) {
+    let all = [&["token", "create"], arguments].concat();
+    let made = daemon.spry_json(&all);
+    let text = |key: &str| made[key].as_str().expect("text").to_owned();
+    (text("token"), text("id"))
+}
+
+#[test]
+fn tokens_open_what_their_scopes_say_until_they_are_revoked() {
+    need_root_and_cc!();
+    let mut daemon = Daemon::start("");
+    daemon.deploy_python("open", ECHO, &[]);
+    daemon.deploy_python("closed", ECHO, &["access.token=true"]);
+    daemon.deploy_python("other", ECHO, &["access.token=true"]);
+    let (invoke, id) = create(&daemon, &["--scope", "invoke", "--function", "closed", "--note", "the till"]);
+    let (deploy, _) = create(&daemon, &["--scope", "deploy", "--expires", "1h"]);
+    let status = |daemon: &Daemon, method: &str, path: &str, token: Option<&str>| {
+        call(daemon, method, path, token).status
+    };
+    let refused = call(&daemon, "GET", "/function/closed", None);
+    assert_eq!((refused.status, refused.error_code().as_str()), (401, "unauthorised"));
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer realm=\"spry\""));
+    assert_eq!(status(&daemon, "GET", "/function/open", None), 200);
+    assert_eq!(status(&daemon, "GET", "/function/closed", Some("spry_guess")), 401);
+    assert_eq!(status(&daemon, "GET", "/function/other", Some(&invoke)), 403);
+    assert_eq!(status(&daemon, "GET", "/function/closed", Some(&deploy)), 403);
+    let served = call(&daemon, "GET", "/function/closed", Some(&invoke));
+    assert_eq!(served.status, 200, "{}", served.text());
+    assert!(served.json().get("authorization").is_none(), "the function sees no token");
+    let open = call(&daemon, "GET", "/function/open", Some(&invoke));
+    assert!(open.json().get("authorization").is_none(), "nor does one that asks for none");
+    assert_eq!(
+        call(&daemon, "GET", "/function/open", Some("its-own")).json()["authorization"],
+        "Bearer its-own"
+    );
+    // The control API.
+    assert_eq!(status(&daemon, "GET", "/system/functions", Some(&invoke)), 403);
+    assert_eq!(status(&daemon, "GET", "/system/functions", Some(&deploy)), 200);
+    assert_eq!(status(&daemon, "GET", "/system/tokens", Some(&deploy)), 403);
+    let first = std::fs::read_to_string(daemon.state().join("api-token")).expect("the first token");
+    assert_eq!(status(&daemon, "GET", "/system/tokens", Some(first.trim())), 200);
+    assert_eq!(status(&daemon, "GET", "/function/closed", Some(first.trim())), 200);
+    // Nothing that is stored gives a token away.
+    let list = daemon.spry_ok(&["token", "list"]);
+    assert!(list.contains(&id) && list.contains("the till"), "{list}");
+    assert!(!list.contains(&invoke[20..]), "{list}");
+    for file in ["spry.db", "spry.db-wal"] {
+        let bytes = std::fs::read(daemon.state().join(file)).unwrap_or_default();
+        let secret = &invoke.as_bytes()[invoke.len() - 64..];
+        assert!(!bytes.windows(64).any(|window| window == secret), "{file} holds a token");
+    }
+    daemon.crash_and_restart();
+    assert_eq!(status(&daemon, "GET", "/function/closed", Some(&invoke)), 200, "tokens survive");
+    daemon.spry_ok(&["token", "revoke", &id]);
+    assert_eq!(status(&daemon, "GET", "/function/closed", Some(&invoke)), 401);
+    assert_eq!(daemon.spry(&["token", "revoke", &id]).status.code(), Some(2));
+    for bad in
+        [&["--scope", "invoke", "--function", "No Name"][..], &["--scope", "invoke", "--expires", "soon"]]
+    {
+        assert_eq!(daemon.spry(&[&["token", "create"], bad].concat()).status.code(), Some(2), "{bad:?}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_chain_is_as_closed_as_its_functions() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("open", "def main(params): return params\n", &[]);
+    daemon.deploy_python("closed", "def main(params): return params\n", &["access.token=true"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("chain.toml");
+    let chain = "name = \"both\"\n[[step]]\nfunction = \"open\"\n[[step]]\nfunction = \"closed\"\n";
+    std::fs::write(&file, chain).expect("written");
+    daemon.spry_ok(&["chain", "apply", file.to_str().expect("UTF-8")]);
+    assert_eq!(daemon.post("/function/both", b"{}").status, 401);
+    let (token, _) = create(&daemon, &["--scope", "invoke", "--function", "both"]);
+    assert_eq!(call(&daemon, "POST", "/function/both", Some(&token)).status, 200);
+    daemon.stop();
+}
+
+#[test]
+fn who_asks_too_often_is_told_when_to_come_back() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("[rate]\nper_second = 0.01\nburst = 5\n");
+    daemon.deploy_python("open", "def main(params): return {}\n", &[]);
+    let (token, _) = create(&daemon, &["--scope", "invoke"]);
+    let mut connection = Connection::open(daemon.address);
+    for _ in 0..5 {
+        assert_eq!(connection.call("POST", "/function/open", &[], b"{}").status, 200);
+    }
+    let refused = connection.call("POST", "/function/open", &[], b"{}");
+    assert_eq!((refused.status, refused.error_code().as_str()), (429, "rate_limited"));
+    let wait: u32 = refused.header("retry-after").expect("a time").parse().expect("seconds");
+    assert!((1..=100).contains(&wait), "{wait}");
+    assert_eq!(connection.call("GET", "/healthz", &[], b"").status, 200);
+    // A token has a rate of its own, and the control socket none.
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str())];
+    assert_eq!(connection.call("POST", "/function/open", &headers, b"{}").status, 200);
+    daemon.spry_ok(&["list"]);
+    daemon.stop();
+}
+
+/// Runs `spry list` as this user.
+fn list_as(daemon: &Daemon, uid: u32, gid: u32) -> std::process::Output {
+    Command::new(env!("CARGO_BIN_EXE_spry"))
+        .arg("--control-socket")
+        .arg(daemon.socket())
+        .arg("list")
+        .uid(uid)
+        .gid(gid)
+        .output()
+        .expect("run spry")
+}
+
+#[test]
+fn the_control_socket_asks_the_kernel_who_is_there() {
+    need_root_and_cc!();
+    let reachable = Command::new(env!("CARGO_BIN_EXE_spry")).arg("--version").uid(65_534).output();
+    if !reachable.is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("SPRY_TEST_ALL").is_none(), "another user can't run the built spry");
+        println!("SKIPPED: another user can't run the built spry");
+        return;
+    }
+    let daemon = Daemon::start("[control]\nowner = \"54321\"\ngroup = \"54322\"\n");
+    let mode = std::fs::metadata(daemon.socket()).expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode, 0o660);
+    for (uid, gid, may) in [(54_321, 1, true), (7, 54_322, true), (7, 7, false)] {
+        let output = list_as(&daemon, uid, gid);
+        assert_eq!(output.status.success(), may, "{uid}:{gid}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    // Whatever the file's mode says (systemd may have made it): the kernel's word counts.
+    std::fs::set_permissions(daemon.socket(), PermissionsExt::from_mode(0o666)).expect("open it");
+    let output = list_as(&daemon, 7, 7);
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && err.contains("user 7 may not use the control socket"), "{err}");
+    daemon.stop();
+}
