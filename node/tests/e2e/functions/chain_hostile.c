@@ -224,8 +224,11 @@ static void write_everything(void) {
     static struct mapping known[MAPPINGS_MAX];
     int count = mapping_count;
     memcpy(known, mappings, sizeof known);
+    /* (What is mapped privately, as frozen memory is, is this process's own.) */
     for (int i = 0; i < count; i++)
-        if (strncmp(known[i].name, "/memfd:spry-", 12) == 0 && known[i].permissions[1] != 'w') write_mapping(&known[i]);
+        if (strncmp(known[i].name, "/memfd:spry-", 12) == 0 && known[i].permissions[1] != 'w' &&
+            known[i].permissions[3] == 's')
+            write_mapping(&known[i]);
 }
 
 /* Tries to change what it was given, and passes it on. */
@@ -245,7 +248,7 @@ static int spoil(struct spry_response *response) {
         mine = mmap(0, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         changed += mine != MAP_FAILED;
     }
-    changed += fd < 0 && served.segment != inbox_segment; /* it must have had what it tried on */
+    changed += fd < 0 && (at < inbox.start || at >= inbox.end); /* it must have had what it tried on */
     return changed ? spry_fail(response, "it changed what it was given") : spry_response_pass_through(response);
 }
 
