@@ -157,9 +157,11 @@ fn single_use_instances_are_ready_ahead_and_leave_nothing() {
     };
     let before = census(&daemon);
     load();
+    // Empty control groups are kept for the next processes, as many as were needed at once: far fewer than there were calls.
+    let kept = 100;
     daemon.until("nothing is left", |daemon| {
         let (fds, processes, mounts, groups) = census(daemon);
-        ready(daemon) && fds <= before.0 && processes == 2 && mounts == before.2 && groups <= before.3
+        ready(daemon) && fds <= before.0 && processes == 2 && mounts == before.2 && groups <= before.3 + kept
     });
     daemon.stop();
 }
