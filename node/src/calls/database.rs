@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::call::{Call, remaining};
 use super::rows::{CALL_COLUMNS, Callback, DeadLetter, Ended, StoredTrigger, read_call};
@@ -282,21 +282,9 @@ impl Batch<'_> {
         let sql = format!(
             "INSERT OR REPLACE INTO ends ({columns}) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)"
         );
-        let o = &ended.outcome;
-        self.transaction.prepare_cached(&sql)?.execute(params![
-            ended.id,
-            &*ended.function,
-            o.status,
-            ended.headers(),
-            &*o.body,
-            o.truncated,
-            o.error,
-            o.took.as_millis() as u64,
-            ended.attempts,
-            ended.accepted_unix_ms,
-            ended.ended_unix_ms,
-            ended.dead,
-        ])?;
+        let mut statement = self.transaction.prepare_cached(&sql)?;
+        ended.bind(&mut statement)?;
+        statement.raw_execute()?;
         self.added += ended.weight();
         Ok(())
     }
@@ -307,23 +295,11 @@ impl Batch<'_> {
             "INSERT INTO callbacks ({columns}, seq, url, noted_unix_ms, delay_ms, tries) \
              VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?11,0,0)"
         );
-        let (ended, o) = (&callback.ended, &callback.ended.outcome);
-        self.transaction.prepare_cached(&sql)?.execute(params![
-            ended.id,
-            &*ended.function,
-            o.status,
-            ended.headers(),
-            &*o.body,
-            o.truncated,
-            o.error,
-            o.took.as_millis() as u64,
-            ended.attempts,
-            ended.accepted_unix_ms,
-            ended.ended_unix_ms,
-            ended.dead,
-            callback.seq,
-            &*callback.url,
-        ])?;
+        let mut statement = self.transaction.prepare_cached(&sql)?;
+        callback.ended.bind(&mut statement)?;
+        statement.raw_bind_parameter(13, callback.seq)?;
+        statement.raw_bind_parameter(14, &*callback.url)?;
+        statement.raw_execute()?;
         Ok(())
     }
 
@@ -433,14 +409,7 @@ pub struct Reader {
 impl Reader {
     /// Opens the file that the writer has made.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Database { operation: "open the calls for reading", source };
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
-        // The first read opens the log beside the file: now, while there are descriptors for it.
-        let tables: rusqlite::Result<i64> =
-            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0));
-        tables.map_err(failed)?;
-        Ok(Self { connection })
+        Ok(Self { connection: sqlite::open_to_read(path, "open the calls for reading")? })
     }
 
     /// A call's body.

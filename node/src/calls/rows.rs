@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderMap;
-use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::{Row, Statement, params};
 
 use super::call::{Call, Head, decode_headers, encode_headers, instant_of, remaining};
 use crate::gateway::call_id::CallId;
@@ -84,11 +84,30 @@ impl Ended {
     pub(super) const COLUMNS: &str = "id, function, status, headers, body, truncated, error, took_ms, attempts, \
                                       accepted_unix_ms, ended_unix_ms, dead";
 
-    /// The answer's headers, as they lie on disk.
-    pub(super) fn headers(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        encode_headers(&self.outcome.headers, &mut out);
-        out
+    /// Binds the first parameters of a statement, in the order of [`Self::COLUMNS`].
+    pub(super) fn bind(&self, statement: &mut Statement<'_>) -> rusqlite::Result<()> {
+        let o = &self.outcome;
+        let mut headers = Vec::new();
+        encode_headers(&o.headers, &mut headers);
+        let took_ms = o.took.as_millis() as u64;
+        let values = params![
+            self.id,
+            &*self.function,
+            o.status,
+            headers,
+            &*o.body,
+            o.truncated,
+            o.error,
+            took_ms,
+            self.attempts,
+            self.accepted_unix_ms,
+            self.ended_unix_ms,
+            self.dead,
+        ];
+        values
+            .iter()
+            .enumerate()
+            .try_for_each(|(index, value)| statement.raw_bind_parameter(index + 1, value))
     }
 
     /// Bytes that it takes on disk, roughly.

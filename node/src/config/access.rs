@@ -3,10 +3,9 @@
 use http::Uri;
 
 use super::raw::{RawControl, RawLog, RawRate, RawShutdown, RawTls, RawTrace};
-use super::raw::{bound, count, optional};
+use super::raw::{bound, count, optional, period};
 use super::{ConfigError, Rate, Tls, Trace};
 use crate::log::{self, Format};
-use crate::manifest::raw::Quantity;
 use crate::units::Period;
 
 /// The log's form and level.
@@ -92,26 +91,4 @@ fn id(
 /// How long a stop waits for calls that run.
 pub(super) fn grace(raw: RawShutdown) -> Result<Period, ConfigError> {
     period("shutdown.grace", raw.grace, Period::seconds(10), Period::seconds(0), Period::minutes(60))
-}
-
-fn period(
-    key: &'static str,
-    written: Option<Quantity>,
-    default: Period,
-    least: Period,
-    most: Period,
-) -> Result<Period, ConfigError> {
-    let value: Period = match written {
-        None => default,
-        Some(Quantity::Text(text)) => text.parse().map_err(|source| ConfigError::Unit { key, source })?,
-        Some(Quantity::Number(number)) => {
-            let text = number.to_string();
-            text.parse().map_err(|source| ConfigError::Unit { key, source })?
-        }
-    };
-    if (least..=most).contains(&value) {
-        Ok(value)
-    } else {
-        bound(key, value, format!("between {least} and {most}"))
-    }
 }

@@ -12,7 +12,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
+use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::entry::{Entries, Entry, StoredLine, StoredRecord};
 use crate::gateway::call_id::CallId;
@@ -220,14 +220,7 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Database { operation: "open the records for reading", source };
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
-        // The first read opens the log beside the file: now, while there are descriptors for it.
-        let tables: rusqlite::Result<i64> =
-            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0));
-        tables.map_err(failed)?;
-        Ok(Self { connection })
+        Ok(Self { connection: sqlite::open_to_read(path, "open the records for reading")? })
     }
 
     /// Records, the newest first.

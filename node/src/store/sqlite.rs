@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, ErrorCode, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 
 use super::StoreError;
 
@@ -18,6 +18,18 @@ pub(crate) fn open(path: &Path, application_id: i32, schema: &[&str]) -> Result<
     let at_open = |source| describe(path, "open", source);
     let mut connection = Connection::open(path).map_err(at_open)?;
     prepare(&mut connection, path, application_id, schema)?;
+    Ok(connection)
+}
+
+/// A further connection to a file that [`open`] has opened; it only reads, and sees what has been committed.
+pub(crate) fn open_to_read(path: &Path, operation: &'static str) -> Result<Connection, StoreError> {
+    let failed = |source| StoreError::Database { operation, source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+    // The first read opens the log beside the file: now, while there are descriptors for it.
+    let tables: rusqlite::Result<i64> =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0));
+    tables.map_err(failed)?;
     Ok(connection)
 }
 
