@@ -9,13 +9,16 @@
 #![allow(unsafe_code, reason = "this module is the gate")]
 
 pub mod confine;
+mod process;
 
-use std::ffi::{CStr, CString, c_char, c_int, c_long};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::time::Duration;
 
 use nix::errno::Errno;
+pub use process::{
+    Dead, HowEnded, PidfdInfo, Which, kill_hard, pidfd_info, pidfd_open, pidfd_signal, process_cpu_ns, wait,
+};
 use tokio::io::unix::AsyncFd;
 
 /// What [`clone3_fork`] returned as.
@@ -322,100 +325,6 @@ pub fn watch_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) }?)
 }
 
-/// The process as a descriptor. The caller knows that `pid` can't have been reused (its unreaped child).
-pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: no memory is involved.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
-    // SAFETY: the kernel made `fd` for this call.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-/// Sends a signal; a process that is gone is no error.
-pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
-    let none = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: a null `info` asks the kernel to fill in the ordinary one.
-    match Errno::result(unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0)
-    }) {
-        Ok(_) | Err(Errno::ESRCH) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// SIGKILL to one process or, with a negative number, to a process group; none there is no error.
-pub fn kill_hard(pid: i32) -> io::Result<()> {
-    // SAFETY: no memory is involved.
-    match Errno::result(unsafe { libc::kill(pid, libc::SIGKILL) }) {
-        Ok(_) | Err(Errno::ESRCH) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// How a process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HowEnded {
-    /// It exited with this code.
-    Code(i32),
-    /// This signal killed it.
-    Signal(i32),
-}
-
-/// A dead child, as `waitid` tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Dead {
-    /// Its pid; free for reuse if it was reaped.
-    pub pid: i32,
-    /// How it ended.
-    pub how: HowEnded,
-    /// User and system time, of itself and its reaped children.
-    pub cpu_time: Duration,
-    /// Largest resident set, in bytes.
-    pub max_rss_bytes: u64,
-}
-
-/// Which children of the calling thread [`wait`] looks at.
-#[derive(Debug, Clone, Copy)]
-pub enum Which<'a> {
-    /// Any of them.
-    Any,
-    /// This one.
-    Child(BorrowedFd<'a>),
-    /// The one with this pid.
-    Pid(i32),
-}
-
-/// Looks for a dead child **of the calling thread**, without blocking, and reaps it if asked to.
-/// `ECHILD`: there are no such children. `None`: there are, and they live.
-pub fn wait(which: Which<'_>, reap: bool) -> Result<Option<Dead>, Errno> {
-    let (kind, id) = match which {
-        Which::Any => (libc::P_ALL, 0),
-        Which::Child(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd()),
-        Which::Pid(pid) => (libc::P_PID, pid),
-    };
-    let mut options = libc::WEXITED | libc::WNOHANG | libc::__WALL | libc::__WNOTHREAD;
-    if !reap {
-        options |= libc::WNOWAIT;
-    }
-    // SAFETY: all-zero is valid for both; the kernel fills just these two. The raw call is what takes a rusage.
-    let (info, usage) = unsafe {
-        let mut info: libc::siginfo_t = std::mem::zeroed();
-        let mut usage: libc::rusage = std::mem::zeroed();
-        let call = libc::SYS_waitid;
-        Errno::result(libc::syscall(call, kind as c_long, id, &raw mut info, options, &raw mut usage))?;
-        (info, usage)
-    };
-    // SAFETY: after waitid the union is in its child form, or all zero.
-    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    if pid == 0 {
-        return Ok(None);
-    }
-    let how =
-        if info.si_code == libc::CLD_EXITED { HowEnded::Code(status) } else { HowEnded::Signal(status) };
-    let time = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000);
-    let cpu_time = time(usage.ru_utime) + time(usage.ru_stime);
-    Ok(Some(Dead { pid, how, cpu_time, max_rss_bytes: usage.ru_maxrss as u64 * 1024 }))
-}
-
 /// A set of CPUs, as the scheduler's affinity calls take it.
 #[derive(Clone, Copy)]
 pub struct CpuSet(libc::cpu_set_t);
@@ -483,50 +392,6 @@ pub fn seccomp_filter_available() -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// What a process descriptor says of its process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PidfdInfo {
-    /// What the process is called here.
-    pub pid: i32,
-    /// Its real user.
-    pub uid: u32,
-}
-
-/// Asks a process descriptor (Linux 6.13 and later). `None`: this kernel can't say. An error: the process has been
-/// reaped or isn't visible. The caller knows that it *is* a process descriptor: other files have other ideas of the
-/// same request.
-pub fn pidfd_info(pidfd: BorrowedFd<'_>) -> io::Result<Option<PidfdInfo>> {
-    /// `struct pidfd_info` of `linux/pidfd.h`, in its first version.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Raw {
-        mask: u64,
-        cgroup: u64,
-        pid: u32,
-        thread_group: u32,
-        parent: u32,
-        real_uid: u32,
-        real_gid: u32,
-        others: [u32; 6],
-        exit_code: i32,
-    }
-    const _: () = assert!(size_of::<Raw>() == 64);
-    const PID_AND_CREDENTIALS: u64 = 1 | 2;
-    /// `_IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)`.
-    const GET_INFO: libc::Ioctl = 0xc040_ff0b_u32 as libc::Ioctl;
-    let mut raw = Raw { mask: PID_AND_CREDENTIALS, ..Raw::default() };
-    // SAFETY: the kernel writes at most the 64 bytes whose number is part of the request, to `raw`, which is ours
-    // alone and has them.
-    let done = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&pidfd), GET_INFO, &raw mut raw) };
-    match Errno::result(done) {
-        Ok(_) if raw.mask & PID_AND_CREDENTIALS == PID_AND_CREDENTIALS && raw.pid != 0 => {
-            Ok(Some(PidfdInfo { pid: raw.pid as i32, uid: raw.real_uid }))
-        }
-        Ok(_) | Err(Errno::ENOTTY | Errno::EINVAL) => Ok(None),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
 /// Bits that nobody can guess.
 pub fn random_u64() -> io::Result<u64> {
     let mut bytes = [0; 8];
@@ -535,16 +400,6 @@ pub fn random_u64() -> io::Result<u64> {
     // Requests of up to 256 bytes are answered whole once the pool is ready.
     Errno::result(got)?;
     Ok(u64::from_ne_bytes(bytes))
-}
-
-/// CPU time of a process, user and system, in nanoseconds; `None`: it is gone.
-pub fn process_cpu_ns(pid: i32) -> Option<u64> {
-    // A clock id of a process, as `clock_getcpuclockid` makes it: CPUCLOCK_SCHED is 2.
-    let clock = ((!pid) << 3) | 2;
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a timespec of ours that the kernel writes; a clock that isn't there is an error.
-    let got = unsafe { libc::clock_gettime(clock, &raw mut time) };
-    (got == 0).then(|| time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
 /// The supplementary groups of the process at the other end of a Unix socket, when it connected.

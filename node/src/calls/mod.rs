@@ -23,9 +23,11 @@
 pub mod call;
 mod callback;
 pub mod database;
+mod error;
 pub mod launch;
 pub mod policy;
 mod queue;
+mod room;
 pub mod rows;
 pub mod runner;
 pub mod settings;
@@ -40,7 +42,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::StatusCode;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
@@ -49,11 +50,13 @@ use tokio::sync::oneshot;
 use call::{Call, Head};
 use callback::Posts;
 use database::{Database, Key, Reader};
+pub use error::CallsError;
 use policy::Policy;
+pub(crate) use room::Room;
 use rows::{DeadLetter, Ended, StoredTrigger};
 use runner::{Callees, Live, Runner, Stats, ToRunner};
 use settings::Settings;
-use target::{Target, TargetError};
+use target::Target;
 pub use writer::Accepted;
 use writer::{Health, Op, Writer};
 
@@ -70,79 +73,6 @@ pub const DELAY_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Bytes of an idempotency key.
 pub const KEY_MAX: usize = 255;
 
-/// Why a call was not accepted, cancelled or found.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CallsError {
-    /// Too many wait.
-    #[error("{waiting} asynchronous calls wait already (`async.calls` of spryd.toml); try again later")]
-    Full {
-        /// How many.
-        waiting: usize,
-    },
-    /// Their bodies are too much.
-    #[error(
-        "the waiting asynchronous calls have {bytes} bytes (`async.bytes` of spryd.toml); try again later"
-    )]
-    TooMuch {
-        /// How many bytes.
-        bytes: u64,
-    },
-    /// It can't be put on disk.
-    #[error("asynchronous calls can't be stored now ({0}); try again later")]
-    Unwritable(String),
-    /// The same key names another call.
-    #[error("this Idempotency-Key was used for another request (call {0}); use a new key for a new request")]
-    KeyReused(CallId),
-    /// It runs, and can't be stopped.
-    #[error("call {0} is running and can't be cancelled any more")]
-    Running(CallId),
-    /// There is none, or it has ended.
-    #[error("no call {0} is waiting")]
-    NoSuchCall(CallId),
-    /// There is no such dead letter.
-    #[error("no call {0} is among the dead letters; `spry dead list` shows those that are")]
-    NoSuchDead(CallId),
-    /// The callback's URL is refused.
-    #[error("X-Callback-Url: {0}")]
-    Target(String),
-    /// spryd is ending.
-    #[error("the node is shutting down")]
-    ShuttingDown,
-}
-
-impl CallsError {
-    /// The HTTP status, and the stable code of the error.
-    pub fn status(&self) -> (StatusCode, &'static str) {
-        match self {
-            Self::Full { .. } | Self::TooMuch { .. } => (StatusCode::TOO_MANY_REQUESTS, "async_queue_full"),
-            Self::Unwritable(_) => (StatusCode::SERVICE_UNAVAILABLE, "store_failed"),
-            Self::KeyReused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
-            Self::Running(_) => (StatusCode::CONFLICT, "call_running"),
-            Self::NoSuchCall(_) | Self::NoSuchDead(_) => (StatusCode::NOT_FOUND, "no_such_call"),
-            Self::Target(_) => (StatusCode::BAD_REQUEST, "bad_callback"),
-            Self::ShuttingDown => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
-        }
-    }
-}
-
-impl From<rusqlite::Error> for CallsError {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Unwritable(error.to_string())
-    }
-}
-
-impl From<StoreError> for CallsError {
-    fn from(error: StoreError) -> Self {
-        Self::Unwritable(error.to_string())
-    }
-}
-
-impl From<TargetError> for CallsError {
-    fn from(error: TargetError) -> Self {
-        Self::Target(error.to_string())
-    }
-}
-
 /// A submission.
 #[derive(Debug, Clone)]
 pub struct NewCall {
@@ -158,41 +88,6 @@ pub struct NewCall {
     pub delay: Duration,
     /// What makes a repetition the same call.
     pub key: Option<Vec<u8>>,
-}
-
-/// Bounds what waits, by count and by bytes.
-#[derive(Debug)]
-pub(crate) struct Room {
-    calls: AtomicUsize,
-    bytes: AtomicU64,
-    calls_max: usize,
-    bytes_max: u64,
-}
-
-impl Room {
-    fn take(&self, bytes: u64) -> Result<(), CallsError> {
-        let waiting = self.calls.fetch_add(1, Ordering::AcqRel);
-        let held = self.bytes.fetch_add(bytes, Ordering::AcqRel);
-        let refusal = if waiting >= self.calls_max {
-            CallsError::Full { waiting }
-        } else if held + bytes > self.bytes_max {
-            CallsError::TooMuch { bytes: held }
-        } else {
-            return Ok(());
-        };
-        self.give_back(bytes);
-        Err(refusal)
-    }
-
-    fn take_anyway(&self, bytes: u64) {
-        self.calls.fetch_add(1, Ordering::AcqRel);
-        self.bytes.fetch_add(bytes, Ordering::AcqRel);
-    }
-
-    fn give_back(&self, bytes: u64) {
-        self.calls.fetch_sub(1, Ordering::AcqRel);
-        self.bytes.fetch_sub(bytes, Ordering::AcqRel);
-    }
 }
 
 /// What is needed to open the calls.

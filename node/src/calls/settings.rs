@@ -9,7 +9,7 @@ use super::database::Keep;
 use super::policy::Policy;
 use super::target::Rules;
 use crate::config::ConfigError;
-use crate::config::raw::{count, period, size};
+use crate::config::value::{count, period, size};
 use crate::manifest::raw::Quantity;
 use crate::units::{Period, Size};
 

@@ -3,7 +3,7 @@
 use http::Uri;
 
 use super::raw::{RawControl, RawLog, RawRate, RawShutdown, RawTls, RawTrace};
-use super::raw::{bound, count, optional, period};
+use super::value::{bound, count, optional, period};
 use super::{ConfigError, Rate, Tls, Trace};
 use crate::log::{self, Format};
 use crate::units::Period;

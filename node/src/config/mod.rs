@@ -7,6 +7,7 @@
 mod access;
 pub mod raw;
 mod reload;
+pub(crate) mod value;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -10,6 +10,7 @@ use spry_sched::keepalive::Kind;
 use spry_wire::freeze::Freeze;
 
 use super::access;
+use super::value::{absolute, bound, count, optional, period, size};
 use super::{
     Config, ConfigError, DEFAULT_CONTROL_SOCKET, Flags, PackageIndex, Packages, Queue, TransportChoice,
     UploadLimits,
@@ -338,14 +339,9 @@ fn packages(written: RawPackages) -> Result<Packages, ConfigError> {
             PackageIndex::At(url)
         }
     };
-    let timeout = match written.timeout {
-        None => default.timeout,
-        Some(text) => text.parse().map_err(|source| ConfigError::Unit { key: "packages.timeout", source })?,
-    };
     let (least, most) = (Period::seconds(1), Period::minutes(24 * 60));
-    if !(least..=most).contains(&timeout) {
-        return bound("packages.timeout", timeout, format!("between {least} and {most}"));
-    }
+    let timeout =
+        period("packages.timeout", written.timeout.map(Quantity::Text), default.timeout, least, most)?;
     Ok(Packages {
         index,
         find_links: optional("packages.find_links", written.find_links)?,
@@ -353,28 +349,6 @@ fn packages(written: RawPackages) -> Result<Packages, ConfigError> {
         size: size("packages.size", written.size, default.size, Size::mib(1), Size::gib(1024))?,
         timeout,
     })
-}
-
-pub(super) fn bound<T>(
-    key: &'static str,
-    value: impl ToString,
-    bound: impl Into<String>,
-) -> Result<T, ConfigError> {
-    Err(ConfigError::Bound { key, value: value.to_string(), bound: bound.into() })
-}
-
-/// Relative paths would mean another place for the client than for the daemon: made absolute from where the
-/// daemon was started.
-fn absolute(key: &'static str, path: Option<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
-    let path = path.unwrap_or_else(|| default.into());
-    match std::path::absolute(&path) {
-        Ok(path) => Ok(path),
-        Err(_) => bound(key, format!("\"{}\"", path.display()), "a path"),
-    }
-}
-
-pub(super) fn optional(key: &'static str, path: Option<PathBuf>) -> Result<Option<PathBuf>, ConfigError> {
-    path.map(|path| absolute(key, Some(path), "/")).transpose()
 }
 
 fn listen(written: Option<String>) -> Result<SocketAddr, ConfigError> {
@@ -447,57 +421,4 @@ fn keepalive(written: Option<&str>) -> Result<Kind, ConfigError> {
             bound("keepalive.policy", format!("\"{name}\""), format!("one of {known}"))
         }
     }
-}
-
-pub(crate) fn count(
-    key: &'static str,
-    written: Option<i64>,
-    default: i64,
-    least: i64,
-    most: i64,
-) -> Result<i64, ConfigError> {
-    let value = written.unwrap_or(default);
-    if (least..=most).contains(&value) {
-        return Ok(value);
-    }
-    bound(key, value, format!("between {least} and {most}"))
-}
-
-pub(crate) fn size(
-    key: &'static str,
-    written: Option<Quantity>,
-    default: Size,
-    least: Size,
-    most: Size,
-) -> Result<Size, ConfigError> {
-    let value = match written {
-        None => default,
-        Some(Quantity::Text(text)) => text.parse().map_err(|source| ConfigError::Unit { key, source })?,
-        Some(Quantity::Number(bytes)) => match u64::try_from(bytes) {
-            Ok(bytes) => Size::bytes(bytes),
-            Err(_) => return bound(key, bytes, format!("between {least} and {most}")),
-        },
-    };
-    if (least..=most).contains(&value) {
-        return Ok(value);
-    }
-    bound(key, value, format!("between {least} and {most}"))
-}
-
-pub(crate) fn period(
-    key: &'static str,
-    written: Option<Quantity>,
-    default: Period,
-    least: Period,
-    most: Period,
-) -> Result<Period, ConfigError> {
-    let value = match written {
-        None => default,
-        Some(Quantity::Text(text)) => text.parse().map_err(|source| ConfigError::Unit { key, source })?,
-        Some(Quantity::Number(number)) => return bound(key, number, "a text with a unit such as \"30s\""),
-    };
-    if (least..=most).contains(&value) {
-        return Ok(value);
-    }
-    bound(key, value, format!("between {least} and {most}"))
 }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::Keep;
 use crate::config::ConfigError;
-use crate::config::raw::{count, period, size};
+use crate::config::value::{count, period, size};
 use crate::manifest::raw::Quantity;
 use crate::units::{Period, Size};
 
