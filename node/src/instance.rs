@@ -227,7 +227,7 @@ impl Instance {
         if self.ended.load(Ordering::SeqCst) {
             return Used::default(); // its pid may be another's
         }
-        let cpu_ns = sys::process_cpu_ns(self.pid).map(|now| {
+        let cpu_ns = spry_sched::backend::process_cpu_ns(self.pid).ok().map(|now| {
             let before = self.cpu_ns.swap(now, Ordering::Relaxed);
             now.saturating_sub(before)
         });

@@ -16,9 +16,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-pub use process::{
-    Dead, HowEnded, PidfdInfo, Which, kill_hard, pidfd_info, pidfd_open, pidfd_signal, process_cpu_ns, wait,
-};
+pub use process::{Dead, HowEnded, PidfdInfo, Which, kill_hard, pidfd_info, pidfd_open, pidfd_signal, wait};
 use tokio::io::unix::AsyncFd;
 
 /// What [`clone3_fork`] returned as.

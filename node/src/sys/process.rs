@@ -144,13 +144,3 @@ pub fn pidfd_info(pidfd: BorrowedFd<'_>) -> io::Result<Option<PidfdInfo>> {
         Err(errno) => Err(errno.into()),
     }
 }
-
-/// CPU time of a process, user and system, in nanoseconds; `None`: it is gone.
-pub fn process_cpu_ns(pid: i32) -> Option<u64> {
-    // A clock id of a process, as `clock_getcpuclockid` makes it: CPUCLOCK_SCHED is 2.
-    let clock = ((!pid) << 3) | 2;
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a timespec of ours that the kernel writes; a clock that isn't there is an error.
-    let got = unsafe { libc::clock_gettime(clock, &raw mut time) };
-    (got == 0).then(|| time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
-}

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 pub use posix::{Means, Posix, PosixOptions, wake_soon};
+pub use sys::process_cpu_ns;
 
 /// Where a process stands among those of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -51,7 +51,7 @@ pub(super) fn is_alive(pidfd: BorrowedFd<'_>) -> bool {
 }
 
 /// The CPU time of a process, all threads, in nanoseconds.
-pub(super) fn process_cpu_ns(pid: i32) -> io::Result<u64> {
+pub fn process_cpu_ns(pid: i32) -> io::Result<u64> {
     // As `clock_getcpuclockid` makes it: the complement of the pid above three bits that say "process, by the scheduler".
     let clock = (!pid << 3) | 2;
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
