@@ -1,7 +1,8 @@
 //! The public name of an invocation: 32 hexadecimal digits, unique over restarts.
 //!
-//! The first half is drawn at random when a worker starts, the second counts. It names, it doesn't protect:
-//! nothing is granted to whoever knows it.
+//! Of a synchronous call, the first half is drawn at random when a worker starts, the second counts. It names, it doesn't
+//! protect: nothing is granted to whoever knows it. Of an asynchronous one all is drawn at random ([`CallId::random`]), since
+//! whoever knows it may ask for the call's result, and cancel it.
 
 use std::cell::Cell;
 
