@@ -44,8 +44,8 @@ pub(crate) const KERNELS: [Kernel; 3] = [
             sha256: "5a507681ea8c978d02265a7fec2f02c9588fb48b54b7f71edc1059e86007f3ec",
         },
     },
-    // 7.2.6, 7.2.9 and 7.2.12 have lost the descriptions of some functions that a scheduler calls (`scx_bpf_kick_cpu`
-    // among them: BTF without the `_impl` that the verifier looks for), another few in each build.
+    // Other builds have lost the descriptions (BTF) of some functions that a scheduler calls: 7.2.6 that of
+    // `scx_bpf_pick_idle_cpu`, 7.2.9 and 7.2.12 that of `scx_bpf_kick_cpu` as well. 7.2.11 lacks only one that is optional.
     Kernel {
         series: "7.2",
         package: Pinned {
