@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::notify::Notifier;
@@ -20,6 +20,25 @@ use crate::keeper::Keeper;
 const CONNECTIONS_MAX: usize = 8192;
 /// After a failed accept (no descriptors left, mostly) the next is tried this much later.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The signals that spryd heeds. They are caught from its first moment on: before that each of them would just end it.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Catches them.
+    pub(super) fn catch() -> Result<Self, StartupError> {
+        let caught = |kind, name| signal(kind).map_err(os(format!("wait for {name}")));
+        Ok(Self {
+            terminate: caught(SignalKind::terminate(), "SIGTERM")?,
+            interrupt: caught(SignalKind::interrupt(), "SIGINT")?,
+            hangup: caught(SignalKind::hangup(), "SIGHUP")?,
+        })
+    }
+}
 
 /// The way of connections to the workers.
 pub(super) struct Doors {
@@ -44,12 +63,10 @@ impl Doors {
 pub(super) async fn live(
     doors: &Doors,
     sockets: &Sockets,
+    signals: &mut Signals,
     notifier: &Notifier,
     reload: &mut Reload,
-) -> Result<(), StartupError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(os("wait for SIGTERM"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(os("wait for SIGINT"))?;
-    let mut hangup = signal(SignalKind::hangup()).map_err(os("wait for SIGHUP"))?;
+) {
     let (http, control): (_, &UnixListener) = (&sockets.http, &sockets.control);
     loop {
         let accepted = tokio::select! {
@@ -57,14 +74,14 @@ pub(super) async fn live(
             accepted = control.accept() => {
                 accepted.and_then(|(stream, _)| stream.into_std()).map(Connection::Unix)
             }
-            _ = hangup.recv() => {
+            _ = signals.hangup.recv() => {
                 notifier.reloading();
                 reload.go();
                 notifier.ready("serving");
                 continue;
             }
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
         };
         match accepted {
             Ok(connection) => doors.hand_over(connection),

@@ -41,7 +41,7 @@ use crate::store::{Options, Store, StoreError};
 use crate::trace;
 use crate::triggers::Triggers;
 use crate::zygote::{Executor, ExecutorConfig, ExecutorError, Launch};
-use life::Doors;
+use life::{Doors, Signals};
 use notify::Notifier;
 use reload::Reload;
 use sockets::{Inherited, Sockets};
@@ -117,6 +117,7 @@ async fn serve(
     level: log::Level,
     inherited: Inherited,
 ) -> Result<(), StartupError> {
+    let mut signals = Signals::catch()?;
     let notifier = Rc::new(Notifier::from_env());
     // The store first: its lock keeps a second daemon from touching anything else.
     let store = Arc::new(Store::open(Options {
@@ -202,7 +203,7 @@ async fn serve(
     let doors = Doors { mailboxes: mailboxes.clone(), connections, next: AtomicUsize::new(0) };
     announce(&node, listen, &config, &notifier);
     let mut reload = Reload { flags, level, node: Arc::clone(&node), control: control_api, door };
-    life::live(&doors, &sockets, &notifier, &mut reload).await?;
+    life::live(&doors, &sockets, &mut signals, &notifier, &mut reload).await;
     tracing::info!("stopping");
     if let Some(triggers) = triggers.get().cloned() {
         let _ = tokio::task::spawn_blocking(move || triggers.close()).await;

@@ -157,8 +157,8 @@ fn what_was_accepted_runs_whenever_spryd_is_killed() {
         .iter()
         .filter(|(step, _)| !matches!(*step, "call-dead" | "call-back" | "call-postpone" | "call-trigger"))
     {
-        daemon.crash_and_restart_with(&[("SPRY_CRASH_AT", &format!("{step}:{}", 2 + random.next(40)))]);
-        let told = round(&mut daemon, &numbers, None);
+        let ready = daemon.crash_and_restart_to_die_at(step, 2 + random.next(40));
+        let told = if ready { round(&mut daemon, &numbers, None) } else { Told::default() };
         daemon.crash_and_restart();
         settled(&daemon, &told);
     }

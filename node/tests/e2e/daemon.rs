@@ -2,8 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 
 use super::client::{self, Response};
@@ -117,16 +118,48 @@ impl Daemon {
 
     /// Kills it without warning and starts it again on the same state.
     pub(crate) fn crash_and_restart(&mut self) {
-        self.crash_and_restart_with(&[]);
-    }
-
-    /// The same, with these variables in its environment.
-    pub(crate) fn crash_and_restart_with(&mut self, env: &[(&str, &str)]) {
         self.kill();
         self.child.wait().expect("reap spryd");
-        (self.child, self.address) = launch(self.folder.path(), &self.state(), &self.config, |command| {
-            command.envs(env.iter().copied());
+        (self.child, self.address) = launch(self.folder.path(), &self.state(), &self.config, |_| {});
+    }
+
+    /// The same, to kill itself when it passes a step for the n-th time. False: what was left to do has brought it there
+    /// before it was ready.
+    pub(crate) fn crash_and_restart_to_die_at(&mut self, step: &str, nth: u64) -> bool {
+        self.kill();
+        self.child.wait().expect("reap spryd");
+        let (child, address) = try_launch(self.folder.path(), &self.state(), &self.config, |command| {
+            command.env("SPRY_CRASH_AT", format!("{step}:{nth}"));
         });
+        self.child = child;
+        match address {
+            Ok(address) => {
+                self.address = address;
+                true
+            }
+            Err(line) => {
+                let status = self.child.wait().expect("reap spryd");
+                assert_eq!(status.signal(), Some(9), "not by its own hand: {status:?} {line:?}");
+                false
+            }
+        }
+    }
+
+    /// Kills it, starts it again, and tells it to stop as soon as it can be reached, ready or not.
+    pub(crate) fn stop_while_it_starts(&mut self) -> ExitStatus {
+        self.kill();
+        self.child.wait().expect("reap spryd");
+        let _ = std::fs::remove_file(self.socket());
+        let mut child =
+            command(self.folder.path(), &self.state(), &self.config).spawn().expect("start spryd");
+        let started = std::time::Instant::now();
+        while !self.socket().exists() {
+            assert!(started.elapsed().as_secs() < 60, "watchdog: it makes its control socket");
+            std::thread::yield_now();
+        }
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::SIGTERM).expect("signal spryd");
+        child.wait().expect("reap spryd")
     }
 
     /// Kills it without warning, if it lives.
@@ -274,6 +307,11 @@ fn launch(
     config: &str,
     change: impl FnOnce(&mut Command),
 ) -> (Child, SocketAddr) {
+    let (child, address) = try_launch(folder, state, config, change);
+    (child, address.unwrap_or_else(|line| panic!("not the ready line: {line:?}")))
+}
+
+fn command(folder: &Path, state: &Path, config: &str) -> Command {
     let file = folder.join("spryd.toml");
     std::fs::write(&file, config).expect("write the configuration");
     let mut command = Command::new(env!("CARGO_BIN_EXE_spryd"));
@@ -286,6 +324,17 @@ fn launch(
         .arg("--control-socket")
         .arg(folder.join("control.sock"))
         .stdout(Stdio::piped());
+    command
+}
+
+/// Starts one; where it listens, or what it said instead.
+fn try_launch(
+    folder: &Path,
+    state: &Path,
+    config: &str,
+    change: impl FnOnce(&mut Command),
+) -> (Child, Result<SocketAddr, String>) {
+    let mut command = command(folder, state, config);
     change(&mut command);
     let mut child = command.spawn().expect("start spryd");
     let mut line = String::new();
@@ -296,7 +345,7 @@ fn launch(
     let address = address.and_then(|address| address.parse().ok());
     // Whatever else it prints must not fill the pipe.
     std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
-    (child, address.unwrap_or_else(|| panic!("not the ready line: {line:?}")))
+    (child, address.ok_or(line))
 }
 
 /// Makes a command's standard input its descriptor 3, and says so as systemd does.

@@ -194,6 +194,19 @@ fn what_was_deployed_is_served_after_a_crash() {
 }
 
 #[test]
+fn a_stop_before_it_is_ready_is_an_ordinary_stop() {
+    need_root_and_cc!();
+    let mut daemon = Daemon::start("");
+    daemon.deploy_python("f", "def main(params): return {}\n", &["scale.min=1"]);
+    for _ in 0..5 {
+        let status = daemon.stop_while_it_starts();
+        assert!(status.success(), "{status:?}");
+    }
+    daemon.crash_and_restart();
+    daemon.stop();
+}
+
+#[test]
 fn a_second_daemon_on_the_same_state_is_refused() {
     need_root_and_cc!();
     let daemon = Daemon::start("");

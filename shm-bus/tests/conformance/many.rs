@@ -47,7 +47,10 @@ impl Load {
     fn send(&mut self, most: usize) {
         while let Some(forward) = self.queued.pop_front() {
             let function = self.steps[usize::from(forward.step)];
-            if !self.bus.send_on(function, &forward) {
+            let sent = self.bus.send_on(function, &forward);
+            // As the node's dispatcher does: else runs that the bus moves by itself could overtake this one for ever.
+            self.bus.transport.set_waiting(function, !sent);
+            if !sent {
                 self.queued.push_front(forward);
                 break;
             }
