@@ -29,6 +29,9 @@ pub enum Refusal {
     /// The caller may not.
     #[error(transparent)]
     Denied(Denied),
+    /// An HTTP/1 request that doesn't say whom it is for, or says it twice.
+    #[error("the header Host {0}; HTTP/1.1 needs exactly one (RFC 9112, section 3.2)")]
+    BadHost(&'static str),
     /// The body is longer than the function's `limits.payload`.
     #[error("the request's body is over this function's payload limit of {limit_bytes} bytes")]
     PayloadTooLarge {
@@ -155,6 +158,7 @@ impl Refusal {
             Self::Denied(Denied::Unknown) => (StatusCode::UNAUTHORIZED, "unauthorised"),
             Self::Denied(Denied::Forbidden(_) | Denied::Stranger(_)) => (StatusCode::FORBIDDEN, "forbidden"),
             Self::Denied(Denied::TooMany { .. }) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+            Self::BadHost(_) => (StatusCode::BAD_REQUEST, "bad_host"),
             Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
             Self::HeadTooLarge(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"),
             Self::BodyBroken(_) => (StatusCode::BAD_REQUEST, "body_broken"),
@@ -184,13 +188,13 @@ impl Refusal {
     /// Whether an asynchronous call that met this should be tried again.
     pub fn again(&self) -> Again {
         use Refusal::{
-            BodyBroken, BodyTimeout, Cancelled, HeadTooLarge, Header, MethodNotAllowed, NoSuchPath, NodeFull,
-            PayloadTooLarge, QueueFull, QueueTimeout, ShuttingDown, Step,
+            BadHost, BodyBroken, BodyTimeout, Cancelled, HeadTooLarge, Header, MethodNotAllowed, NoSuchPath,
+            NodeFull, PayloadTooLarge, QueueFull, QueueTimeout, ShuttingDown, Step,
         };
         match self {
             QueueFull { .. } | NodeFull { .. } | QueueTimeout(_) | ShuttingDown | Cancelled => Again::Free,
             PayloadTooLarge { .. } | HeadTooLarge(_) | NoSuchPath | MethodNotAllowed(_) => Again::Never,
-            BodyBroken(_) | BodyTimeout(_) | Header { .. } => Again::Never,
+            BadHost(_) | BodyBroken(_) | BodyTimeout(_) | Header { .. } => Again::Never,
             Step { refusal, .. } => refusal.again(),
             // A function that isn't there may be deployed again.
             _ => Again::Counted,

@@ -10,6 +10,7 @@ pub mod call_id;
 mod chain;
 mod error;
 mod headers;
+mod host;
 mod later;
 mod service;
 mod timing;

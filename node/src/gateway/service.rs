@@ -19,6 +19,7 @@ use super::answer::{self, Answer, Failed};
 use super::body::Body;
 use super::call_id::{CallId, CallIds};
 use super::headers::reaches_function;
+use super::host;
 use super::timing::Timing;
 use crate::access::{Caller, Denied, Need, Scope};
 use crate::activation::{History, Record, Start, Stream};
@@ -131,9 +132,10 @@ impl Worker {
             "/healthz" => Ok(()),
             _ => self.control.access().admit(caller, request.headers()),
         };
-        if let Err(denied) = admitted {
+        let admitted = host::check(&request).and_then(|()| admitted.map_err(Refusal::Denied));
+        if let Err(refusal) = admitted {
             let call_id = self.call_ids.next();
-            let mut response = refuse(&Refusal::Denied(denied), call_id, Timing::NONE);
+            let mut response = refuse(&refusal, call_id, Timing::NONE);
             name(&mut response, call_id);
             return response;
         }

@@ -129,6 +129,30 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn a_request_says_once_whom_it_is_for() {
+    need_root_and_cc!();
+    let daemon = with_mirror();
+    for (head, status) in [
+        ("HTTP/1.1\r\n", 400),
+        ("HTTP/1.1\r\nhost: a\r\nhost: a\r\n", 400),
+        ("HTTP/1.1\r\nhost: a b\r\n", 400),
+        ("HTTP/1.1\r\nhost: [::1]:80\r\n", 200),
+        ("HTTP/1.0\r\n", 200),
+    ] {
+        for path in ["/function/mirror", "/healthz"] {
+            let mut connection = Connection::open(daemon.address);
+            connection.write(format!("GET {path} {head}\r\n").as_bytes());
+            let response = connection.receive(false);
+            assert_eq!(response.status, status, "{path} {head:?}");
+            if status == 400 {
+                assert_eq!(response.error_code(), "bad_host");
+            }
+        }
+    }
+    daemon.stop();
+}
+
+#[test]
 fn http2_with_prior_knowledge_is_served() {
     need_root_and_cc!();
     let daemon = with_mirror();
