@@ -1,4 +1,4 @@
-//! JSON Schemas of the files that people write: `spryd.toml`, `spry.toml`, `chain.toml`.
+//! JSON Schemas of the files that people write: `spryd.toml`, `spry.toml`, `chain.toml`, `trigger.toml`.
 //!
 //! Their shape is made from the types that read the files, their words from the page that explains the keys
 //! (`docs/configuration.md`): neither is written twice. `spry schema` prints them, and `docs/schema/` has them for editors; a test
@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::chain::spec::raw::RawChain;
 use crate::config::raw::RawConfig;
 use crate::manifest::raw::RawManifest;
+use crate::triggers::spec::RawSpec;
 
 /// The page that explains every key.
 const PAGE: &str = include_str!("../../docs/configuration.md");
@@ -25,11 +26,13 @@ pub enum File {
     Spry,
     /// chain.toml, a chain of functions
     Chain,
+    /// trigger.toml, what starts a function or chain by itself
+    Trigger,
 }
 
 impl File {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Spryd, Self::Spry, Self::Chain];
+    pub const ALL: [Self; 4] = [Self::Spryd, Self::Spry, Self::Chain, Self::Trigger];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -37,6 +40,7 @@ impl File {
             Self::Spryd => "spryd.toml",
             Self::Spry => "spry.toml",
             Self::Chain => "chain.toml",
+            Self::Trigger => "trigger.toml",
         }
     }
 
@@ -46,6 +50,7 @@ impl File {
             Self::Spryd => "## spryd.toml",
             Self::Spry => "## spry.toml",
             Self::Chain => "## chain.toml",
+            Self::Trigger => "## trigger.toml",
         }
     }
 }
@@ -67,6 +72,7 @@ pub fn schema(file: File) -> Value {
         File::Spryd => generate::<RawConfig>(),
         File::Spry => generate::<RawManifest>(),
         File::Chain => generate::<RawChain>(),
+        File::Trigger => generate::<RawSpec>(),
     };
     RecursiveTransform(without_null).transform(&mut schema);
     let mut value = schema.to_value();
@@ -297,7 +303,7 @@ mod tests {
                 }
             }
         }
-        for file in [File::Spryd, File::Spry] {
+        for file in [File::Spryd, File::Spry, File::Trigger] {
             let mut schema = schema(file);
             let mut found = Vec::new();
             bare(&schema, "", &mut found);

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use croner::Cron;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::Name;
@@ -37,29 +38,43 @@ pub enum SpecError {
     NotOne,
 }
 
-#[derive(Debug, Deserialize)]
+/// `trigger.toml` as written.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct RawSpec {
+pub(crate) struct RawSpec {
+    /// A name.
     name: String,
+    /// A name.
     call: String,
+    /// A text.
     body: Option<String>,
+    /// A media type.
     content_type: Option<String>,
+    /// `[cron]`
     cron: Option<RawCron>,
+    /// `[spool]`
     spool: Option<RawSpool>,
 }
 
-#[derive(Debug, Deserialize)]
+/// `[cron]` as written.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct RawCron {
+    /// Five fields or six.
     schedule: String,
+    /// A time zone.
     zone: Option<String>,
+    /// `skip`, `once` or `all`.
     missed: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+/// `[spool]` as written.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct RawSpool {
+    /// A folder.
     folder: PathBuf,
+    /// A folder.
     done: Option<PathBuf>,
 }
 
