@@ -1,12 +1,12 @@
 //! `kill -9` of spryd under asynchronous load, at random moments and at every step of the commit path: what was accepted
-//! runs, what was acknowledged as cancelled doesn't, the database stays whole.
+//! runs, what was acknowledged as cancelled or dropped doesn't, callbacks come, the databases stay whole.
 //!
-//! `SPRY_CRASH_ROUNDS` says how many rounds at random moments there are (12 in CI; 200 for the figure), and
+//! `SPRY_CRASH_ROUNDS` says how many rounds at random moments there are (100 in CI, about a minute; 200 for the figure), and
 //! `SPRY_CRASH_SEED` repeats a run.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+mod load;
+mod witness;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,9 +16,14 @@ use spry_node::store::fault::CALL_STEPS;
 
 use super::daemon::Daemon;
 use crate::need_root_and_cc;
+use load::{Client, Told};
+use witness::Witness;
 
-/// Answers the number that it was sent: the test knows whose answer it is.
-const NOTE: &str = "def main(params): return str(params['n'])\n";
+/// Rounds at random moments, when nothing says otherwise.
+const ROUNDS: u64 = 100;
+/// Passes of a step before the one at which it dies, at most. Of rare ones there are few in a round.
+const PASSES: u64 = 40;
+const PASSES_RARE: u64 = 4;
 
 /// xorshift64*: the moments of the kills come from a printed seed.
 struct Random(u64);
@@ -32,75 +37,33 @@ impl Random {
     }
 }
 
-/// One request whose answer may never come.
-fn attempt(address: SocketAddr, request: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut head = Vec::new();
-    let mut byte = [0; 1];
-    while !head.ends_with(b"\r\n\r\n") {
-        if stream.read(&mut byte).ok()? == 0 {
-            return None;
-        }
-        head.push(byte[0]);
+fn check_databases(state: &Path) {
+    for name in ["calls.db", "spry.db"] {
+        let database = rusqlite::Connection::open(state.join(name)).expect("the database opens");
+        let found: String =
+            database.pragma_query_value(None, "integrity_check", |row| row.get(0)).expect("a check");
+        assert_eq!(found, "ok", "{name}");
     }
-    let head = String::from_utf8(head).ok()?.to_ascii_lowercase();
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    let id = head.lines().find_map(|line| line.strip_prefix("x-call-id: ")).unwrap_or_default();
-    Some((status, id.trim().to_owned()))
-}
-
-#[derive(Default)]
-struct Told {
-    accepted: BTreeMap<String, u64>,
-    cancelled: BTreeSet<String>,
-}
-
-/// Submits calls (one in four put off, and then cancelled) until the daemon is gone.
-fn load(address: SocketAddr, stop: &AtomicBool, numbers: &AtomicU64) -> Told {
-    let mut told = Told::default();
-    while !stop.load(Ordering::Relaxed) {
-        let n = numbers.fetch_add(1, Ordering::Relaxed);
-        let body = format!("{{\"n\": {n}}}");
-        let put_off = n.is_multiple_of(4);
-        let delay = if put_off { "x-delay: 50ms\r\n" } else { "" };
-        let request = format!(
-            "POST /async-function/note HTTP/1.1\r\nhost: t\r\nconnection: close\r\n{delay}content-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let Some((status, id)) = attempt(address, &request) else { break };
-        assert_eq!(status, 202, "an accepted call, or none");
-        told.accepted.insert(id.clone(), n);
-        if put_off {
-            let request =
-                format!("DELETE /async-function/{id} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n");
-            match attempt(address, &request) {
-                Some((204, _)) => drop(told.cancelled.insert(id)),
-                Some((404 | 409, _)) => {} // it was quicker
-                Some((status, _)) => panic!("a cancellation got {status}"),
-                None => break,
-            }
-        }
-    }
-    told
-}
-
-fn check_database(state: &Path) {
-    let database = rusqlite::Connection::open(state.join("calls.db")).expect("the database opens");
-    let found: String =
-        database.pragma_query_value(None, "integrity_check", |row| row.get(0)).expect("a check");
-    assert_eq!(found, "ok");
 }
 
 /// Loads it until it has died; says what was acknowledged.
-fn round(daemon: &mut Daemon, numbers: &Arc<AtomicU64>, kill_after: Option<Duration>) -> Told {
+fn round(
+    daemon: &mut Daemon,
+    witness: &Witness,
+    numbers: &Arc<AtomicU64>,
+    kill_after: Option<Duration>,
+) -> Told {
     let stop = Arc::new(AtomicBool::new(false));
-    let address = daemon.address;
     let clients: Vec<_> = (0..4)
         .map(|_| {
+            let token = std::fs::read_to_string(daemon.state().join("api-token")).expect("the token");
+            let client = Client {
+                address: daemon.address,
+                token: token.trim().to_owned(),
+                callbacks: witness.callbacks,
+            };
             let (stop, numbers) = (Arc::clone(&stop), Arc::clone(numbers));
-            std::thread::spawn(move || load(address, &stop, &numbers))
+            std::thread::spawn(move || client.load(&stop, &numbers))
         })
         .collect();
     match kill_after {
@@ -113,61 +76,89 @@ fn round(daemon: &mut Daemon, numbers: &Arc<AtomicU64>, kill_after: Option<Durat
     stop.store(true, Ordering::Relaxed);
     let mut all = Told::default();
     for client in clients {
-        let told = client.join().expect("only expected answers");
-        all.accepted.extend(told.accepted);
-        all.cancelled.extend(told.cancelled);
+        all.extend(client.join().expect("only expected answers"));
     }
     all
 }
 
-/// Every accepted call has ended (with its own answer), unless its cancellation was acknowledged: then it has not run.
-fn settle(daemon: &Daemon, told: &Told) {
+/// Every accepted call has ended (with its own answer), unless its cancellation was acknowledged: then it has not run. Who asked
+/// to be called back was; what was dropped is gone.
+fn settle(daemon: &Daemon, witness: &Witness, told: &Told) {
     for (id, n) in &told.accepted {
         let answer = super::later::answer(daemon.address, id);
         if told.cancelled.contains(id) {
-            assert_eq!(answer.status, 410, "call {id} ran after it was acknowledged as cancelled");
+            assert_eq!(answer.status, 410, "call {id} ended, though it was acknowledged as cancelled");
+            assert!(!witness.has_run(*n), "call {id} ran, though it was acknowledged as cancelled");
         } else if answer.status == 410 {
             // Cancelled, and the daemon died before it could say so.
+            assert!(!witness.has_run(*n), "call {id} is cancelled, and has run");
         } else {
             assert_eq!((answer.status, answer.text()), (200, n.to_string()), "call {id}");
+            assert!(witness.has_run(*n), "call {id} has an answer, and has not run");
         }
+    }
+    for (id, n) in &told.failing {
+        let answer = super::later::answer(daemon.address, id);
+        assert_eq!((answer.status, answer.header("x-spry-call-state")), (500, Some("dead")), "call {id}");
+        assert!(witness.has_run(*n), "call {id} died without having run");
+    }
+    if !told.dropped.is_empty() {
+        let letters = daemon.spry_ok(&["dead", "list", "-n", "10000"]);
+        let there = told.dropped.iter().find(|id| letters.contains(*id));
+        assert_eq!(there, None, "it is there, though it was acknowledged as dropped");
+    }
+    witness.until_called_back(&told.called_back);
+    if told.trigger_applied {
+        assert_eq!(daemon.spry_json(&["trigger", "list"])[0]["name"], load::TRIGGER);
     }
 }
 
 #[test]
 fn what_was_accepted_runs_whenever_spryd_is_killed() {
     need_root_and_cc!();
-    let seed = std::env::var("SPRY_CRASH_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| spry_node::sys::random_u64().expect("random bits") | 1);
-    let rounds: u64 =
-        std::env::var("SPRY_CRASH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let seed = number("SPRY_CRASH_SEED").unwrap_or_else(|| spry_node::sys::random_u64().expect("bits") | 1);
+    let rounds = number("SPRY_CRASH_ROUNDS").unwrap_or(ROUNDS);
     println!("SPRY_CRASH_SEED={seed} SPRY_CRASH_ROUNDS={rounds}");
     let mut random = Random(seed);
-    let mut daemon = Daemon::start("[async.results]\ncount = 1000000\n");
-    daemon.deploy_python("note", NOTE, &["scale.max=2"]);
+    let witness = Witness::new();
+    let mut daemon = Daemon::start(&format!(
+        "[async.results]\ncount = 1000000\n[async.callback]\nhosts = [\"{}\"]\nbackoff = \"10ms\"\n",
+        witness.callbacks
+    ));
+    daemon.deploy_python("note", &witness.note(), &["scale.max=2", "network.egress=host"]);
+    let failing = ["scale.max=2", "network.egress=host", "async.retries=1", "async.backoff=5ms"];
+    daemon.deploy_python("failing", &witness.failing(), &failing);
     let numbers = Arc::new(AtomicU64::new(0));
-    let (mut accepted, mut cancelled) = (0, 0);
-    let mut settled = |daemon: &Daemon, told: &Told| {
-        accepted += told.accepted.len();
-        cancelled += told.cancelled.len();
-        check_database(&daemon.state());
-        settle(daemon, told);
+    let mut sum = Told::default();
+    let mut settled = |daemon: &Daemon, told: Told| {
+        check_databases(&daemon.state());
+        settle(daemon, &witness, &told);
+        sum.extend(told);
     };
-    for (step, _) in CALL_STEPS
-        .iter()
-        .filter(|(step, _)| !matches!(*step, "call-dead" | "call-back" | "call-postpone" | "call-trigger"))
-    {
-        let ready = daemon.crash_and_restart_to_die_at(step, 2 + random.next(40));
-        let told = if ready { round(&mut daemon, &numbers, None) } else { Told::default() };
+    for (step, _) in CALL_STEPS {
+        let is_rare = matches!(step, "call-dead" | "call-back" | "call-postpone" | "call-trigger");
+        let passes = random.next(if is_rare { PASSES_RARE } else { PASSES });
+        let ready = daemon.crash_and_restart_to_die_at(step, 1 + passes);
+        let told = if ready { round(&mut daemon, &witness, &numbers, None) } else { Told::default() };
         daemon.crash_and_restart();
-        settled(&daemon, &told);
+        settled(&daemon, told);
     }
     for _ in 0..rounds {
-        let told = round(&mut daemon, &numbers, Some(Duration::from_micros(random.next(150_000))));
+        let moment = Duration::from_micros(random.next(150_000));
+        let told = round(&mut daemon, &witness, &numbers, Some(moment));
         daemon.crash_and_restart();
-        settled(&daemon, &told);
+        settled(&daemon, told);
     }
-    println!("{accepted} accepted, {cancelled} cancelled, all as they were told");
-    assert!(accepted > 0 && cancelled > 0);
+    println!(
+        "{} accepted, {} cancelled, {} failing, {} dropped, {} to be called back: all as they were told",
+        sum.accepted.len(),
+        sum.cancelled.len(),
+        sum.failing.len(),
+        sum.dropped.len(),
+        sum.called_back.len()
+    );
+    assert!(!sum.accepted.is_empty() && !sum.cancelled.is_empty());
+    assert!(!sum.dropped.is_empty() && !sum.called_back.is_empty() && sum.trigger_applied);
     daemon.stop();
 }
