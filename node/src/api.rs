@@ -20,7 +20,7 @@ use crate::manifest::{Egress, Isolation, Limits, Name, Requirement, Runtime, Sca
 use crate::progress::Progress;
 use crate::records::{self, Filter};
 use crate::secrets::SecretName;
-use crate::store::{PlannedChain, Staged, StoreError};
+use crate::store::{PlannedChain, Recalled, Staged, StoreError};
 use crate::units::Size;
 pub use chain::{
     Applied, ApplyError, BranchView, CaseView, ChainView, MemberView, OnView, StageView, StepView,
@@ -35,9 +35,11 @@ pub type Reply<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// The node's core, seen from the control API. Shared by all threads that serve it.
 pub trait Engine: Send + Sync + 'static {
     /// Starts the staged version's zygote, commits it ([`crate::store::Store::commit`]), moves traffic to it, lets
-    /// the old version drain and forgets it. On an error nothing has changed: dropping `staged` cleans up. What is being
+    /// the old version drain and prunes those beyond what is kept. On an error nothing has changed: dropping `staged` cleans up. What is being
     /// done meanwhile is said to `progress`.
     fn deploy(&self, staged: Staged, progress: Progress) -> Reply<'_, Result<Deployed, DeployError>>;
+    /// The same with a version that is kept ([`crate::store::Store::roll_back`]).
+    fn roll_back(&self, recalled: Recalled, progress: Progress) -> Reply<'_, Result<Deployed, DeployError>>;
     /// Takes the function out of service, ends its processes, then removes it from the store.
     fn remove<'a>(&'a self, name: &'a Name) -> Reply<'a, Result<(), RemoveError>>;
     /// All functions, by name.
@@ -258,6 +260,24 @@ pub struct FunctionView {
     pub calls: Calls,
     /// When this version was deployed.
     pub deployed_unix_ms: u64,
+    /// The versions that are kept, the newest first; empty in lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub versions: Vec<VersionView>,
+}
+
+/// A version of a function that is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionView {
+    /// Its number.
+    pub version: u64,
+    /// Of the uploaded code.
+    pub sha256: String,
+    /// Of its files.
+    pub size: Size,
+    /// When it was deployed.
+    pub deployed_unix_ms: u64,
+    /// Whether it is the one that serves.
+    pub current: bool,
 }
 
 /// A transport that is better than the one in use, and why it isn't used.

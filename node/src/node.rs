@@ -31,7 +31,7 @@ use crate::keeper::ToKeeper;
 use crate::manifest::Name;
 use crate::progress::Progress;
 use crate::records::{Filter, Recorder};
-use crate::store::{PlannedChain, Staged};
+use crate::store::{PlannedChain, Recalled, Staged};
 use crate::units::Size;
 use show::{activation, add, calls, instances, log_line, stored_line};
 pub use show::{chain_view, view};
@@ -267,6 +267,15 @@ impl Engine for Node {
     fn deploy(&self, staged: Staged, progress: Progress) -> Reply<'_, Result<Deployed, DeployError>> {
         let (done, answer) = oneshot::channel();
         let sent = self.keeper.send(ToKeeper::Deploy { staged: Box::new(staged), progress, done });
+        Box::pin(async move {
+            sent.map_err(|_| DeployError::ShuttingDown)?;
+            answer.await.unwrap_or(Err(DeployError::ShuttingDown))
+        })
+    }
+
+    fn roll_back(&self, recalled: Recalled, progress: Progress) -> Reply<'_, Result<Deployed, DeployError>> {
+        let (done, answer) = oneshot::channel();
+        let sent = self.keeper.send(ToKeeper::RollBack { recalled: Box::new(recalled), progress, done });
         Box::pin(async move {
             sent.map_err(|_| DeployError::ShuttingDown)?;
             answer.await.unwrap_or(Err(DeployError::ShuttingDown))

@@ -43,11 +43,11 @@ pub(super) async fn chain(client: &Client, wanted: Chain, output: Output) -> Res
     match wanted {
         Chain::Apply { file } => apply(client, &file, output).await,
         Chain::List => {
-            super::show(client, "/system/chains", output, |list: Vec<ChainView>| table(&list)).await
+            super::show_at(client, "/system/chains", output, |list: Vec<ChainView>| table(&list)).await
         }
         Chain::Describe { name } => {
             let path = format!("/system/chain/{}", segment(&name)?);
-            super::show(client, &path, output, |view: ChainView| description(&view)).await
+            super::show_at(client, &path, output, |view: ChainView| description(&view)).await
         }
         Chain::Remove { name } => {
             client.call(Method::DELETE, &format!("/system/chain/{}", segment(&name)?)).await?;

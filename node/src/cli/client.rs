@@ -92,7 +92,7 @@ pub(super) fn detail(body: &[u8]) -> Option<ErrorDetail> {
 /// Whose fault it is, for the exit code.
 pub(super) fn failure(status: StatusCode, detail: &ErrorDetail) -> Failure {
     let function = matches!(status.as_u16(), 500 | 502 | 504 | 507)
-        && !matches!(detail.code.as_str(), "node_failed" | "store_failed");
+        && !matches!(detail.code.as_str(), "node_failed" | "store_failed" | "files_altered");
     let broken_code =
         matches!(detail.code.as_str(), "broken_code" | "packages_failed" | "init_timeout" | "init_died");
     let call = detail.call_id.as_ref().map(|id| format!(" (call {id})")).unwrap_or_default();

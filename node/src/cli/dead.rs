@@ -1,11 +1,11 @@
 //! `spry dead`: calls that were given up.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use http::Method;
 
-use super::client::Client;
+use super::client::{self, Client};
 use super::table::{Table, instant};
-use super::{Failure, Output, print, segment, show};
+use super::{Failure, Output, print, segment, show_at};
 use crate::calls::rows::DeadLetter;
 
 /// What `spry dead` takes.
@@ -19,33 +19,62 @@ pub(super) enum Dead {
         #[arg(short = 'n', long, value_name = "N", default_value_t = 30)]
         limit: usize,
     },
-    /// Run one again, with all its chances
-    Retry {
-        /// The call's id (X-Call-Id)
-        id: String,
-    },
-    /// Forget one
-    Drop {
-        /// The call's id (X-Call-Id)
-        id: String,
-    },
+    /// Run them again, with all their chances
+    Retry(Which),
+    /// Forget them
+    Drop(Which),
 }
 
+/// Dead letters.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Which {
+    /// The calls' ids (X-Call-Id)
+    #[arg(value_name = "ID")]
+    ids: Vec<String>,
+    /// All of this function's or chain's
+    #[arg(long, value_name = "NAME")]
+    all_of: Option<String>,
+}
+
+/// Dead letters that are asked for at once.
+const PAGE: usize = 1000;
+
 pub(super) async fn dead(client: &Client, wanted: Dead, output: Output) -> Result<(), Failure> {
-    let (method, id, done) = match wanted {
+    let (method, which, done) = match wanted {
         Dead::List { name, limit } => {
-            let of = name.map(|name| segment(&name).map(|name| format!("&function={name}"))).transpose()?;
-            let path = format!("/system/dead?limit={limit}{}", of.unwrap_or_default());
-            return show(client, &path, output, |list: Vec<DeadLetter>| text(&list)).await;
+            let path = list_of(name.as_deref(), limit)?;
+            return show_at(client, &path, output, |list: Vec<DeadLetter>| text(&list)).await;
         }
-        Dead::Retry { id } => (Method::POST, id, "runs again"),
-        Dead::Drop { id } => (Method::DELETE, id, "is forgotten"),
+        Dead::Retry(which) => (Method::POST, which, "runs again"),
+        Dead::Drop(which) => (Method::DELETE, which, "is forgotten"),
     };
-    client.call(method, &format!("/system/dead/{}", segment(&id)?)).await?;
-    if output == Output::Text {
-        print(&format!("{id} {done}\n"))?;
+    let each = async |id: &str| -> Result<(), Failure> {
+        client.call(method.clone(), &format!("/system/dead/{}", segment(id)?)).await?;
+        if output == Output::Text { print(&format!("{id} {done}\n")) } else { Ok(()) }
+    };
+    for id in &which.ids {
+        each(id).await?;
     }
-    Ok(())
+    let Some(name) = which.all_of else { return Ok(()) };
+    // Those that there are now, page by page: one that dies again meanwhile is a new one.
+    let path = list_of(Some(&name), PAGE)?;
+    let now_ms = crate::activation::unix_ms();
+    loop {
+        let page: Vec<DeadLetter> = client::read(&client.call(Method::GET, &path).await?)?;
+        let old: Vec<_> = page.iter().filter(|dead| dead.died_unix_ms <= now_ms).collect();
+        if old.is_empty() {
+            return Ok(());
+        }
+        for dead in old {
+            each(&dead.call_id).await?;
+        }
+    }
+}
+
+fn list_of(name: Option<&str>, limit: usize) -> Result<String, Failure> {
+    let of = name.map(|name| segment(name).map(|name| format!("&function={name}"))).transpose()?;
+    Ok(format!("/system/dead?limit={limit}{}", of.unwrap_or_default()))
 }
 
 fn text(list: &[DeadLetter]) -> String {

@@ -62,34 +62,45 @@ pub(super) async fn deploy(client: &Client, wanted: Deploy, output: Output) -> R
     let files = if packed.files == 1 { "1 file".into() } else { format!("{} files", packed.files) };
     say(&format!("packing {}: {files}, {}", wanted.path.display(), Size::bytes(packed.bytes).rounded()));
 
-    let progress = match (output, crate::sys::random_u64()) {
-        (Output::Text, Ok(number)) => Some(format!("deploy-{number:016x}")),
-        _ => None,
-    };
+    let progress = progress_name(output);
     let request = Request::post(target(&wanted, progress.as_deref())?)
         .header("host", "spry")
         .header("content-type", "application/x-tar")
         .body(Archive { file: packed.archive, left: packed.bytes })
         .map_err(|error| usage(error.to_string()))?;
-    let mut deployed = pin!(async { client.send(request).await });
-    let answer = match &progress {
-        None => deployed.await?,
-        Some(name) => {
-            let mut shown = pin!(show_progress(client, name, &say));
-            tokio::select! {
-                answer = &mut deployed => {
-                    // What was said last may still be on its way.
-                    let _ = tokio::time::timeout(LAST_WORDS, shown).await;
-                    answer?
-                }
-                () = &mut shown => deployed.await?,
-            }
-        }
-    };
+    let answer = while_it_tells(client, progress.as_deref(), &say, client.send(request)).await?;
     let body = client::good(answer).await?;
     match output {
         Output::Json => print_json(&body),
         Output::Text => print(&summary(&client::read(&body)?)),
+    }
+}
+
+/// By which the daemon's progress can be asked for; programs don't ask.
+pub(super) fn progress_name(output: Output) -> Option<String> {
+    match (output, crate::sys::random_u64()) {
+        (Output::Text, Ok(number)) => Some(format!("deploy-{number:016x}")),
+        _ => None,
+    }
+}
+
+/// Waits for an answer, and says meanwhile what the daemon does for it.
+pub(super) async fn while_it_tells<T>(
+    client: &Client,
+    progress: Option<&str>,
+    say: &impl Fn(&str),
+    answer: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let mut answer = pin!(answer);
+    let Some(name) = progress else { return answer.await };
+    let mut shown = pin!(show_progress(client, name, say));
+    tokio::select! {
+        answer = &mut answer => {
+            // What was said last may still be on its way.
+            let _ = tokio::time::timeout(LAST_WORDS, shown).await;
+            answer
+        }
+        () = &mut shown => answer.await,
     }
 }
 
@@ -128,7 +139,7 @@ fn target(wanted: &Deploy, progress: Option<&str>) -> Result<String, Failure> {
     Ok(format!("{path}?{}", query.finish()))
 }
 
-fn summary(deployed: &Deployed) -> String {
+pub(super) fn summary(deployed: &Deployed) -> String {
     let view = &deployed.function;
     let replaced = deployed.replaced.map(|old| format!(", replacing version {old}")).unwrap_or_default();
     format!(

@@ -5,12 +5,13 @@ use std::io::{self, Read, Write};
 use bytes::Bytes;
 use clap::Args;
 use http::header::{CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 
 use super::client::{self, Client};
 use super::{Failure, segment};
+use crate::units::Period;
 
 /// What `spry invoke` takes.
 #[derive(Debug, Args)]
@@ -35,6 +36,15 @@ pub(super) struct Invoke {
     /// Return as soon as the node has the call on disk, and print its id
     #[arg(long = "async")]
     later: bool,
+    /// With --async: run it no sooner than this
+    #[arg(long, value_name = "PERIOD", requires = "later")]
+    delay: Option<Period>,
+    /// With --async: POST the answer to this URL
+    #[arg(long, value_name = "URL", requires = "later")]
+    callback: Option<String>,
+    /// With --async: the same key again is the same call (an idempotency key)
+    #[arg(long, value_name = "KEY", requires = "later")]
+    key: Option<String>,
 }
 
 pub(super) async fn invoke(client: &Client, wanted: Invoke) -> Result<(), Failure> {
@@ -48,7 +58,7 @@ pub(super) async fn invoke(client: &Client, wanted: Invoke) -> Result<(), Failur
         let _ = writeln!(stderr, "call    {}", shown("x-call-id"));
         let _ = writeln!(stderr, "timing  {}", shown("server-timing"));
     }
-    if later && response.status() == http::StatusCode::ACCEPTED {
+    if later && response.status() == StatusCode::ACCEPTED {
         let id = response.headers().get("x-call-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
         return super::print(&format!("{id}\n"));
     }
@@ -58,18 +68,30 @@ pub(super) async fn invoke(client: &Client, wanted: Invoke) -> Result<(), Failur
     refused(response).await
 }
 
+/// What came of asking for a result.
+pub(super) enum Ended {
+    /// It was printed.
+    Shown,
+    /// The call has not ended yet, in the daemon's words.
+    Not(Failure),
+}
+
 /// What an asynchronous call answered: as if it had been called and waited for.
-pub(super) async fn result(client: &Client, path: &str) -> Result<(), Failure> {
+pub(super) async fn result(client: &Client, path: &str) -> Result<Ended, Failure> {
     let request = Request::builder().uri(path).header(HOST, "spry").body(Full::<Bytes>::default());
     let response = client.send(request.map_err(|error| Failure::Usage(error.to_string()))?).await?;
     let is_result = response.headers().contains_key("x-spry-call-state");
     if !is_result {
-        return client::good(response).await.map(drop);
+        let runs = response.status() == StatusCode::CONFLICT;
+        return match client::good(response).await {
+            Err(why) if runs => Ok(Ended::Not(why)),
+            answer => answer.map(|_| Ended::Shown),
+        };
     }
     if response.status().is_success() || response.status().is_redirection() {
-        return pass_on(response).await;
+        return pass_on(response).await.map(|()| Ended::Shown);
     }
-    refused(response).await
+    refused(response).await.map(|()| Ended::Shown)
 }
 
 fn request(wanted: Invoke) -> Result<Request<Full<Bytes>>, Failure> {
@@ -95,6 +117,15 @@ fn request(wanted: Invoke) -> Result<Request<Full<Bytes>>, Failure> {
         let json = serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok();
         let kind = if json { "application/json" } else { "application/octet-stream" };
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    }
+    let delay = wanted.delay.map(|delay| delay.to_string());
+    let later = [("x-delay", delay), ("x-callback-url", wanted.callback), ("idempotency-key", wanted.key)];
+    for (name, value) in later {
+        if let Some(value) = value {
+            let value =
+                HeaderValue::from_str(&value).map_err(|_| usage(format!("{value:?} can't be sent")))?;
+            headers.insert(HeaderName::from_static(name), value);
+        }
     }
     if !headers.contains_key(HOST) {
         headers.insert(HOST, HeaderValue::from_static("spry"));

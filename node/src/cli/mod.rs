@@ -4,13 +4,17 @@
 //! node refused or failed, 64 bad usage. `--output json` prints what the control API says, word for word
 //! (`docs/control-api.md`); the text form is for people and may change.
 
+mod activation;
 mod chain;
+mod check;
 mod client;
 mod dead;
 mod deploy;
 mod invoke;
+mod logs;
 mod manual;
 mod pack;
+mod rollback;
 mod secret;
 mod show;
 mod table;
@@ -19,20 +23,16 @@ mod top;
 mod trigger;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use http::Method;
 use serde::de::DeserializeOwned;
 
-use crate::api::{ActivationView, FunctionView, LogLine, LogPage, StatusView};
-use crate::config::{Config, DEFAULT_CONTROL_SOCKET};
-use crate::doctor;
-use crate::gateway::tls;
-use crate::manifest::{self, Manifest};
+use crate::api::{FunctionView, StatusView};
+use crate::config::DEFAULT_CONTROL_SOCKET;
 use crate::schema;
-use crate::units::Period;
 use client::Client;
 pub use manual::Spryd;
 
@@ -73,6 +73,8 @@ enum Command {
     Deploy(deploy::Deploy),
     /// Call a function; its answer's body goes to stdout as it came
     Invoke(invoke::Invoke),
+    /// Put an earlier version of a function in service again, without losing a request
+    Rollback(rollback::Rollback),
     /// List the functions
     List,
     /// Show one function with its limits and its processes
@@ -92,10 +94,10 @@ enum Command {
     #[command(subcommand)]
     Secret(secret::Secret),
     /// Print what a function wrote to stdout and stderr
-    Logs(Logs),
+    Logs(logs::Logs),
     /// Look at single calls
     #[command(subcommand)]
-    Activation(Activation),
+    Activation(activation::Activation),
     /// Look at asynchronous calls that were given up, run them again or forget them
     #[command(subcommand)]
     Dead(dead::Dead),
@@ -131,60 +133,6 @@ enum Command {
     ManPages {
         /// The folder
         folder: PathBuf,
-    },
-}
-
-#[derive(Debug, Args)]
-struct Logs {
-    /// The function
-    name: String,
-    /// Go on printing as lines come
-    #[arg(short, long)]
-    follow: bool,
-    /// Print this many lines of the past
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
-    lines: usize,
-}
-
-#[derive(Debug, Subcommand)]
-enum Activation {
-    /// List the latest calls, newest first
-    List {
-        /// Only this function's
-        name: Option<String>,
-        /// Only those that went so: ok, failed, an HTTP status, or an error's code
-        #[arg(long, value_name = "HOW")]
-        status: Option<String>,
-        /// Only those accepted since then: a period before now (10m), or milliseconds since the Unix epoch
-        #[arg(long, value_name = "WHEN")]
-        since: Option<String>,
-        /// Only those accepted before then
-        #[arg(long, value_name = "WHEN")]
-        until: Option<String>,
-        /// At most this many
-        #[arg(short = 'n', long, value_name = "N", default_value_t = 30)]
-        limit: usize,
-    },
-    /// Show one call
-    Get {
-        /// The call's id (X-Call-Id)
-        id: String,
-        /// Wait so long for an asynchronous call to end, 60 s at most
-        #[arg(long, value_name = "PERIOD")]
-        wait: Option<Period>,
-    },
-    /// Print what an asynchronous call answered
-    Result {
-        /// The call's id (X-Call-Id)
-        id: String,
-        /// Wait so long for it to end, 60 s at most
-        #[arg(long, value_name = "PERIOD")]
-        wait: Option<Period>,
-    },
-    /// Print what one call wrote
-    Logs {
-        /// The call's id (X-Call-Id)
-        id: String,
     },
 }
 
@@ -262,13 +210,14 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Command::Deploy(wanted) => deploy::deploy(&client, wanted, output).await?,
         Command::Invoke(wanted) => invoke::invoke(&client, wanted).await?,
+        Command::Rollback(wanted) => rollback::roll_back(&client, wanted, output).await?,
         Command::List => {
-            show(&client, "/system/functions", output, |list: Vec<FunctionView>| show::functions(&list))
+            show_at(&client, "/system/functions", output, |list: Vec<FunctionView>| show::functions(&list))
                 .await?;
         }
         Command::Describe { name } => {
             let path = format!("/system/function/{}", segment(&name)?);
-            show(&client, &path, output, |view: FunctionView| show::function(&view)).await?;
+            show_at(&client, &path, output, |view: FunctionView| show::function(&view)).await?;
         }
         Command::Remove { name } => {
             client.call(Method::DELETE, &format!("/system/function/{}", segment(&name)?)).await?;
@@ -278,17 +227,17 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
         }
         Command::Chain(wanted) => chain::chain(&client, wanted, output).await?,
         Command::Secret(wanted) => secret::secret(&client, wanted, output).await?,
-        Command::Logs(wanted) => logs(&client, &wanted, output).await?,
-        Command::Activation(wanted) => activation(&client, wanted, output).await?,
+        Command::Logs(wanted) => logs::logs(&client, &wanted, output).await?,
+        Command::Activation(wanted) => activation::activation(&client, wanted, output).await?,
         Command::Trigger(wanted) => trigger::trigger(&client, wanted, output).await?,
         Command::Dead(wanted) => dead::dead(&client, wanted, output).await?,
         Command::Token(wanted) => token::token(&client, wanted, output).await?,
         Command::Top(wanted) => top::top(&client, wanted).await?,
         Command::Status => {
-            show(&client, "/system/status", output, |view: StatusView| show::status(&view)).await?;
+            show_at(&client, "/system/status", output, |view: StatusView| show::status(&view)).await?;
         }
-        Command::Doctor => return examine(&client, output).await,
-        Command::CheckConfig { file } => check_config(&file, output)?,
+        Command::Doctor => return check::examine(&client, output).await,
+        Command::CheckConfig { file } => check::check_config(&file, output)?,
         Command::Schema { file } => {
             let text = serde_json::to_string_pretty(&schema::schema(file));
             print(&(text.map_err(|error| Failure::Node(error.to_string()))? + "\n"))?;
@@ -300,7 +249,7 @@ async fn run(cli: Cli) -> Result<u8, Failure> {
 }
 
 /// Gets a path and prints what is there.
-async fn show<T: DeserializeOwned>(
+async fn show_at<T: DeserializeOwned>(
     client: &Client,
     path: &str,
     output: Output,
@@ -310,123 +259,6 @@ async fn show<T: DeserializeOwned>(
     match output {
         Output::Json => print_json(&body),
         Output::Text => print(&text(client::read(&body)?)),
-    }
-}
-
-async fn activation(client: &Client, wanted: Activation, output: Output) -> Result<(), Failure> {
-    match wanted {
-        Activation::List { name, status, since, until, limit } => {
-            let mut path = format!("/system/activations?limit={limit}");
-            for (key, value) in [("function", name), ("status", status), ("since", since), ("until", until)] {
-                if let Some(value) = value {
-                    path.push_str(&format!("&{key}={}", segment(&value)?));
-                }
-            }
-            show(client, &path, output, |list: Vec<ActivationView>| show::activations(&list)).await
-        }
-        Activation::Result { id, wait } => {
-            let path = format!("/system/activation/{}/result{}", segment(&id)?, waiting(wait));
-            invoke::result(client, &path).await
-        }
-        Activation::Get { id, wait } => {
-            let path = format!("/system/activation/{}{}", segment(&id)?, waiting(wait));
-            show(client, &path, output, |view: ActivationView| show::activation(&view)).await
-        }
-        Activation::Logs { id } => {
-            let path = format!("/system/activation/{}/logs", segment(&id)?);
-            show(client, &path, output, |lines: Vec<LogLine>| show::lines(&lines)).await
-        }
-    }
-}
-
-fn waiting(wait: Option<Period>) -> String {
-    wait.map(|wait| format!("?wait={wait}")).unwrap_or_default()
-}
-
-async fn logs(client: &Client, wanted: &Logs, output: Output) -> Result<(), Failure> {
-    let base = format!("/system/function/{}/logs", segment(&wanted.name)?);
-    let mut path = format!("{base}?limit={}", wanted.lines);
-    loop {
-        let page: LogPage = client::read(&client.call(Method::GET, &path).await?)?;
-        if page.missed > 0 {
-            let _ = writeln!(io::stderr(), "spry: {} lines are no longer kept", page.missed);
-        }
-        match output {
-            Output::Text => print(&show::lines(&page.lines))?,
-            Output::Json => page.lines.iter().try_for_each(|line| match serde_json::to_string(line) {
-                Ok(text) => print(&(text + "\n")),
-                Err(error) => Err(Failure::Node(error.to_string())),
-            })?,
-        }
-        if !wanted.follow {
-            return Ok(());
-        }
-        path = format!("{base}?since={}&limit=1000&wait=30s", page.next);
-    }
-}
-
-/// As the daemon finds it, if there is one that can be asked; else as this process does.
-async fn examine(client: &Client, output: Output) -> Result<u8, Failure> {
-    let report: doctor::Report = match client.call(Method::GET, "/system/doctor").await {
-        Ok(body) => client::read(&body)?,
-        Err(failure) => {
-            let _ = writeln!(io::stderr(), "spry: {failure}\nspry: what follows is how this user finds it.");
-            doctor::examine(&doctor::Options::of(&configured()))
-        }
-    };
-    match output {
-        Output::Text => print(&doctor::text(&report))?,
-        Output::Json => print_json(&serde_json::to_vec(&report).unwrap_or_default())?,
-    }
-    Ok(if report.usable { 0 } else { 2 })
-}
-
-/// The node's configuration if it can be read, for what the checks need of it.
-fn configured() -> Config {
-    Config::load(&crate::config::Flags::default()).unwrap_or_else(|_| {
-        crate::config::raw::RawConfig::default()
-            .try_into()
-            .expect("a test holds the defaults to their bounds")
-    })
-}
-
-fn check_config(file: &Path, output: Output) -> Result<(), Failure> {
-    if chain::is_chain_file(file) {
-        return chain::check(file, output);
-    }
-    if file.file_name().is_some_and(|name| name == manifest::FILE_NAME) {
-        return check_manifest(file, output);
-    }
-    let config = Config::check_file(file).map_err(|error| Failure::Node(error.to_string()))?;
-    if let Some(files) = &config.tls {
-        tls::Door::open(files).map_err(|error| Failure::Node(error.to_string()))?;
-    }
-    match output {
-        Output::Text => print(&format!(
-            "{} is valid: state in {}, HTTP on {}\n",
-            file.display(),
-            config.state_dir.display(),
-            config.listen
-        )),
-        Output::Json => print("{\"valid\":true}\n"),
-    }
-}
-
-/// A function's manifest, with the folder that it lies in: what it names must be there.
-fn check_manifest(file: &Path, output: Output) -> Result<(), Failure> {
-    std::fs::metadata(file).map_err(|error| Failure::Node(format!("read {}: {error}", file.display())))?;
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let manifest = Manifest::of_folder(folder, None, &[], &configured().defaults);
-    let manifest = manifest.map_err(|error| Failure::Node(error.to_string()))?;
-    match output {
-        Output::Text => print(&format!(
-            "{} is valid: the {} function {}, handler {}\n",
-            file.display(),
-            manifest.runtime,
-            manifest.name,
-            manifest.handler
-        )),
-        Output::Json => print("{\"valid\":true}\n"),
     }
 }
 

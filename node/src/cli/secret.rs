@@ -32,7 +32,7 @@ pub(super) async fn secret(client: &Client, wanted: Secret, output: Output) -> R
     match wanted {
         Secret::Set { name } => set(client, &name, output).await,
         Secret::List => {
-            super::show(client, "/system/secrets", output, |list: Vec<SecretView>| table(&list)).await
+            super::show_at(client, "/system/secrets", output, |list: Vec<SecretView>| table(&list)).await
         }
         Secret::Remove { name } => {
             client.call(Method::DELETE, &format!("/system/secret/{}", segment(&name)?)).await?;

@@ -68,6 +68,14 @@ pub(super) fn function(view: &FunctionView) -> String {
     if !view.packages.is_empty() {
         rows.push(("packages", listed(view.packages.iter().map(|name| name.as_str()).collect())));
     }
+    let kept = view.versions.iter().map(|one| {
+        let note = if one.current { " (serves)" } else { "" };
+        format!("{}{note}, {}, {}", one.version, one.size.rounded(), instant(one.deployed_unix_ms))
+    });
+    let kept: Vec<String> = kept.collect();
+    if kept.len() > 1 {
+        rows.push(("versions", kept.join("\n           ")));
+    }
     if !view.secrets.is_empty() {
         rows.push(("secrets", listed(view.secrets.iter().map(|name| name.as_str()).collect())));
     }

@@ -43,7 +43,7 @@ pub(super) async fn token(client: &Client, wanted: Token, output: Output) -> Res
     match wanted {
         Token::Create(wanted) => create(client, wanted, output).await,
         Token::List => {
-            super::show(client, "/system/tokens", output, |list: Vec<TokenView>| table(&list)).await
+            super::show_at(client, "/system/tokens", output, |list: Vec<TokenView>| table(&list)).await
         }
         Token::Revoke { id } => {
             client.call(Method::DELETE, &format!("/system/token/{}", segment(&id)?)).await?;

@@ -9,7 +9,7 @@ use http_body_util::Full;
 
 use super::client::{self, Client};
 use super::table::{Table, ago, instant};
-use super::{Failure, Output, print, print_json, segment, show};
+use super::{Failure, Output, print, print_json, segment, show_at};
 use crate::triggers::TriggerState;
 use crate::triggers::spec::Spec;
 
@@ -44,7 +44,7 @@ pub(super) async fn trigger(client: &Client, wanted: Trigger, output: Output) ->
     let (method, name, action, done) = match wanted {
         Trigger::Apply { file } => return apply(client, &file, output).await,
         Trigger::List => {
-            return show(client, "/system/triggers", output, |list: Vec<TriggerState>| text(&list)).await;
+            return show_at(client, "/system/triggers", output, |list: Vec<TriggerState>| text(&list)).await;
         }
         Trigger::Pause { name } => (Method::POST, name, "/pause", "rests"),
         Trigger::Resume { name } => (Method::POST, name, "/resume", "fires again"),

@@ -163,6 +163,8 @@ pub struct Config {
     pub log_volume: Size,
     /// What may be uploaded.
     pub upload: UploadLimits,
+    /// Versions of a function that are kept, the current one included.
+    pub versions: usize,
     /// Python packages.
     pub packages: Packages,
     /// Where the control API's bearer token is; made at the first start.

@@ -61,6 +61,8 @@ pub struct RawConfig {
     pub logs: RawLogs,
     /// `[upload]`
     pub upload: RawUpload,
+    /// `[versions]`
+    pub versions: RawVersions,
     /// `[packages]`
     pub packages: RawPackages,
     /// `[async]`
@@ -210,6 +212,14 @@ pub struct RawUpload {
     pub files: Option<i64>,
 }
 
+/// `[versions]` as written.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawVersions {
+    /// A count.
+    pub keep: Option<i64>,
+}
+
 /// `[node]` as written.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -291,6 +301,7 @@ impl TryFrom<RawConfig> for Config {
                 size: size("upload.size", raw.upload.size, upload.size, Size::kib(1), Size::gib(16))?,
                 files: count("upload.files", raw.upload.files, i64::from(upload.files), 1, 1 << 20)? as u32,
             },
+            versions: count("versions.keep", raw.versions.keep, 5, 1, 1000)? as usize,
             packages: packages(raw.packages)?,
             api_token_file: match raw.api_token_file {
                 Some(path) => absolute("api_token_file", Some(path), "/")?,

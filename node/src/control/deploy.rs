@@ -54,7 +54,7 @@ where
 }
 
 /// However a deploy ends, whoever reads its progress is told.
-struct Ends(Progress);
+pub(super) struct Ends(pub(super) Progress);
 
 impl Drop for Ends {
     fn drop(&mut self) {

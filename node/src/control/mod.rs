@@ -12,6 +12,7 @@ mod secret;
 pub mod token;
 mod tokens;
 mod trigger;
+mod versions;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -36,7 +37,7 @@ use query::Query;
 pub use refusal::Refused;
 
 /// Every route, as documented.
-pub const ROUTES: [(&str, &str); 34] = [
+pub const ROUTES: [(&str, &str); 35] = [
     ("GET", "/system/status"),
     ("GET", "/system/doctor"),
     ("GET", "/system/usage"),
@@ -46,6 +47,7 @@ pub const ROUTES: [(&str, &str); 34] = [
     ("POST", "/system/function/NAME"),
     ("DELETE", "/system/function/NAME"),
     ("GET", "/system/function/NAME/logs"),
+    ("POST", "/system/function/NAME/rollback"),
     ("GET", "/system/chains"),
     ("GET", "/system/chain/NAME"),
     ("PUT", "/system/chain/NAME"),
@@ -196,12 +198,10 @@ where
         }
         ["functions"] if reads => json(&engine.functions().await),
         ["functions"] if writes => deploy::deploy(body, control, None, &query).await,
-        ["function", name] if reads => match engine.function(name).await {
-            Some(view) => json(&view),
-            None => Err(Refused::NoSuchFunction((*name).into())),
-        },
+        ["function", name] if reads => versions::describe(name, control).await,
         ["function", name] if writes => deploy::deploy(body, control, Some(name), &query).await,
         ["function", name] if parts.method == Method::DELETE => remove(name, control).await,
+        ["function", name, "rollback"] if writes => versions::roll_back(name, &query, control).await,
         ["function", name, "logs"] if reads => {
             let wait = query.period("wait")?.unwrap_or_default().min(WAIT_MAX);
             let limit = limit(&query)?;
@@ -248,6 +248,7 @@ where
         | ["activation", _]
         | ["activation", _, "logs" | "result"] => Err(Refused::Method("GET")),
         ["trigger", _, "pause" | "resume"] => Err(Refused::Method("POST, PUT")),
+        ["function", _, "rollback"] => Err(Refused::Method("POST, PUT")),
         ["dead", _] => Err(Refused::Method("POST, PUT, DELETE")),
         ["functions" | "tokens"] => Err(Refused::Method("GET, POST, PUT")),
         ["token", _] => Err(Refused::Method("DELETE")),

@@ -124,6 +124,7 @@ async fn serve(
         state_dir: config.state_dir.clone(),
         uid_base: config.uid_base,
         upload: config.upload,
+        versions: config.versions,
     })?);
     let calls = Calls::open(calls::Parts {
         state_dir: &config.state_dir,
@@ -195,6 +196,7 @@ async fn serve(
     tokio::task::spawn_local(serve_or_say("the bus's fault reports", Rc::clone(&keeper).serve_faults()));
     tokio::task::spawn_local(Rc::clone(&keeper).run(mailbox));
     keeper.restore().await;
+    tokio::task::spawn_local(Rc::clone(&keeper).keep_uses());
     // Not before what they call is there.
     calls.start(mailboxes.clone(), node.clone()).map_err(os("start to run asynchronous calls"))?;
     let started = Triggers::start(Arc::clone(&calls), node.clone()).map_err(os("start the triggers"))?;

@@ -1,4 +1,4 @@
-//! A version comes and a version goes: deploys, redeploys, removals.
+//! A version comes and a version goes: deploys, redeploys, rollbacks, removals.
 //!
 //! A new version is started beside the old one, which goes on serving until the new one has its code loaded, is
 //! stored, and has an instance if the old one had any. Then the name is swapped, and the old one runs dry. If
@@ -18,7 +18,7 @@ use crate::manifest::{Egress, Isolation, Name, Runtime};
 use crate::packages::PackagesError;
 use crate::progress::Progress;
 use crate::secrets::SecretError;
-use crate::store::{Staged, StoredFunction};
+use crate::store::{Recalled, Staged, Store, StoreError, StoredFunction};
 use crate::units::Size;
 use crate::zygote::{self, ProcessLimits, StartError, ZygoteSpec};
 
@@ -28,12 +28,34 @@ impl Keeper {
         staged: Staged,
         progress: &Progress,
     ) -> Result<Deployed, DeployError> {
+        let preview = preview(&staged);
+        self.replace(preview, progress, move |store| store.commit(staged)).await
+    }
+
+    /// Serves a version that is kept again; it comes as a new one does, from its zygote on.
+    pub(super) async fn roll_back(
+        self: &Rc<Self>,
+        recalled: Recalled,
+        progress: &Progress,
+    ) -> Result<Deployed, DeployError> {
+        let version = recalled.function().clone();
+        self.replace(version, progress, move |store| store.roll_back(&recalled)).await
+    }
+
+    /// Starts a version beside the one that serves, and puts it in its place once it is ready and `commit` has made it
+    /// durable.
+    async fn replace(
+        self: &Rc<Self>,
+        version: StoredFunction,
+        progress: &Progress,
+        commit: impl FnOnce(&Store) -> Result<StoredFunction, StoreError> + Send + 'static,
+    ) -> Result<Deployed, DeployError> {
         if self.closing.get() {
             return Err(DeployError::ShuttingDown);
         }
-        let name = staged.manifest().name.to_string();
+        let name = version.manifest.name.to_string();
         let before = self.node.named(&name);
-        let function = self.make(preview(&staged), before.as_ref())?;
+        let function = self.make(version, before.as_ref())?;
         let started = match self.start_first(&function, progress).await {
             Ok(started) => started,
             Err(error) => {
@@ -45,7 +67,7 @@ impl Keeper {
         let zygote = Rc::clone(&started.zygote);
         let zygote_ms = started.took_ns as f64 / 1e6;
         let store = Arc::clone(&self.store);
-        let stored = match off_the_loop(move || store.commit(staged)).await {
+        let stored = match off_the_loop(move || commit(&store)).await {
             Ok(stored) => stored,
             Err(error) => {
                 self.bus.functions[usize::from(function.index.0)].store(None);
@@ -203,6 +225,8 @@ fn preview(staged: &Staged) -> StoredFunction {
         code: staged.code(),
         bytes: staged.contents().bytes,
         deployed_unix_ms: crate::activation::unix_ms(),
+        code_sha256: staged.code_sha256().to_owned(),
+        used_unix_ms: 0,
     }
 }
 
@@ -215,6 +239,7 @@ fn deploy_error(error: StartError, runtime: Runtime) -> DeployError {
         StartError::Code { message, output } => DeployError::Code(with_output(message, output)),
         StartError::Died { exit, output } => DeployError::ZygoteDied(with_output(exit.to_string(), output)),
         StartError::Timeout { after, .. } => DeployError::InitTimeout(after),
+        StartError::Files(error) => DeployError::Store(error),
         StartError::Secrets(error @ SecretError::Missing(_)) => DeployError::SecretMissing(error.to_string()),
         StartError::Packages(error) if error.blames_function() => DeployError::Packages(error.to_string()),
         StartError::Packages(PackagesError::ShuttingDown) => DeployError::ShuttingDown,

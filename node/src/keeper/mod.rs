@@ -10,6 +10,7 @@ mod chains;
 mod death;
 mod deploy;
 mod memory;
+mod recency;
 mod segments;
 mod tend;
 
@@ -26,7 +27,7 @@ use spry_ebpf_common::DEFAULT_ROUTES;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
-use crate::api::{Applied, ApplyError, DeployError, Deployed, RemoveError, ZygoteState};
+use crate::api::{Applied, ApplyError, DeployError, Deployed, RemoveError};
 use crate::budget::Budget;
 use crate::chain::FreeRoutes;
 use crate::dispatch::{Bus, Dispatcher, ToWorker};
@@ -38,7 +39,7 @@ use crate::node::Node;
 use crate::packages::Packages;
 use crate::progress::Progress;
 use crate::secrets::Secrets;
-use crate::store::{PlannedChain, Staged, Store, StoredFunction};
+use crate::store::{PlannedChain, Recalled, Staged, Store, StoredFunction};
 use crate::zygote::Executor;
 
 use memory::Memory;
@@ -64,6 +65,15 @@ pub enum ToKeeper {
     Deploy {
         /// What was uploaded.
         staged: Box<Staged>,
+        /// Told what is being done.
+        progress: Progress,
+        /// Told how it went.
+        done: oneshot::Sender<Result<Deployed, DeployError>>,
+    },
+    /// Serve this earlier version again.
+    RollBack {
+        /// Which.
+        recalled: Box<Recalled>,
         /// Told what is being done.
         progress: Progress,
         /// Told how it went.
@@ -119,6 +129,8 @@ pub struct Keeper {
     free_routes: Arc<FreeRoutes>,
     /// Held while chains are made and swapped: what was planned last is published last.
     chain_changes: tokio::sync::Mutex<()>,
+    /// When functions were used last, as the store has it.
+    noted_uses: RefCell<HashMap<String, u64>>,
 }
 
 /// A gateway worker, as the keeper knows it.
@@ -178,41 +190,15 @@ impl Keeper {
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
             free_routes: FreeRoutes::new(DEFAULT_ROUTES as u16),
             chain_changes: tokio::sync::Mutex::default(),
+            noted_uses: RefCell::default(),
         })
     }
 
-    /// Serves what the store remembers. Zygotes are started when they are needed.
+    /// Serves what the store remembers. Zygotes come back by and by, those that were used last first ([`recency`]).
     pub async fn restore(self: &Rc<Self>) {
         self.restore_functions();
         self.restore_chains().await;
         self.sweep_packages().await;
-    }
-
-    fn restore_functions(self: &Rc<Self>) {
-        let opened = self.store.opened();
-        if *opened != crate::store::Opened::default() {
-            tracing::warn!(?opened, "what an earlier crash left in the state folder was mended");
-        }
-        let stored = match self.store.functions() {
-            Ok(stored) => stored,
-            Err(error) => return tracing::error!(%error, "the stored functions can't be read"),
-        };
-        for stored in stored {
-            let name = stored.manifest.name.to_string();
-            match self.make(stored, None) {
-                Ok(function) => {
-                    if opened.missing.contains(&name) {
-                        let problem = "its files are gone from the state folder; deploy it again";
-                        function.set_zygote(ZygoteState::Failed, Some(problem.into()));
-                    }
-                    let min = function.stored.manifest.scale.min;
-                    self.node.publish(Arc::clone(&function));
-                    let tender = tend::spawn(Rc::clone(self), function, None);
-                    let _ = tender.send(ToTender::Warm(min as usize));
-                }
-                Err(error) => tracing::error!(function = name, %error, "a stored function can't be served"),
-            }
-        }
     }
 
     /// Works through the mailbox until every sender is gone.
@@ -234,6 +220,12 @@ impl Keeper {
                     let keeper = Rc::clone(&self);
                     tokio::task::spawn_local(async move {
                         let _ = done.send(keeper.deploy(*staged, &progress).await);
+                    });
+                }
+                ToKeeper::RollBack { recalled, progress, done } => {
+                    let keeper = Rc::clone(&self);
+                    tokio::task::spawn_local(async move {
+                        let _ = done.send(keeper.roll_back(*recalled, &progress).await);
                     });
                 }
                 ToKeeper::Remove { name, done } => {
@@ -292,6 +284,7 @@ impl Keeper {
     pub async fn close(&self) {
         self.closing.set(true);
         self.packages.close();
+        self.note_uses().await;
         let tenders: Vec<_> = self.tended.borrow().values().cloned().collect();
         for tender in tenders {
             let (done, ended) = oneshot::channel();

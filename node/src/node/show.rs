@@ -46,6 +46,7 @@ pub fn view(function: &Function) -> FunctionView {
         queued: function.queue_len() as u64,
         calls: calls(&function.counts),
         deployed_unix_ms: stored.deployed_unix_ms,
+        versions: Vec::new(),
     }
 }
 

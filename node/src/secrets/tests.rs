@@ -31,7 +31,7 @@ impl Rig {
 
 fn open(folder: &std::path::Path) -> Secrets {
     let upload = UploadLimits::default();
-    let options = Options { state_dir: folder.join("state"), uid_base: 1_879_048_192, upload };
+    let options = Options { state_dir: folder.join("state"), uid_base: 1_879_048_192, upload, versions: 5 };
     Secrets::new(Arc::new(Store::open(options).expect("opened")), folder.join("key"))
 }
 

@@ -221,7 +221,9 @@ fn a_database_without_chains_gets_their_tables() {
     let tables = statement.query_map([], |row| row.get::<_, String>(0)).expect("listed");
     let drops: String = tables.flatten().map(|table| format!("DROP TABLE {table};")).collect();
     drop(statement);
-    let back = format!("{drops} PRAGMA user_version = 1;");
+    let columns = "ALTER TABLE versions DROP COLUMN code_sha256; ALTER TABLE functions DROP COLUMN last; \
+                   ALTER TABLE functions DROP COLUMN used_unix_ms;";
+    let back = format!("{drops} {columns} PRAGMA user_version = 1;");
     connection.execute_batch(&back).expect("as version 1 left it");
     drop(connection);
     let store = open(folder.path());

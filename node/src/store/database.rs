@@ -7,12 +7,14 @@
 mod chains;
 mod secrets;
 mod tokens;
+mod versions;
 
 use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
-use super::{StoreError, UID_COUNT, sqlite};
+use super::{StoreError, sqlite};
+use crate::config::raw::UID_COUNT;
 
 pub(super) use chains::ChainRow;
 
@@ -20,7 +22,8 @@ pub(super) use chains::ChainRow;
 const APPLICATION_ID: i32 = 0x7370_7279;
 
 /// What each version of the schema adds to the one before. Never changed once it is released, only added to.
-pub(super) const SCHEMA: [&str; 4] = [FUNCTIONS, chains::CHAINS, secrets::SECRETS, tokens::TOKENS];
+pub(super) const SCHEMA: [&str; 5] =
+    [FUNCTIONS, chains::CHAINS, secrets::SECRETS, tokens::TOKENS, versions::VERSIONS];
 
 const FUNCTIONS: &str = "
 CREATE TABLE functions (
@@ -44,10 +47,10 @@ CREATE TABLE counters (
 ";
 
 const SELECT: &str = "
-SELECT f.name, f.slot, v.version, v.sha256, v.manifest, v.bytes, v.deployed_unix_ms
+SELECT f.name, f.slot, v.version, v.sha256, v.manifest, v.bytes, v.deployed_unix_ms, v.code_sha256, f.used_unix_ms
 FROM functions f JOIN versions v ON v.name = f.name AND v.version = f.current";
 
-/// A function's current version, as it lies in the database.
+/// A version of a function, as it lies in the database.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
     pub(super) name: String,
@@ -57,6 +60,9 @@ pub(super) struct Row {
     pub(super) manifest: String,
     pub(super) bytes: u64,
     pub(super) deployed_unix_ms: u64,
+    pub(super) code_sha256: String,
+    /// Of the function, whichever version served.
+    pub(super) used_unix_ms: u64,
 }
 
 #[derive(Debug)]
@@ -85,10 +91,9 @@ impl Database {
         statement.query_row([name], row).optional().map_err(failed)
     }
 
-    /// The slot and the highest version of a function that is there.
+    /// The slot of a function that is there, and the highest version that it has had.
     pub(super) fn slot_and_version(&self, name: &str) -> Result<Option<(u32, u64)>, StoreError> {
-        let sql = "SELECT f.slot, max(v.version) FROM functions f JOIN versions v USING (name) \
-                   WHERE f.name = ?1 GROUP BY f.slot";
+        let sql = "SELECT slot, last FROM functions WHERE name = ?1";
         let found = self.connection.query_row(sql, [name], |row| Ok((row.get(0)?, row.get(1)?)));
         found.optional().map_err(failed("look up a function"))
     }
@@ -110,27 +115,35 @@ impl Database {
         Err(StoreError::NoSlot)
     }
 
-    /// Makes `row` the current version of its function. False when a later version already is.
+    /// Makes `row` the current version of its function. False when a later one was deployed already.
     pub(super) fn commit(&mut self, row: &Row) -> Result<bool, StoreError> {
         let failed = failed("commit a version");
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         let known: Option<u64> = transaction
-            .query_row("SELECT current FROM functions WHERE name = ?1", [&row.name], |found| found.get(0))
+            .query_row("SELECT last FROM functions WHERE name = ?1", [&row.name], |found| found.get(0))
             .optional()
             .map_err(failed)?;
-        if known.is_some_and(|current| current >= row.version) {
+        if known.is_some_and(|last| last >= row.version) {
             return Ok(false);
         }
         if chains::is_chain(&transaction, &row.name)? {
             return Err(StoreError::NameIsChain(row.name.clone()));
         }
-        let function = "INSERT INTO functions (name, slot, current) VALUES (?1, ?2, ?3) \
-                        ON CONFLICT (name) DO UPDATE SET current = excluded.current";
+        let function = "INSERT INTO functions (name, slot, current, last) VALUES (?1, ?2, ?3, ?3) \
+                        ON CONFLICT (name) DO UPDATE SET current = excluded.current, last = excluded.last";
         transaction.execute(function, params![row.name, row.slot, row.version]).map_err(failed)?;
-        let version = "INSERT INTO versions VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-        let values =
-            params![row.name, row.version, row.sha256, row.manifest, row.bytes, row.deployed_unix_ms];
+        let version = "INSERT INTO versions (name, version, sha256, manifest, bytes, deployed_unix_ms, \
+                       code_sha256) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+        let values = params![
+            row.name,
+            row.version,
+            row.sha256,
+            row.manifest,
+            row.bytes,
+            row.deployed_unix_ms,
+            row.code_sha256
+        ];
         transaction.execute(version, values).map_err(failed)?;
         if known.is_none() {
             let next = "INSERT INTO counters VALUES ('next_slot', ?1) \
@@ -139,26 +152,6 @@ impl Database {
         }
         transaction.commit().map_err(failed)?;
         Ok(true)
-    }
-
-    /// Removes a version that isn't current.
-    pub(super) fn forget(&self, name: &str, version: u64) -> Result<(), StoreError> {
-        let failed = failed("forget a version");
-        let current = "SELECT 1 FROM functions WHERE name = ?1 AND current = ?2";
-        let mut statement = self.connection.prepare_cached(current).map_err(failed)?;
-        if statement.exists(params![name, version]).map_err(failed)? {
-            return Err(StoreError::IsCurrent { name: name.into(), version });
-        }
-        let sql = "DELETE FROM versions WHERE name = ?1 AND version = ?2";
-        self.connection.execute(sql, params![name, version]).map_err(failed)?;
-        Ok(())
-    }
-
-    /// Removes all versions that aren't current; says how many.
-    pub(super) fn forget_superseded(&self) -> Result<usize, StoreError> {
-        let sql = "DELETE FROM versions WHERE version <> \
-                   (SELECT current FROM functions f WHERE f.name = versions.name)";
-        self.connection.execute(sql, []).map_err(failed("forget superseded versions"))
     }
 
     /// Removes a function; returns the versions that it had.
@@ -188,6 +181,8 @@ fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         manifest: row.get(4)?,
         bytes: row.get(5)?,
         deployed_unix_ms: row.get(6)?,
+        code_sha256: row.get(7)?,
+        used_unix_ms: row.get(8)?,
     })
 }
 

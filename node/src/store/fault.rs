@@ -28,6 +28,12 @@ pub enum Step {
     BeforeCommit,
     /// After it: the deploy is durable, but the caller doesn't know yet.
     AfterCommit,
+    /// Before an earlier version becomes the current one.
+    BeforeRollback,
+    /// After it, but the caller doesn't know yet.
+    AfterRollback,
+    /// The rows of old versions are gone, their folders are not.
+    Prune,
     /// Removing a function's rows.
     RemoveRow,
     /// Removing its folder.

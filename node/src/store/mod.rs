@@ -14,11 +14,11 @@
 //! **A deploy.** [`Store::stage`] unpacks and checks an upload in `staging/` and then moves it to the folder that it
 //! will keep, so that nothing moves under a zygote that loads it; but no row of the database names it.
 //! [`Store::commit`] is one SQLite transaction: before it, the old version is the current one; after it, the new
-//! one. A [`Staged`] that is dropped takes its folder along. The old version's folder stays until
-//! [`Store::forget`], so that what still runs can drain.
+//! one. A [`Staged`] that is dropped takes its folder along. The old version stays, to go back to
+//! ([`Store::roll_back`]); those beyond `versions` go when nothing of them runs any more ([`Store::prune`]).
 //!
-//! **A crash**, at any point, leaves folders without a row (swept at the next open) or rows of superseded
-//! versions (removed at the next open); never a current version without its folder.
+//! **A crash**, at any point, leaves folders without a row, or more versions than are kept (swept at the next open);
+//! never a current version without its folder. Files that a crash of the machine tore are found by [`Store::check`].
 //!
 //! **A chain** is its text. [`Store::plan_chain`] checks it against what else there is, [`Store::commit_chain`] makes it
 //! the one of its name, in one transaction. Functions and chains share one space of names, and what a chain uses
@@ -29,13 +29,17 @@
 
 pub mod chains;
 mod database;
+mod digest;
+mod error;
 pub mod fault;
 mod lock;
 mod secrets;
 pub(crate) mod sqlite;
 mod stage;
+mod sweep;
 mod tokens;
 mod unpack;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder};
@@ -45,15 +49,16 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::chain::spec::ChainError;
 use crate::config::UploadLimits;
-use crate::config::raw::UID_COUNT;
-use crate::manifest::{Manifest, ManifestError, Name};
+use crate::manifest::{Manifest, Name};
 pub use chains::{PlannedChain, Retired, StoredChain, StoredPlan};
 use database::Database;
+pub use error::StoreError;
 use fault::{Seam, Step};
 pub use stage::{Staged, Upload};
+pub use sweep::Opened;
 pub use unpack::{UnpackError, Unpacked};
+pub use versions::Recalled;
 
 /// How a store is opened.
 #[derive(Debug, Clone)]
@@ -64,6 +69,8 @@ pub struct Options {
     pub uid_base: u32,
     /// What may be uploaded.
     pub upload: UploadLimits,
+    /// Versions of a function that are kept, the current one included.
+    pub versions: usize,
 }
 
 /// A function as it is stored.
@@ -85,159 +92,10 @@ pub struct StoredFunction {
     pub bytes: u64,
     /// When it was committed: milliseconds since the Unix epoch.
     pub deployed_unix_ms: u64,
-}
-
-/// Why the store can't do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another daemon has the state folder.
-    #[error("{} is in use by another spryd ({owner}); stop it, or use another --state-dir", path.display())]
-    Locked {
-        /// The folder.
-        path: PathBuf,
-        /// `pid 123`, or that it isn't known.
-        owner: String,
-    },
-    /// A file operation failed.
-    #[error("{operation} {}: {source}", path.display())]
-    Os {
-        /// What was being done.
-        operation: &'static str,
-        /// To what.
-        path: PathBuf,
-        /// What the kernel said.
-        source: std::io::Error,
-    },
-    /// The database is damaged.
-    #[error(
-        "the database {} is damaged ({problem}). Restore it from a backup; or move it and its -wal and -shm \
-         files away, start spryd, and deploy the functions again", path.display()
-    )]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite found.
-        problem: String,
-    },
-    /// The database belongs to another program, or to a newer spry.
-    #[error("the database {} has {found}; this spryd reads version {known}. {advice}", path.display())]
-    Schema {
-        /// The file.
-        path: PathBuf,
-        /// What it says of itself.
-        found: String,
-        /// What is known here.
-        known: i32,
-        /// What to do.
-        advice: &'static str,
-    },
-    /// A database operation failed (a full disk, most often).
-    #[error("{operation} in the database: {source}")]
-    Database {
-        /// What was being done.
-        operation: &'static str,
-        /// What SQLite said.
-        source: rusqlite::Error,
-    },
-    /// A stored manifest can't be read: it was written by another version.
-    #[error("the stored manifest of \"{name}\" can't be read: {source}; deploy it again")]
-    StoredManifest {
-        /// Which function.
-        name: String,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// The upload is longer than what is accepted.
-    #[error("the upload is over the limit of {limit} bytes (`upload.size` of spryd.toml)")]
-    TooLarge {
-        /// The bound.
-        limit: u64,
-    },
-    /// The upload is no archive that is accepted.
-    #[error("the uploaded archive: {0}")]
-    Archive(#[from] UnpackError),
-    /// The upload holds no function.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// There is no such function.
-    #[error("no function named \"{0}\" is stored")]
-    NoSuchFunction(String),
-    /// The version serves and can't be forgotten.
-    #[error("version {version} of \"{name}\" is the current one")]
-    IsCurrent {
-        /// Which function.
-        name: String,
-        /// Which version.
-        version: u64,
-    },
-    /// All user ids are taken.
-    #[error("all {UID_COUNT} user ids for functions are taken")]
-    NoSlot,
-    /// The text is no chain that can be applied.
-    #[error(transparent)]
-    Chain(#[from] ChainError),
-    /// A chain that goes through this one would no longer be one.
-    #[error("the chain \"{chain}\" goes through this one, and with it would be refused: {source}")]
-    Dependent {
-        /// Which.
-        chain: String,
-        /// Why.
-        source: ChainError,
-    },
-    /// There is no such chain.
-    #[error("no chain named \"{0}\" is stored")]
-    NoSuchChain(String),
-    /// A function can't have the name of a chain.
-    #[error("\"{0}\" is the name of a chain; give the function another one, or remove the chain first")]
-    NameIsChain(String),
-    /// A chain can't have the name of a function.
-    #[error("\"{0}\" is the name of a function; give the chain another one, or remove the function first")]
-    NameIsFunction(String),
-    /// Chains name it.
-    #[error("\"{name}\" is used by {}; change or remove that first", chains_in_words(chains))]
-    InUse {
-        /// What was to be removed.
-        name: String,
-        /// By which chains.
-        chains: Vec<String>,
-    },
-    /// What a chain names changed between its check and its commit.
-    #[error("what the chain \"{0}\" names was changed meanwhile by somebody else; apply it again")]
-    ChainOvertaken(String),
-    /// A newer upload of the same function was committed first.
-    #[error("version {version} of \"{name}\" was overtaken by a later deploy")]
-    Overtaken {
-        /// Which function.
-        name: String,
-        /// Which version.
-        version: u64,
-    },
-}
-
-fn chains_in_words(chains: &[String]) -> String {
-    let named: Vec<String> = chains.iter().map(|name| format!("\"{name}\"")).collect();
-    let word = if named.len() == 1 { "the chain" } else { "the chains" };
-    format!("{word} {}", named.join(", "))
-}
-
-impl StoreError {
-    pub(crate) fn os(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Os { operation, path, source }
-    }
-}
-
-/// What [`Store::open`] found and mended, for the log.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Opened {
-    /// Unfinished uploads that were removed.
-    pub uploads_swept: usize,
-    /// Folders that no row names, removed.
-    pub folders_swept: usize,
-    /// Superseded versions that were removed.
-    pub versions_swept: usize,
-    /// Functions whose code is gone from the disk. They can't be served; deploy them again.
-    pub missing: Vec<String>,
+    /// Of its files, in hexadecimal.
+    pub code_sha256: String,
+    /// When the function was used last, as far as it was noted: milliseconds since the Unix epoch; 0: never.
+    pub used_unix_ms: u64,
 }
 
 /// The open store; one per state folder.
@@ -258,6 +116,8 @@ struct Shared {
     reserved: Mutex<BTreeMap<String, Reserved>>,
     /// Names that are being removed: no chain may begin to use them.
     retired: Mutex<BTreeSet<Name>>,
+    /// Versions that somebody is about to serve again: they aren't swept.
+    held: Mutex<Vec<(String, u64)>>,
     seam: Seam,
 }
 
@@ -282,12 +142,14 @@ impl Store {
         for (name, mode) in [("staging", 0o700), ("functions", 0o711)] {
             make_folder(&state.join(name), mode)?;
         }
-        let database = Database::open(&state.join("spry.db"))?;
-        let opened = sweep(state, &database)?;
+        let mut database = Database::open(&state.join("spry.db"))?;
+        let opened = sweep::sweep(state, &mut database, options.versions)?;
+        versions::trust_those_before(state, &database)?;
         let shared = Shared {
             database: Mutex::new(database),
             reserved: Mutex::default(),
             retired: Mutex::default(),
+            held: Mutex::default(),
             seam,
         };
         Ok(Self { options, opened, shared: Arc::new(shared), _lock: lock })
@@ -316,15 +178,9 @@ impl Store {
     }
 
     /// Makes a staged version the current one, durably and at once. The version that it replaces stays on
-    /// disk until it is forgotten.
+    /// disk until it is pruned.
     pub fn commit(&self, staged: Staged) -> Result<StoredFunction, StoreError> {
         stage::commit(self, staged)
-    }
-
-    /// Removes a superseded version: its row and its folder. Call it when nothing uses the folder any more.
-    pub fn forget(&self, name: &Name, version: u64) -> Result<(), StoreError> {
-        self.shared.database.lock().forget(name.as_str(), version)?;
-        remove_folder(&version_folder(self.state_dir(), name.as_str(), version))
     }
 
     /// Removes a function with all its versions. Call it when its last process is gone: its user id is free
@@ -360,8 +216,14 @@ impl Store {
             uid: self.uid_of(row.slot),
             bytes: row.bytes,
             deployed_unix_ms: row.deployed_unix_ms,
+            code_sha256: row.code_sha256,
+            used_unix_ms: row.used_unix_ms,
         })
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn version_folder(state: &Path, name: &str, version: u64) -> PathBuf {
@@ -386,51 +248,6 @@ fn remove_folder(path: &Path) -> Result<(), StoreError> {
         }
         _ => Ok(()),
     }
-}
-
-/// Removes what no current version needs; the lock is held and nothing runs yet.
-fn sweep(state: &Path, database: &Database) -> Result<Opened, StoreError> {
-    let mut opened = Opened { versions_swept: database.forget_superseded()?, ..Opened::default() };
-    for path in entries(&state.join("staging"))? {
-        remove_any(&path)?;
-        opened.uploads_swept += 1;
-    }
-    let current: BTreeMap<String, u64> =
-        database.functions()?.into_iter().map(|row| (row.name, row.version)).collect();
-    for folder in entries(&state.join("functions"))? {
-        let version = folder.file_name().and_then(|name| name.to_str()).and_then(|name| current.get(name));
-        let Some(version) = version else {
-            remove_any(&folder)?;
-            opened.folders_swept += 1;
-            continue;
-        };
-        for path in entries(&folder)? {
-            if path.file_name().and_then(|name| name.to_str()) != Some(version.to_string().as_str()) {
-                remove_any(&path)?;
-                opened.folders_swept += 1;
-            }
-        }
-    }
-    let gone =
-        |(name, version): &(&String, &u64)| !version_folder(state, name, **version).join("code").is_dir();
-    opened.missing = current.iter().filter(gone).map(|(name, _)| name.clone()).collect();
-    Ok(opened)
-}
-
-/// What is in a folder; a stray file in its place has nothing in it.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
-    let failed = || StoreError::os("list", folder);
-    let listing = match fs::read_dir(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => return Ok(Vec::new()),
-        listing => listing.map_err(failed())?,
-    };
-    listing.map(|entry| entry.map(|entry| entry.path()).map_err(failed())).collect()
-}
-
-fn remove_any(path: &Path) -> Result<(), StoreError> {
-    let is_folder = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir());
-    let removed = if is_folder { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    removed.map_err(StoreError::os("remove", path))
 }
 
 #[cfg(test)]

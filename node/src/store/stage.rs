@@ -13,7 +13,8 @@ use super::database::Row;
 use super::fault::Step;
 use super::unpack::{self, Unpacked};
 use super::{
-    Reserved, Shared, Store, StoreError, StoredFunction, make_folder, remove_folder, version_folder,
+    Reserved, Shared, Store, StoreError, StoredFunction, digest, hex, make_folder, remove_folder,
+    version_folder,
 };
 use crate::manifest::{Defaults, Manifest, Override};
 
@@ -59,6 +60,7 @@ pub struct Staged {
     manifest: Manifest,
     version: u64,
     sha256: String,
+    code_sha256: String,
     slot: u32,
     uid: u32,
     contents: Unpacked,
@@ -80,6 +82,10 @@ impl Staged {
     /// Of the upload, in hexadecimal.
     pub fn sha256(&self) -> &str {
         &self.sha256
+    }
+    /// Of its files, in hexadecimal.
+    pub fn code_sha256(&self) -> &str {
+        &self.code_sha256
     }
     /// The function's place among the functions' user ids.
     pub fn slot(&self) -> u32 {
@@ -143,9 +149,10 @@ impl Store {
         let manifest = Manifest::of_folder(&code, name, overrides, defaults)?;
 
         let (version, slot) = self.shared.reserve(manifest.name.as_str())?;
-        let staged = Staged {
+        let mut staged = Staged {
             folder: version_folder(self.state_dir(), manifest.name.as_str(), version),
             sha256: hex(&std::mem::take(&mut upload.digest).finalize()),
+            code_sha256: String::new(),
             uid: self.uid_of(slot),
             sweep: true,
             shared: Arc::clone(&self.shared),
@@ -160,6 +167,8 @@ impl Store {
         unpack::own(&code, &tree, gid).map_err(StoreError::os("set the owner of", &code))?;
         unpack::own(&room.0, &unpack::Tree::new(), gid)
             .map_err(StoreError::os("set the owner of", &room.0))?;
+
+        staged.code_sha256 = digest::of_tree(&code).map_err(StoreError::os("read", &code))?;
 
         seam.pass(Step::Place)?;
         let parent = self.state_dir().join("functions").join(staged.manifest.name.as_str());
@@ -189,6 +198,8 @@ pub(super) fn commit(store: &Store, mut staged: Staged) -> Result<StoredFunction
         slot: staged.slot,
         version: staged.version,
         sha256: staged.sha256.clone(),
+        code_sha256: staged.code_sha256.clone(),
+        used_unix_ms: 0,
         manifest,
         bytes: staged.contents.bytes,
         deployed_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64),
@@ -253,8 +264,4 @@ fn sync(folder: &Path) -> Result<(), StoreError> {
     let failed = || StoreError::os("flush", folder);
     let open = File::open(folder).map_err(failed())?;
     nix::unistd::syncfs(&open).map_err(|errno| failed()(errno.into()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

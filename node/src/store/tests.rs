@@ -1,5 +1,6 @@
 //! The store with real folders and a real database, and with steps that fail.
 
+use super::sweep::entries;
 use super::*;
 use crate::manifest::{Defaults, Override, Runtime};
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const MAIN: &str = "def main(params):\n    return {}\n";
 
 pub(super) fn options(folder: &Path) -> Options {
-    Options { state_dir: folder.join("state"), uid_base: 1_879_048_192, upload: UploadLimits::default() }
+    let upload = UploadLimits::default();
+    Options { state_dir: folder.join("state"), uid_base: 1_879_048_192, upload, versions: 3 }
 }
 
 pub(super) fn open(folder: &Path) -> Store {
@@ -41,7 +43,7 @@ pub(super) fn name(text: &str) -> Name {
 }
 
 /// All paths below the folder, sorted.
-fn everything(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn everything(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for path in entries(folder).expect("listed") {
         if path.is_dir() {
@@ -108,7 +110,7 @@ fn a_staged_version_is_invisible_and_leaves_nothing() {
 }
 
 #[test]
-fn a_new_version_replaces_the_old_one_which_stays_until_forgotten() {
+fn a_new_version_replaces_the_old_one_which_stays() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = open(folder.path());
     let first = deploy(&store, "hello", MAIN).expect("first");
@@ -117,10 +119,7 @@ fn a_new_version_replaces_the_old_one_which_stays_until_forgotten() {
     assert_ne!(first.sha256, second.sha256);
     assert_eq!(store.functions().expect("listed"), std::slice::from_ref(&second));
     assert!(first.code.is_dir());
-    let error = store.forget(&name("hello"), 2).expect_err("it serves");
-    assert!(matches!(error, StoreError::IsCurrent { version: 2, .. }));
-    store.forget(&name("hello"), 1).expect("forgotten");
-    assert!(!first.code.exists() && second.code.is_dir());
+    assert_eq!(store.versions("hello").expect("listed"), [second, first]);
 }
 
 #[test]
@@ -335,9 +334,13 @@ fn whole_after_reopening(folder: &Path) {
         let new = text.contains("new");
         let expected = if stored.manifest.name.as_str() == "old" && new { 2 } else { 1 };
         assert_eq!(stored.version, expected, "version and code belong together");
-        let version = stored.code.parent().expect("has one").to_owned();
-        wanted.push(version.parent().expect("has one").to_owned());
-        wanted.extend([version, stored.code.clone(), stored.code.join("hello.py")]);
+        store.check(stored).expect("its files are what was deployed");
+        let function = stored.code.parent().and_then(Path::parent).expect("has one");
+        wanted.push(function.to_owned());
+        for kept in store.versions(stored.manifest.name.as_str()).expect("listed") {
+            let version = kept.code.parent().expect("has one").to_owned();
+            wanted.extend([version, kept.code.clone(), kept.code.join("hello.py")]);
+        }
     }
     wanted.sort();
     assert_eq!(everything(&store.state_dir().join("functions")), wanted);

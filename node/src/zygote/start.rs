@@ -21,6 +21,7 @@ use crate::sandbox::{
     filter, installation,
 };
 use crate::secrets::SecretError;
+use crate::store::StoreError;
 use crate::sys;
 use parking_lot::Mutex;
 use spry_wire::control::{FromZygote, Init, ToZygote};
@@ -79,6 +80,9 @@ pub enum StartError {
     /// Its packages can't be had.
     #[error(transparent)]
     Packages(#[from] PackagesError),
+    /// Its files can't be read, or aren't those that were deployed.
+    #[error(transparent)]
+    Files(#[from] StoreError),
     /// Its secrets can't be had.
     #[error(transparent)]
     Secrets(#[from] SecretError),

@@ -30,7 +30,15 @@ fn deploy_list_describe_remove() {
 
     let again = server.spry(&["deploy", path]);
     assert!(out(&again).contains("hello version 2 is ready, replacing version 1"), "{}", out(&again));
-    assert!(!stored.code.exists(), "the old version is forgotten");
+    assert!(stored.code.exists(), "the old version is kept");
+    let back = server.spry(&["rollback", "hello"]);
+    assert!(out(&back).starts_with("hello version 1 is ready, replacing version 2"), "{}", err(&back));
+    let described = out(&server.spry(&["describe", "hello"]));
+    assert!(described.contains("2, ") && described.contains("1 (serves), "), "{described}");
+    let none = server.spry(&["rollback", "hello"]);
+    assert_eq!(code(&none), 2);
+    assert!(err(&none).contains("no earlier version of \"hello\" is kept; there is 2"), "{}", err(&none));
+    assert_eq!(code(&server.spry(&["rollback", "hello", "--to", "2"])), 0);
 
     let named = server.spry(&["--output", "json", "deploy", path, "--name", "other"]);
     let deployed: serde_json::Value = serde_json::from_slice(&named.stdout).expect("JSON");

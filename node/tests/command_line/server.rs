@@ -60,7 +60,7 @@ impl Server {
         let folder = tempfile::tempdir().expect("a folder");
         let state_dir = folder.path().join("state");
         let upload = UploadLimits { size: Size::mib(1), files: 1000 };
-        let options = Options { state_dir: state_dir.clone(), uid_base: 1_879_048_192, upload };
+        let options = Options { state_dir: state_dir.clone(), uid_base: 1_879_048_192, upload, versions: 5 };
         let store = Arc::new(Store::open(options).expect("the store opens"));
         let token_file = state_dir.join("api-token");
         let token = ApiToken::load_or_create(&token_file).expect("a token");

@@ -13,7 +13,7 @@ use spry_node::api::{
 use spry_node::manifest::Name;
 use spry_node::progress::Progress;
 use spry_node::records::Filter;
-use spry_node::store::{PlannedChain, Staged, Store, StoredFunction};
+use spry_node::store::{PlannedChain, Recalled, Staged, Store, StoredFunction};
 use spry_node::units::Size;
 use tokio::sync::watch;
 
@@ -91,6 +91,7 @@ fn view(stored: &StoredFunction) -> FunctionView {
         queued: 0,
         calls: Calls::default(),
         deployed_unix_ms: stored.deployed_unix_ms,
+        versions: Vec::new(),
     }
 }
 
@@ -140,11 +141,18 @@ impl Engine for Shelf {
             }
             let before = self.store.function(staged.manifest().name.as_str())?.map(|stored| stored.version);
             let stored = self.store.commit(staged)?;
-            if let Some(before) = before {
-                self.store.forget(&stored.manifest.name, before)?;
-            }
+            self.store.prune(&stored.manifest.name, &Default::default())?;
             let runtime_version = "no runtime".into();
             Ok(Deployed { function: view(&stored), runtime_version, zygote_ms: 0.0, replaced: before })
+        })
+    }
+    fn roll_back(&self, recalled: Recalled, _: Progress) -> Reply<'_, Result<Deployed, DeployError>> {
+        Box::pin(async move {
+            let name = recalled.function().manifest.name.as_str();
+            let replaced = self.store.function(name)?.map(|stored| stored.version);
+            let stored = self.store.roll_back(&recalled)?;
+            let runtime_version = "no runtime".into();
+            Ok(Deployed { function: view(&stored), runtime_version, zygote_ms: 0.0, replaced })
         })
     }
     fn remove<'a>(&'a self, name: &'a Name) -> Reply<'a, Result<(), RemoveError>> {

@@ -123,6 +123,13 @@ impl Daemon {
         (self.child, self.address) = launch(self.folder.path(), &self.state(), &self.config, |_| {});
     }
 
+    /// Stops it as systemd would and starts it again on the same state.
+    pub(crate) fn stop_and_start_again(&mut self) {
+        self.signal(nix::sys::signal::SIGTERM);
+        self.ended();
+        (self.child, self.address) = launch(self.folder.path(), &self.state(), &self.config, |_| {});
+    }
+
     /// The same, to kill itself when it passes a step for the n-th time. False: what was left to do has brought it there
     /// before it was ready.
     pub(crate) fn crash_and_restart_to_die_at(&mut self, step: &str, nth: u64) -> bool {

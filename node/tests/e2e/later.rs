@@ -117,6 +117,19 @@ fn failed_calls_are_retried_buried_revived_and_dropped() {
     assert_eq!(answer(daemon.address, &id).header("x-spry-call-state"), Some("dead"));
     daemon.spry_ok(&["dead", "drop", &id]);
     assert!(daemon.spry_json(&["dead", "list"]).as_array().is_some_and(Vec::is_empty));
+    // Many at once: those of one function, and no others.
+    daemon.deploy_python("other", FLAKY, &["async.retries=0"]);
+    let mut ids: Vec<_> = (0..3).map(|_| id_of(&later(daemon.address, "flaky", &[], b"{}"))).collect();
+    let others = id_of(&later(daemon.address, "other", &[], b"{}"));
+    for id in ids.iter().chain([&others]) {
+        assert_eq!(answer(daemon.address, id).header("x-spry-call-state"), Some("dead"));
+    }
+    daemon.deploy_python("flaky", "def main(params): return 'mended'\n", &fast);
+    assert_eq!(daemon.spry_ok(&["dead", "retry", "--all-of", "flaky"]).lines().count(), 3);
+    ids.retain(|id| answer(daemon.address, id).status != 200);
+    assert!(ids.is_empty(), "these did not run again: {ids:?}");
+    assert_eq!(daemon.spry_json(&["dead", "list"])[0]["call_id"], others.as_str());
+    assert_eq!(daemon.spry(&["dead", "drop"]).status.code(), Some(64), "which ones?");
     daemon.stop();
 }
 
@@ -156,6 +169,19 @@ fn one_slow_function_blocks_no_other_and_waiting_calls_can_be_cancelled() {
     let delayed = id_of(&later(daemon.address, "quick", &[("x-delay", "10m")], b"{}"));
     let call = daemon.spry_json(&["activation", "get", &delayed]);
     assert_eq!(call["later"]["state"], "delayed");
+    // The command line has its own words for the headers, and cancels.
+    let put_off = ["invoke", "quick", "--async", "--delay", "10m", "--key", "once", "-d", "{}"];
+    let id = daemon.spry_ok(&put_off);
+    assert_eq!(daemon.spry_ok(&put_off), id, "the same key is the same call");
+    assert!(daemon.spry_ok(&["activation", "cancel", id.trim()]).contains("won't run"));
+    let waited = daemon.spry_json(&["activation", "get", id.trim(), "--wait", "1h"]);
+    assert_eq!(waited["later"]["state"], "cancelled", "and nobody waits for what has ended");
+    assert_eq!(daemon.spry(&["activation", "cancel", id.trim()]).status.code(), Some(2));
+    assert_eq!(daemon.spry(&["invoke", "quick", "--delay", "10m"]).status.code(), Some(64));
+    let runs = slow.iter().zip(&cancelled).find(|(_, status)| **status == 409).expect("counted above").0;
+    let early = daemon.spry(&["activation", "result", runs, "--wait", "1ms"]);
+    assert_eq!(early.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&early.stderr).contains("has not ended yet"));
     drop(daemon); // the slow ones hold an orderly end up
 }
 

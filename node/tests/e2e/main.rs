@@ -24,3 +24,4 @@ mod service;
 mod tls;
 mod transports;
 mod triggers;
+mod versions;

@@ -16,6 +16,7 @@ use crate::dispatch::{ToWorker, port_of};
 use crate::gateway::Refusal;
 use crate::keeper::birth;
 use crate::progress::Progress;
+use crate::store::StoreError;
 use crate::zygote::{StartError, Zygote};
 
 /// After failed births, the next is tried this much later, twice as much each time.
@@ -41,6 +42,7 @@ impl Tender {
         if self.function.take_prewarm() || self.window_has_opened() {
             self.warm = self.warm.max(1);
         }
+        self.come_back().await;
         let scale = &self.function.stored.manifest.scale;
         let (min, max) = (scale.min as usize, scale.max as usize);
         let queued = self.function.queue_len();
@@ -74,13 +76,7 @@ impl Tender {
                         self.failed(short.to_string(), false);
                     }
                 }
-                Err(NoBirth::Zygote(error)) => {
-                    let broken = matches!(error, StartError::Code { .. });
-                    if broken {
-                        self.function.set_zygote(ZygoteState::Failed, Some(error.to_string()));
-                    }
-                    self.failed(error.to_string(), broken);
-                }
+                Err(NoBirth::Zygote(error)) => self.no_zygote(&error),
             }
         }
         if self.instances.len() >= floor || self.not_before.is_some() {
@@ -89,6 +85,29 @@ impl Tender {
                 let _ = ready.send(());
             }
         }
+    }
+
+    /// After a restart: the zygote, ahead of the first call, if nobody has to make room for it.
+    async fn come_back(&mut self) {
+        let Some(there) = self.bring_back.take() else { return };
+        if self.zygote.is_none()
+            && let Ok(promise) = self.memory_for_one(false).await
+        {
+            match start_zygote(&self.keeper, &self.function, promise, &Progress::silent()).await {
+                Ok(started) => drop(self.adopt(started)),
+                Err(error) => self.no_zygote(&error),
+            }
+        }
+        let _ = there.send(());
+    }
+
+    /// A zygote could not be started. Where that won't change by itself, the function says so from now on.
+    fn no_zygote(&mut self, error: &StartError) {
+        let broken = matches!(error, StartError::Code { .. } | StartError::Files(StoreError::Altered { .. }));
+        if broken {
+            self.function.set_zygote(ZygoteState::Failed, Some(error.to_string()));
+        }
+        self.failed(error.to_string(), broken);
     }
 
     /// Takes in what has been served since the last look.

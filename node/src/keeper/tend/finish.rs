@@ -47,23 +47,27 @@ impl Tender {
                 let _ = worker.send(ToWorker::Lost { invocation, begun: true, refusal });
             }
         }
-        let (index, stored) = (self.function.index, &self.function.stored);
+        let index = self.function.index;
         self.keeper.memory.forget(&self.function);
         self.keeper.tended.borrow_mut().remove(&index);
         self.keeper.bus.functions[usize::from(index.0)].store(None);
-        let is_member = self.function.domain.is_some(); // then its files are the function's
-        let replaced =
-            self.function.is_superseded() && self.keeper.node.named(self.function.name()).is_some();
-        if replaced && !is_member {
-            let (store, name, version) =
-                (Arc::clone(&self.keeper.store), stored.manifest.name.clone(), stored.version);
-            if let Err(error) = off_the_loop(move || store.forget(&name, version)).await {
-                tracing::warn!(function = self.function.name(), %error, "an old version's files stay behind");
-            }
+        if self.function.is_superseded() && self.keeper.node.named(self.function.name()).is_some() {
+            self.prune().await;
             self.keeper.sweep_packages().await;
         }
         if let Some(told) = told {
             let _ = told.send(());
+        }
+    }
+
+    /// Removes the versions that are too many now, but for those of which something runs still, by itself or in a chain.
+    async fn prune(&self) {
+        let (store, name) = (Arc::clone(&self.keeper.store), self.function.stored.manifest.name.clone());
+        let functions = self.keeper.bus.functions.iter().filter_map(|entry| entry.load_full());
+        let same = functions.filter(|function| function.name() == name.as_str());
+        let busy = same.map(|function| function.stored.version).collect();
+        if let Err(error) = off_the_loop(move || store.prune(&name, &busy)).await {
+            tracing::warn!(function = self.function.name(), %error, "an old version's files stay behind");
         }
     }
 }

@@ -41,6 +41,8 @@ pub enum ToTender {
     Warm(usize),
     /// The same, and say when they are there (or can't be).
     WarmThen(usize, oneshot::Sender<()>),
+    /// Have a zygote, if memory for it is free; say when it is there (or can't be).
+    BringBack(oneshot::Sender<()>),
     /// A birth has ended.
     Born {
         /// How.
@@ -76,6 +78,7 @@ struct Tender {
     starting: usize,
     warm: usize,
     warmed: Vec<oneshot::Sender<()>>,
+    bring_back: Option<oneshot::Sender<()>>,
     failures: u32,
     /// When the first of them was.
     failing_since: Instant,
@@ -117,6 +120,7 @@ pub(super) fn spawn(
         starting: 0,
         warm: 0,
         warmed: Vec::new(),
+        bring_back: None,
         failures: 0,
         failing_since: Instant::now(),
         not_before: None,
@@ -138,6 +142,14 @@ pub(super) async fn start_zygote(
     promise: Promise,
     progress: &Progress,
 ) -> Result<Started, StartError> {
+    let (store, version) = (Arc::clone(&keeper.store), function.stored.clone());
+    let begun = Instant::now();
+    super::off_the_loop(move || store.check(&version)).await?;
+    tracing::debug!(
+        function = function.name(),
+        took_us = begun.elapsed().as_micros() as u64,
+        "its files are what was deployed"
+    );
     let mut spec = keeper.spec(&function.stored)?;
     let wanted = &function.stored.manifest.packages;
     if let Runtime::Python { interpreter } = &spec.runtime
@@ -204,6 +216,7 @@ impl Tender {
                 self.warm = self.warm.max(count);
                 self.warmed.push(ready);
             }
+            ToTender::BringBack(there) => self.bring_back = Some(there),
             ToTender::Born { born: Ok(instance), .. } => {
                 self.set_starting(self.starting - 1);
                 self.failures = 0;
