@@ -60,8 +60,15 @@ impl Daemon {
 
     /// The same with its state in this folder.
     pub(crate) fn start_on(state: &Path, config: &str) -> Self {
+        Self::start_on_with_env(state, config, &[])
+    }
+
+    /// The same, with more environment.
+    pub(crate) fn start_on_with_env(state: &Path, config: &str, env: &[(&str, String)]) -> Self {
         let folder = tempfile::Builder::new().prefix("spry-e2e-").tempdir().expect("a temporary folder");
-        let (child, address) = launch(folder.path(), state, config, |_| {});
+        let (child, address) = launch(folder.path(), state, config, |command| {
+            command.envs(env.iter().map(|(name, value)| (name, value)));
+        });
         Self { child, address, folder, state: Some(state.to_owned()), config: config.to_owned() }
     }
 

@@ -1,4 +1,7 @@
-//! A full disk, a read-only one, no descriptors left: clear errors, nothing lost, and it goes on when the cause is gone.
+//! A full disk, a read-only one, a clock that steps, no descriptors left: clear errors, nothing lost, and it goes on when the cause
+//! is gone.
+
+mod shim;
 
 use std::path::Path;
 use std::process::Command;
@@ -9,6 +12,7 @@ use super::client::Connection;
 use super::daemon::Daemon;
 use super::later::{answer, id_of, later};
 use crate::need_root_and_cc;
+use shim::Shimmed;
 
 /// A small file system; gone with the value.
 struct Tmpfs(tempfile::TempDir);
@@ -90,6 +94,72 @@ fn a_read_only_state_folder_is_said_at_the_start() {
         said.contains("Read-only file system") && said.contains(&disk.path().display().to_string()),
         "{said}"
     );
+}
+
+#[test]
+fn a_state_folder_that_becomes_read_only_refuses_what_must_be_kept_and_heals_by_itself() {
+    need_root_and_cc!();
+    let shimmed = Shimmed::start();
+    let daemon = &shimmed.daemon;
+    let echo = "def main(params): return str(params['n'])\n";
+    daemon.deploy_python("echo", echo, &[]);
+    let mut accepted = vec![id_of(&later(daemon.address, "echo", &[("x-delay", "500ms")], br#"{"n": 1}"#))];
+    shimmed.set_read_only(true);
+    let refused = later(daemon.address, "echo", &[], br#"{"n": 2}"#);
+    assert_eq!((refused.status, refused.error_code().as_str()), (503, "store_failed"), "{}", refused.text());
+    assert!(refused.header("retry-after").is_some());
+    let deploy = daemon.try_deploy_python("other", echo, &[]);
+    assert_eq!(deploy.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&deploy.stderr).into_owned();
+    assert!(said.contains("Read-only file system") && said.contains("state/staging"), "{said}");
+    // What was deployed serves, and what needs no disk goes on.
+    assert_eq!(daemon.post("/function/echo", br#"{"n": 3}"#).text(), "3");
+    assert_eq!(daemon.get("/healthz").status, 200);
+    shimmed.set_read_only(false);
+    daemon.until("calls are accepted again", |daemon| {
+        let response = later(daemon.address, "echo", &[], br#"{"n": 4}"#);
+        let again = response.status == 202;
+        if again {
+            accepted.push(id_of(&response));
+        }
+        again
+    });
+    for id in &accepted {
+        assert_eq!(answer(daemon.address, id).status, 200);
+    }
+    daemon.deploy_python("other", echo, &[]);
+    assert_eq!(daemon.post("/function/other", br#"{"n": 5}"#).text(), "5");
+    shimmed.daemon.stop();
+}
+
+#[test]
+fn a_clock_that_steps_an_hour_back_or_forth_stalls_and_loses_nothing() {
+    need_root_and_cc!();
+    let shimmed = Shimmed::start();
+    let daemon = &shimmed.daemon;
+    daemon.deploy_python("echo", "def main(params): return str(params['n'])\n", &[]);
+    for (step_s, n) in [(-3600, 1), (0, 2), (3600, 3), (0, 4)] {
+        let before = id_of(&later(daemon.address, "echo", &[("x-delay", "300ms")], br#"{"n": 0}"#));
+        shimmed.set_clock(step_s);
+        let after = id_of(&later(daemon.address, "echo", &[("x-delay", "300ms")], br#"{"n": 0}"#));
+        let body = format!("{{\"n\": {n}}}");
+        let served = daemon.post("/function/echo", body.as_bytes());
+        assert_eq!((served.status, served.text()), (200, n.to_string()), "{step_s}");
+        for id in [&before, &after] {
+            assert_eq!(answer(daemon.address, id).status, 200, "{step_s}: it ran, and its result is there");
+        }
+        let id = served.header("x-call-id").expect("an id");
+        assert_eq!(
+            daemon.spry_json(&["activation", "get", id])["status"],
+            200,
+            "{step_s}: its record is there"
+        );
+    }
+    assert_eq!(daemon.spry_json(&["activation", "list"]).as_array().map(Vec::len), Some(12));
+    // (What was noted by the other clock is neither too old nor from the future.)
+    let zygote = daemon.spry_json(&["describe", "echo"])["zygote"].clone();
+    assert_eq!(zygote, "ready");
+    shimmed.daemon.stop();
 }
 
 #[test]
