@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::Notify;
 
 use crate::gateway::call_id::CallId;
-use crate::records::Recorder;
+use crate::records::{Recorder, StoredResult};
 
 /// Bytes of output remembered per function, over all its invocations.
 const LOG_BYTES: usize = 256 * 1024;
@@ -119,6 +119,25 @@ impl History {
     /// Remembers an invocation.
     pub fn record(&self, record: &Record) {
         self.recorder.record(&self.name, record);
+    }
+
+    /// Bytes that are kept of an answer; 0: none is kept.
+    pub fn result_max(&self) -> usize {
+        self.recorder.result_max()
+    }
+
+    /// Remembers what a call answered.
+    pub fn result(&self, call: CallId, status: u16, content_type: &[u8], body: &[u8]) {
+        let kept = &body[..body.len().min(self.result_max())];
+        self.recorder.result(&StoredResult {
+            function: self.name.to_string(),
+            call,
+            at_unix_ms: unix_ms(),
+            status,
+            truncated: kept.len() < body.len(),
+            content_type: String::from_utf8_lossy(content_type).into_owned(),
+            body: kept.to_vec(),
+        });
     }
 
     /// Remembers output; the oldest makes room.

@@ -18,7 +18,7 @@ use spry_wire::freeze::Frozen;
 use crate::calls;
 use crate::manifest::{Egress, Isolation, Limits, Name, Requirement, Runtime, Scale};
 use crate::progress::Progress;
-use crate::records::{self, Filter};
+use crate::records::{self, Filter, StoredResult};
 use crate::secrets::SecretName;
 use crate::store::{PlannedChain, Recalled, Staged, StoreError};
 use crate::units::Size;
@@ -63,6 +63,8 @@ pub trait Engine: Send + Sync + 'static {
     fn activations(&self, filter: Filter, limit: usize) -> Reply<'_, Vec<ActivationView>>;
     /// One invocation by its call id, with its logs.
     fn activation<'a>(&'a self, call_id: &'a str) -> Reply<'a, Option<ActivationView>>;
+    /// What a synchronous call answered, if that is kept.
+    fn result<'a>(&'a self, call_id: &'a str) -> Reply<'a, Option<StoredResult>>;
     /// A function's output lines with numbers from `since` on, oldest first, at most `limit`. With `since` `None`:
     /// the newest `limit`. While there are none, waits up to `wait` for one. `None`: no such function.
     fn logs<'a>(

@@ -30,7 +30,7 @@ use crate::gateway::call_id::CallId;
 use crate::keeper::ToKeeper;
 use crate::manifest::Name;
 use crate::progress::Progress;
-use crate::records::{Filter, Recorder};
+use crate::records::{Filter, Recorder, StoredResult};
 use crate::store::{PlannedChain, Recalled, Staged};
 use crate::units::Size;
 use show::{activation, add, calls, instances, log_line, stored_line};
@@ -416,6 +416,14 @@ impl Engine for Node {
             let numbered = lines.iter().zip(0..);
             view.logs = numbered.map(|(line, number)| stored_line(line, number)).collect();
             Some(view)
+        })
+    }
+
+    fn result<'a>(&'a self, call_id: &'a str) -> Reply<'a, Option<StoredResult>> {
+        let recorder = Arc::clone(&self.fixed.recorder);
+        Box::pin(async move {
+            let id = CallId::parse(call_id)?;
+            readable(tokio::task::spawn_blocking(move || recorder.answer(id)).await)
         })
     }
 

@@ -17,13 +17,17 @@ use http::header::{CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::policy::{Policy, Verdict};
 use super::rows::Callback;
 use super::runner::ToRunner;
+use super::settings::CallbackSettings;
 use super::target::{Rules, Target, TargetError};
+use super::trust::{Trust, TrustError};
 
 /// Callbacks under way.
 const AT_ONCE: usize = 64;
@@ -47,6 +51,10 @@ enum PostError {
     Target(#[from] TargetError),
     #[error("connect: {0}")]
     Connect(std::io::Error),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error("TLS: {0}")]
+    Tls(std::io::Error),
     #[error("send: {0}")]
     Http(#[from] hyper::Error),
     #[error("no answer within {0:?}")]
@@ -90,6 +98,7 @@ pub(super) enum Next {
 /// Callbacks that are to be made.
 pub(super) struct Posts {
     rules: Arc<Rules>,
+    trust: Arc<Trust>,
     policy: Policy,
     timeout: Duration,
     due: BTreeMap<(Instant, u64), Callback>,
@@ -104,8 +113,16 @@ struct Host {
 }
 
 impl Posts {
-    pub(super) fn new(rules: Arc<Rules>, policy: Policy, timeout: Duration) -> Self {
-        Self { rules, policy, timeout, due: BTreeMap::new(), hosts: HashMap::new(), at_once: 0 }
+    pub(super) fn new(settings: &CallbackSettings) -> Self {
+        Self {
+            rules: Arc::new(settings.rules.clone()),
+            trust: Trust::new(&settings.roots),
+            policy: settings.policy,
+            timeout: settings.timeout,
+            due: BTreeMap::new(),
+            hosts: HashMap::new(),
+            at_once: 0,
+        }
     }
 
     pub(super) fn insert(&mut self, callback: Callback) {
@@ -134,9 +151,10 @@ impl Posts {
             }
             at.at_once += 1;
             posts.at_once += 1;
-            let (rules, timeout, runner) = (Arc::clone(&posts.rules), posts.timeout, runner.clone());
+            let (rules, trust) = (Arc::clone(&posts.rules), Arc::clone(&posts.trust));
+            let (timeout, runner) = (posts.timeout, runner.clone());
             tokio::task::spawn_local(async move {
-                let posted = tokio::time::timeout(timeout, post(&callback, &rules)).await;
+                let posted = tokio::time::timeout(timeout, post(&callback, &rules, trust)).await;
                 let result = posted.unwrap_or(Err(PostError::Timeout(timeout)));
                 let _ = runner.send(ToRunner::Posted(Post { callback, host, result }));
             });
@@ -177,16 +195,32 @@ impl Posts {
     }
 }
 
-async fn post(callback: &Callback, rules: &Rules) -> Result<(), PostError> {
+async fn post(callback: &Callback, rules: &Rules, trust: Arc<Trust>) -> Result<(), PostError> {
     let target = Target::parse(&callback.url)?;
     let address = target.resolve(rules).await?;
     let stream = TcpStream::connect(address).await.map_err(PostError::Connect)?;
     let _ = stream.set_nodelay(true);
+    let request = request(callback, &target);
+    if !target.tls {
+        return exchange(stream, request).await;
+    }
+    let name = ServerName::try_from(target.host.clone())
+        .map_err(|_| PostError::Target(TargetError::Url(callback.url.to_string())))?;
+    let connector = tokio::task::spawn_blocking(move || trust.connector()).await;
+    let connector = connector.map_err(|error| PostError::Tls(error.into()))??;
+    exchange(connector.connect(name, stream).await.map_err(PostError::Tls)?, request).await
+}
+
+/// Sends a request, and reads the status of its answer.
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(), PostError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
     let mut builder = hyper::client::conn::http1::Builder::new();
     builder.max_buf_size(HEAD_MAX);
     let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
     let driver = tokio::task::spawn_local(connection);
-    let answer = sender.send_request(request(callback, &target)).await;
+    let answer = sender.send_request(request).await;
     // Whatever else it would say is not read.
     driver.abort();
     match answer?.status() {

@@ -32,6 +32,7 @@ pub mod rows;
 pub mod runner;
 pub mod settings;
 pub mod target;
+mod trust;
 mod writer;
 
 use std::path::Path;
@@ -190,11 +191,7 @@ impl Calls {
             room.take_anyway(call.body_len);
             let _ = to_runner.send(ToRunner::Run(call));
         }
-        let mut posts = Posts::new(
-            Arc::new(settings.callback.rules.clone()),
-            settings.callback.policy,
-            settings.callback.timeout,
-        );
+        let mut posts = Posts::new(&settings.callback);
         loaded.callbacks.into_iter().for_each(|callback| posts.insert(callback));
         let (to_writer, operations) = channel();
         let health = Arc::new(Health::default());

@@ -1,5 +1,6 @@
 //! `[async]` of `spryd.toml`, as written and as checked.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -8,8 +9,9 @@ use serde::Deserialize;
 use super::database::Keep;
 use super::policy::Policy;
 use super::target::Rules;
+use super::trust::SYSTEM_ROOTS;
 use crate::config::ConfigError;
-use crate::config::value::{count, period, size};
+use crate::config::value::{absolute, count, period, size};
 use crate::manifest::raw::Quantity;
 use crate::units::{Period, Size};
 
@@ -57,6 +59,8 @@ pub struct RawResults {
 pub struct RawCallback {
     /// Names, addresses, networks.
     pub hosts: Option<Vec<String>>,
+    /// A file.
+    pub roots: Option<PathBuf>,
     /// A period.
     pub timeout: Option<Quantity>,
     /// A count.
@@ -89,6 +93,8 @@ pub struct Settings {
 pub struct CallbackSettings {
     /// Where they may go.
     pub rules: Rules,
+    /// Whom those over TLS trust: a PEM file.
+    pub roots: PathBuf,
     /// For one of them.
     pub timeout: Duration,
     /// How they are retried.
@@ -145,6 +151,7 @@ impl RawSettings {
             keep,
             callback: CallbackSettings {
                 rules,
+                roots: absolute("async.callback.roots", callback.roots, SYSTEM_ROOTS)?,
                 timeout: period(
                     "async.callback.timeout",
                     callback.timeout,

@@ -1,6 +1,6 @@
 //! Where a callback may go. Its URL comes from whoever may submit a call; spryd sits inside the operator's network, so
 //! left alone it would fetch for strangers what only the node can reach (its own control API, a router's page, a cloud's
-//! metadata). So: `http` only, no credentials in it, and the *address* that the name resolves to is what is checked and then
+//! metadata). So: `http` and `https` only, no credentials in it, and the *address* that the name resolves to is what is checked and then
 //! connected to, so that a name can't say one thing to the check and another to the connection.
 //!
 //! By default only addresses that are the public Internet's are allowed; `async.callback.hosts` names others.
@@ -18,7 +18,7 @@ pub const URL_MAX: usize = 2048;
 pub enum TargetError {
     /// It can't be read.
     #[error(
-        "\"{0}\" is no URL that can be called back: it must be http://HOST[:PORT][/PATH], without credentials"
+        "\"{0}\" is no URL that can be called back: it must be http:// or https://HOST[:PORT][/PATH], without credentials"
     )]
     Url(String),
     /// The operator doesn't allow it.
@@ -53,6 +53,8 @@ impl TargetError {
 pub struct Target {
     /// Host and port as written.
     pub authority: String,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
     /// The name or address.
     pub host: String,
     /// The port.
@@ -70,16 +72,21 @@ impl Target {
         }
         let uri: Uri = url.parse().map_err(|_| bad())?;
         let authority = uri.authority().ok_or_else(bad)?;
-        if uri.scheme_str() != Some("http") || authority.as_str().contains('@') {
+        let tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(bad()),
+        };
+        if authority.as_str().contains('@') {
             return Err(bad());
         }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).parse().map_err(|_| bad())?;
-        let port = authority.port_u16().unwrap_or(80);
+        let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
         if host.is_empty() || port == 0 {
             return Err(bad());
         }
-        Ok(Self { authority: authority.to_string(), host, port, path })
+        Ok(Self { authority: authority.to_string(), tls, host, port, path })
     }
 
     /// What callbacks are bounded by: the host and port, or the text itself.
@@ -271,6 +278,8 @@ mod tests {
         assert_eq!((target.host.as_str(), target.port), ("example.org", 81));
         assert_eq!(target.path.to_string(), "/a/b?c=d");
         assert_eq!(Target::parse("http://[2001:4860::1]").expect("an address").host, "2001:4860::1");
+        let target = Target::parse("https://hooks.example/x").expect("over TLS");
+        assert_eq!((target.tls, target.port), (true, 443));
         for bad in [
             "",
             "/x",

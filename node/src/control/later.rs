@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
@@ -15,7 +16,7 @@ use crate::calls::rows::Ended;
 use crate::calls::runner::Live;
 use crate::calls::{Calls, CallsError};
 use crate::gateway::call_id::CallId;
-use crate::records::Filter;
+use crate::records::{Filter, StoredResult};
 use crate::units::{Period, UnitError};
 
 type Answer = Result<Response<Full<Bytes>>, Refused>;
@@ -138,7 +139,25 @@ pub(super) async fn result(id: &str, query: &Query, control: &Control) -> Answer
         }
     }
     super::activation(id, control).await?;
-    Err(Refused::NoResult(id.into()))
+    let kept = control.engine.result(id).await;
+    kept.map(kept_answer).ok_or_else(|| Refused::NoResult(id.into()))
+}
+
+/// The answer of a synchronous call, as far as it was kept.
+fn kept_answer(kept: StoredResult) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(kept.body));
+    *response.status_mut() = StatusCode::from_u16(kept.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    if let Ok(kind) = HeaderValue::from_str(&kept.content_type)
+        && !kept.content_type.is_empty()
+    {
+        headers.insert(CONTENT_TYPE, kind);
+    }
+    headers.insert(HeaderName::from_static("x-spry-call-state"), HeaderValue::from_static("done"));
+    if kept.truncated {
+        headers.insert(HeaderName::from_static("x-spry-truncated"), HeaderValue::from_static("true"));
+    }
+    response
 }
 
 /// The answer of a call that has ended, as its caller would have got it.

@@ -54,7 +54,9 @@ pub enum Refused {
     #[error("call {0} has not ended yet; wait for it with `wait=30s`")]
     NotEnded(String),
     /// What the call answered isn't kept.
-    #[error("the result of call {0} is not kept: it was no asynchronous call")]
+    #[error(
+        "the result of call {0} is not kept: it was no asynchronous call, and activations.results is 0 or was then"
+    )]
     NoResult(String),
     /// A query parameter can't be read.
     #[error("the parameter `{name}`: {problem}")]

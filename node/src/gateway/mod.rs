@@ -4,6 +4,7 @@
 //! evenly. A worker serves HTTP/1.1 and HTTP/2 (prior knowledge) by hyper; the control socket's connections
 //! are served by the same code, with the caller known to be local.
 
+mod accepted;
 mod answer;
 mod body;
 pub mod call_id;

@@ -10,11 +10,11 @@ use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use parking_lot::Mutex;
 use spry_wire::frame::{HEAD_MAX, RequestHead};
 use tokio::sync::watch;
 
 use super::Refusal;
+use super::accepted::{Accepted, Named};
 use super::answer::{self, Answer, Failed};
 use super::body::Body;
 use super::call_id::{CallId, CallIds};
@@ -22,24 +22,22 @@ use super::headers::reaches_function;
 use super::host;
 use super::timing::Timing;
 use crate::access::{Caller, Denied, Need, Scope};
-use crate::activation::{History, Record, Start, Stream};
 use crate::calls::Calls;
 use crate::calls::launch::{Launch, Why};
 use crate::control::{self, Control};
 use crate::dispatch::{self, Dispatcher, Job};
-use crate::function::{Counts, Entered};
+use crate::function::Entered;
 use crate::inbox::{Block, Full as FullInbox, Inbox};
 use crate::metrics;
 use crate::node::Node;
-use crate::trace::context::TRACEPARENT;
-use crate::trace::{self, Traced, Tracer};
+use crate::trace::Tracer;
 
 /// A buffer for request heads that has grown beyond this is let go, so that one large request isn't kept in memory.
 const SCRATCH_KEPT: usize = 16 * 1024;
 
 static X_CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
-static X_SPRY_START: HeaderName = HeaderName::from_static("x-spry-start");
-static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+pub(super) static X_SPRY_START: HeaderName = HeaderName::from_static("x-spry-start");
+pub(super) static SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// What one worker thread serves with.
 pub(super) struct Worker {
@@ -60,23 +58,6 @@ pub(super) struct Ending {
     pub(super) closing: Cell<bool>,
     /// Nothing is waited for any more.
     pub(super) cut: watch::Sender<bool>,
-}
-
-/// An invocation that has been accepted for a known function or chain.
-struct Accepted {
-    history: Arc<Mutex<History>>,
-    counts: Arc<Counts>,
-    version: u64,
-    call_id: CallId,
-    at: SystemTime,
-    traced: Option<Named>,
-}
-
-/// A call in a trace, and what it is a call of.
-struct Named {
-    traced: Traced,
-    name: String,
-    is_chain: bool,
 }
 
 /// What comes of an invocation that went through, and what of one that didn't; where the time went either way.
@@ -383,69 +364,6 @@ pub(super) fn set_deadline(block: &Block, begun: Instant, timeout: Duration) -> 
     let deadline_unix_ns = (SystemTime::now() + timeout).duration_since(UNIX_EPOCH).unwrap_or_default();
     block.patch(8, (deadline_unix_ns.as_nanos() as u64).to_le_bytes());
     begun + timeout
-}
-
-impl Accepted {
-    /// The response, which has been recorded. `steps` are further entries of `Server-Timing`.
-    fn respond(self, outcome: Outcome<Answer>, steps: &[u8], tracer: &Tracer) -> Response<Full<Bytes>> {
-        let (mut response, timing, error) = match outcome {
-            Ok((answer, timing)) => (answer.into_response(), timing, None),
-            Err((failed, timing)) => {
-                if let Some(text) = &failed.text {
-                    self.history.lock().log(Some(self.call_id), Stream::Stderr, text.as_bytes());
-                }
-                let code = failed.refusal.status().1;
-                (refuse(&failed.refusal, self.call_id, timing), timing, Some(code))
-            }
-        };
-        name(&mut response, self.call_id);
-        if let Some(start) = timing.start {
-            response.headers_mut().insert(X_SPRY_START.clone(), HeaderValue::from_static(start.as_str()));
-        }
-        response.headers_mut().insert(SERVER_TIMING.clone(), timing.header(steps));
-        self.record(response.status(), timing, error, steps);
-        if let Some(Named { traced, name, is_chain }) = self.traced {
-            response.headers_mut().insert(&TRACEPARENT, traced.header());
-            tracer.leave(&traced, || {
-                let phases =
-                    [("queue", timing.queue_ns), ("start", timing.start_ns), ("exec", timing.exec_ns)];
-                let call = trace::Call {
-                    name,
-                    is_chain,
-                    version: self.version,
-                    call_id: self.call_id.to_string(),
-                    status: response.status().as_u16(),
-                    error,
-                    start: timing.start.map(Start::as_str),
-                    phases,
-                    steps: String::from_utf8_lossy(steps).into_owned(),
-                };
-                traced.span(self.at, call)
-            });
-        }
-        response
-    }
-
-    fn record(&self, status: StatusCode, timing: Timing, error: Option<&'static str>, steps: &[u8]) {
-        self.counts.ended(metrics::Outcome::of(status.as_u16(), error.is_some()));
-        if let Some(start) = timing.start {
-            self.counts.served(start, timing.queue_ns, timing.start_ns, timing.exec_ns);
-        }
-        self.history.lock().record(&Record {
-            call_id: self.call_id,
-            version: self.version,
-            started_unix_ms: self.at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
-            start: timing.start,
-            queue_ns: timing.queue_ns,
-            start_ns: timing.start_ns,
-            exec_ns: timing.exec_ns,
-            cpu_ns: timing.used.cpu_ns,
-            memory_bytes: timing.used.memory_bytes,
-            status: status.as_u16(),
-            error,
-            steps: (!steps.is_empty()).then(|| String::from_utf8_lossy(steps).into()),
-        });
-    }
 }
 
 pub(super) fn name(response: &mut Response<Full<Bytes>>, call_id: CallId) {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, TransactionBehavior, params};
 
-use super::entry::{Entries, Entry, StoredLine, StoredRecord};
+use super::entry::{Entries, Entry, StoredLine, StoredRecord, StoredResult};
 use crate::gateway::call_id::CallId;
 use crate::store::{StoreError, sqlite};
 
@@ -157,16 +157,23 @@ impl Database {
         let (mut from, mut to, mut records) = (u64::MAX, 0, 0u64);
         let mut functions: BTreeSet<String> = BTreeSet::new();
         let mut ids: HashMap<u64, (u64, u64)> = HashMap::new();
+        let mut has = |id: CallId| {
+            let (high, low) = id.halves();
+            let range = ids.entry(high).or_insert((low, low));
+            *range = (range.0.min(low), range.1.max(low));
+        };
         for entry in Entries(entries) {
             let (function, at) = match entry {
                 Entry::Record(stored) => {
                     records += 1;
-                    let (high, low) = stored.record.call_id.halves();
-                    let range = ids.entry(high).or_insert((low, low));
-                    *range = (range.0.min(low), range.1.max(low));
+                    has(stored.record.call_id);
                     (stored.function, stored.record.started_unix_ms)
                 }
                 Entry::Line(line) => (line.function, line.at_unix_ms),
+                Entry::Result(result) => {
+                    has(result.call);
+                    (result.function, result.at_unix_ms)
+                }
             };
             (from, to) = (from.min(at), to.max(at));
             if !functions.contains(&function) {
@@ -252,21 +259,36 @@ impl Reader {
         Ok(found)
     }
 
-    /// The records of one call (one for each attempt), oldest first, and what it wrote.
-    pub(super) fn call(&self, id: CallId) -> Sql<(Vec<StoredRecord>, Vec<StoredLine>)> {
+    /// What a call answered last.
+    pub(super) fn answer(&self, id: CallId) -> Sql<Option<StoredResult>> {
+        let all = self.with_id(id, |entry| match entry {
+            Entry::Result(result) if result.call == id => Some(result),
+            _ => None,
+        })?;
+        Ok(all.into_iter().last())
+    }
+
+    /// What is wanted from the batches that may have this id.
+    fn with_id<T>(&self, id: CallId, wanted: impl Fn(Entry) -> Option<T>) -> Sql<Vec<T>> {
         let (high, low) = id.halves();
         let sql = "SELECT b.entries FROM ids i JOIN batches b USING (batch) \
                    WHERE i.high = ?1 AND i.low_from <= ?2 AND i.low_to >= ?2 ORDER BY b.batch";
-        let mut records = Vec::new();
+        let mut found = Vec::new();
         let mut statement = self.connection.prepare_cached(sql)?;
         let mut rows = statement.query(params![high as i64, low as i64])?;
         while let Some(row) = rows.next()? {
             let entries: Vec<u8> = row.get(0)?;
-            records.extend(Entries(&entries).filter_map(|entry| match entry {
-                Entry::Record(stored) if stored.record.call_id == id => Some(stored),
-                _ => None,
-            }));
+            found.extend(Entries(&entries).filter_map(&wanted));
         }
+        Ok(found)
+    }
+
+    /// The records of one call (one for each attempt), oldest first, and what it wrote.
+    pub(super) fn call(&self, id: CallId) -> Sql<(Vec<StoredRecord>, Vec<StoredLine>)> {
+        let records = self.with_id(id, |entry| match entry {
+            Entry::Record(stored) if stored.record.call_id == id => Some(stored),
+            _ => None,
+        })?;
         let (Some(first), Some(last)) = (records.first(), records.last()) else {
             return Ok((records, Vec::new()));
         };

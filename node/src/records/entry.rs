@@ -1,10 +1,11 @@
-//! What is written down, byte by byte: one call's record, or one line of output.
+//! What is written down, byte by byte: one call's record, one line of output, or what a call answered.
 //!
 //! ```text
 //! entry   u32 length of the rest │ u8 kind │ …
 //! record  id 32 │ u8 function… │ u64 started │ u8 start │ u64 version, queue, start, exec, cpu, memory │ u16 status
 //!         │ u8 error… │ u16 steps…
 //! line    u8 has id │ id 32 │ u8 function… │ u64 at │ u8 stream │ u16 text…
+//! result  id 32 │ u8 function… │ u64 at │ u16 status │ u8 truncated │ u8 content type… │ u32 body…
 //! ```
 //!
 //! Little-endian, nothing aligned; `u8 x…` is a length and so many bytes. It is written by request threads, so it is a few
@@ -15,6 +16,7 @@ use crate::gateway::call_id::CallId;
 
 const RECORD: u8 = 1;
 const LINE: u8 = 2;
+const RESULT: u8 = 3;
 /// Bytes of one line that are kept.
 const TEXT_MAX: usize = 16 * 1024;
 /// Bytes of a chain's steps.
@@ -46,13 +48,34 @@ pub struct StoredLine {
     pub text: String,
 }
 
-/// One of the two.
+/// What a call answered, as it is read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredResult {
+    /// Whose.
+    pub function: String,
+    /// Which call's.
+    pub call: CallId,
+    /// When: milliseconds since the Unix epoch.
+    pub at_unix_ms: u64,
+    /// The HTTP status.
+    pub status: u16,
+    /// Whether there was more of the body.
+    pub truncated: bool,
+    /// The `Content-Type`; nothing, if there was none.
+    pub content_type: String,
+    /// The body, or its beginning.
+    pub body: Vec<u8>,
+}
+
+/// One of the three.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Entry {
     /// A call.
     Record(StoredRecord),
     /// A line.
     Line(StoredLine),
+    /// An answer.
+    Result(StoredResult),
 }
 
 fn entry(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
@@ -128,6 +151,21 @@ pub(super) fn put_line(
     });
 }
 
+/// Appends an answer.
+pub(super) fn put_result(out: &mut Vec<u8>, result: &StoredResult) {
+    entry(out, |out| {
+        out.push(RESULT);
+        out.extend_from_slice(result.call.as_bytes());
+        short(out, &result.function);
+        out.extend_from_slice(&result.at_unix_ms.to_le_bytes());
+        out.extend_from_slice(&result.status.to_le_bytes());
+        out.push(u8::from(result.truncated));
+        short(out, &result.content_type);
+        out.extend_from_slice(&(result.body.len() as u32).to_le_bytes());
+        out.extend_from_slice(&result.body);
+    });
+}
+
 /// Reads entries one after another; ends at the first that is no entry.
 #[derive(Debug, Clone)]
 pub(super) struct Entries<'a>(pub(super) &'a [u8]);
@@ -185,6 +223,17 @@ fn read(mut from: Bytes<'_>) -> Option<Entry> {
             let stream = if from.array::<1>()?[0] == 0 { Stream::Stdout } else { Stream::Stderr };
             Some(Entry::Line(StoredLine { function, call, at_unix_ms, stream, text: from.long()? }))
         }
+        RESULT => {
+            let call = from.call_id()?;
+            let (function, at_unix_ms) = (from.short()?, from.number()?);
+            let status = u16::from_le_bytes(from.array()?);
+            let truncated = from.array::<1>()?[0] != 0;
+            let content_type = from.short()?;
+            let length = u32::from_le_bytes(from.array()?) as usize;
+            let body = from.take(length)?.to_vec();
+            let result = StoredResult { function, call, at_unix_ms, status, truncated, content_type, body };
+            Some(Entry::Result(result))
+        }
         _ => None,
     }
 }
@@ -241,11 +290,24 @@ mod tests {
         }
     }
 
+    fn result() -> StoredResult {
+        StoredResult {
+            function: "f".into(),
+            call: CallId::new(1, 2),
+            at_unix_ms: 11,
+            status: 404,
+            truncated: true,
+            content_type: "text/plain".into(),
+            body: vec![0, 255, 7],
+        }
+    }
+
     fn written() -> Vec<u8> {
         let mut bytes = Vec::new();
         put_record(&mut bytes, "f", &record());
         put_line(&mut bytes, "f", Some(CallId::new(1, 2)), 9, Stream::Stderr, "é text");
         put_line(&mut bytes, "g", None, 10, Stream::Stdout, &"é".repeat(TEXT_MAX));
+        put_result(&mut bytes, &result());
         bytes
     }
 
@@ -262,7 +324,8 @@ mod tests {
             (Some(CallId::new(1, 2)), "é text", Stream::Stderr)
         );
         let Entry::Line(line) = &entries[2] else { panic!("a line") };
-        assert_eq!((line.call, line.text.len(), entries.len()), (None, TEXT_MAX, 3));
+        assert_eq!((line.call, line.text.len(), entries.len()), (None, TEXT_MAX, 4));
+        assert_eq!(entries[3], Entry::Result(result()));
     }
 
     proptest! {

@@ -22,7 +22,7 @@ use crate::gateway::call_id::CallId;
 use crate::store::StoreError;
 use database::{Database, Reader};
 pub use database::{Filter, Keep, Status};
-pub use entry::{StoredLine, StoredRecord};
+pub use entry::{StoredLine, StoredRecord, StoredResult};
 use settings::Settings;
 
 /// How long entries are gathered.
@@ -129,6 +129,16 @@ impl Recorder {
         self.push(|entries| entry::put_line(entries, function, call, at_unix_ms, stream, text));
     }
 
+    /// Bytes that are kept of an answer; 0: none is kept.
+    pub fn result_max(&self) -> usize {
+        if self.is_on() { self.settings.result_max } else { 0 }
+    }
+
+    /// Takes in what a call answered.
+    pub fn result(&self, result: &StoredResult) {
+        self.push(|entries| entry::put_result(entries, result));
+    }
+
     fn push(&self, put: impl FnOnce(&mut Vec<u8>)) {
         if self.reader.is_none() {
             return;
@@ -225,6 +235,13 @@ impl Recorder {
         let Some(reader) = &self.reader else { return Ok((Vec::new(), Vec::new())) };
         self.flush();
         reader.lock().call(id)
+    }
+
+    /// What a call answered (the last time, if there were several), if that is kept. Blocks on the disk.
+    pub fn answer(&self, id: CallId) -> rusqlite::Result<Option<StoredResult>> {
+        let Some(reader) = &self.reader else { return Ok(None) };
+        self.flush();
+        reader.lock().answer(id)
     }
 
     /// Numbers for status and metrics.

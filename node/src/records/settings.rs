@@ -20,6 +20,8 @@ pub struct RawSettings {
     /// A period.
     pub age: Option<Quantity>,
     /// A size.
+    pub results: Option<Quantity>,
+    /// A size.
     pub buffer: Option<Quantity>,
 }
 
@@ -28,6 +30,8 @@ pub struct RawSettings {
 pub struct Settings {
     /// How much is kept; a count of 0 keeps nothing.
     pub keep: Keep,
+    /// Bytes kept of each answer; 0: none.
+    pub result_max: usize,
     /// Bytes that wait to be written; beyond it, what comes is dropped.
     pub buffer: usize,
 }
@@ -50,6 +54,14 @@ impl RawSettings {
                 age: period("activations.age", self.age, days(7), Period::seconds(1), days(3650))?
                     .as_duration(),
             },
+            result_max: size(
+                "activations.results",
+                self.results,
+                Size::bytes(0),
+                Size::bytes(0),
+                Size::mib(1),
+            )?
+            .as_usize(),
             buffer: size("activations.buffer", self.buffer, Size::mib(8), Size::kib(64), Size::gib(1))?
                 .as_usize(),
         })

@@ -108,6 +108,33 @@ fn what_the_disk_does_not_take_is_dropped_and_counted() {
 }
 
 #[test]
+fn answers_are_found_by_their_call_whatever_batch_they_are_in() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recorder =
+        Recorder::open(folder.path(), Settings { result_max: 10, ..Settings::default() }).expect("opens");
+    assert_eq!((recorder.result_max(), Recorder::off().result_max()), (10, 0));
+    let result = |n: u64, body: &[u8]| StoredResult {
+        function: "f".into(),
+        call: CallId::new(9, n),
+        at_unix_ms: unix_ms(),
+        status: 200,
+        truncated: false,
+        content_type: String::new(),
+        body: body.to_vec(),
+    };
+    recorder.result(&result(1, b"first attempt"));
+    recorder.flush(); // its record comes with another batch
+    recorder.record("f", &record(1, unix_ms(), 500));
+    recorder.result(&result(1, b"second"));
+    recorder.record("f", &record(1, unix_ms(), 200));
+    let found = recorder.answer(CallId::new(9, 1)).expect("readable").expect("kept");
+    assert_eq!(found.body, b"second");
+    assert_eq!(recorder.call(CallId::new(9, 1)).expect("readable").0.len(), 2, "answers are no records");
+    assert_eq!(recorder.answer(CallId::new(9, 2)).expect("readable"), None);
+    recorder.close();
+}
+
+#[test]
 fn a_damaged_file_is_put_aside() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::write(database::path(folder.path()), [b'x'; 5000]).expect("written");

@@ -12,7 +12,7 @@ use spry_node::api::{
 };
 use spry_node::manifest::Name;
 use spry_node::progress::Progress;
-use spry_node::records::Filter;
+use spry_node::records::{Filter, StoredResult};
 use spry_node::store::{PlannedChain, Recalled, Staged, Store, StoredFunction};
 use spry_node::units::Size;
 use tokio::sync::watch;
@@ -230,6 +230,9 @@ impl Engine for Shelf {
     }
     fn activation<'a>(&'a self, call_id: &'a str) -> Reply<'a, Option<ActivationView>> {
         now((call_id == CALL).then(call))
+    }
+    fn result<'a>(&'a self, _: &'a str) -> Reply<'a, Option<StoredResult>> {
+        now(None)
     }
     fn logs<'a>(
         &'a self,

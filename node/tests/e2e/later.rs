@@ -134,6 +134,32 @@ fn failed_calls_are_retried_buried_revived_and_dropped() {
 }
 
 #[test]
+fn answers_of_synchronous_calls_are_kept_if_the_operator_wants_that() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("[activations]\nresults = \"10B\"\n");
+    daemon.deploy_python("quick", "def main(params): return 'a' * params['n']\n", &[]);
+    daemon.deploy_python("flaky", FLAKY, &[]);
+    let id_and_text = |body: &[u8]| {
+        let response = daemon.post("/function/quick", body);
+        (response.header("x-call-id").expect("an id").to_owned(), response.text())
+    };
+    let (id, text) = id_and_text(br#"{"n": 3}"#);
+    assert_eq!(daemon.spry_ok(&["activation", "result", &id]), text);
+    let (id, text) = id_and_text(br#"{"n": 30}"#);
+    assert_eq!(daemon.spry_ok(&["activation", "result", &id]), text[..10], "its beginning");
+    let failed = daemon.post("/function/flaky", b"{}");
+    let id = failed.header("x-call-id").expect("an id");
+    assert_eq!(daemon.spry(&["activation", "result", id]).status.code(), Some(1), "a failure is one");
+    daemon.stop();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("quick", "def main(params): return 'ok'\n", &[]);
+    let id = daemon.post("/function/quick", b"{}").header("x-call-id").expect("an id").to_owned();
+    let none = daemon.spry(&["activation", "result", &id]);
+    assert!(String::from_utf8_lossy(&none.stderr).contains("activations.results"), "{none:?}");
+    daemon.stop();
+}
+
+#[test]
 fn one_slow_function_blocks_no_other_and_waiting_calls_can_be_cancelled() {
     need_root_and_cc!();
     let daemon = Daemon::start("[async]\nin_flight = 8\n");

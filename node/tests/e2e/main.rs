@@ -8,6 +8,7 @@ mod client;
 mod daemon;
 
 mod access;
+mod callbacks;
 mod chain_isolation;
 mod chains;
 mod crash;

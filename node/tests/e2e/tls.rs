@@ -13,7 +13,7 @@ use super::daemon::Daemon;
 use crate::need_root_and_cc;
 
 /// `one` or `two`: certificates for these tests alone, which sign themselves.
-fn pem(name: &str, kind: &str) -> PathBuf {
+pub(crate) fn pem(name: &str, kind: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/e2e/tls/{name}.{kind}"))
 }
 
