@@ -73,6 +73,17 @@ impl Sketch {
         self.rest(used_ns).map(|part| part.weight).sum()
     }
 
+    /// The duration above which less than `weight` observations lie; `None` if all of them together are less.
+    pub fn above_ns(&self, weight: f64) -> Option<u64> {
+        let unit = f64::from(self.next_weight);
+        let mut above = 0.0;
+        let reached = (0..=self.highest).rev().find(|index| {
+            above += f64::from(self.weights[*index]) / unit;
+            above >= weight
+        });
+        reached.map(|index| bounds(index).1 as u64)
+    }
+
     /// The mean of what is left of those that lasted longer than `used_ns`; `None` if none did.
     pub fn mean_rest_ns(&self, used_ns: u64) -> Option<f64> {
         let (sum, weight) = self
@@ -184,6 +195,16 @@ mod tests {
         (0..HALF_LIFE).for_each(|_| sketch.observe(2_000));
         let then = sketch.weight_above(500_000);
         assert!((then / first - 0.5).abs() < 0.001, "{first} {then}");
+    }
+
+    #[test]
+    fn nearly_all_lie_below_what_nearly_none_lies_above() {
+        assert_eq!(Sketch::default().above_ns(0.5), None);
+        let mut sketch = of([60_000_000_000]);
+        assert!(sketch.above_ns(0.5).unwrap() > 60_000_000_000);
+        (0..4 * HALF_LIFE).for_each(|_| sketch.observe(5_000_000));
+        let most = sketch.above_ns(0.5).unwrap();
+        assert!((5_000_000..5_300_000).contains(&most), "{most}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ fn the_one_with_less_left_goes_first_and_asks_again_when_it_was_wrong() {
     assert!(long.rank_after(496 * MS) < short.rank);
     // A liar: 5 ms were expected, and it still runs.
     let liar = ask_one(&mut srpt, 0, Event::SliceEnd { task: TaskId(1), used_ns: 40 * MS });
-    assert_eq!(liar.rank, 40 * MS);
+    assert!(near(liar.rank, 35 * MS), "{liar:?}");
 }
 
 #[test]
@@ -107,9 +107,9 @@ fn patience_bounds_the_due_date_and_a_liar_s_is_put_off() {
     assert_eq!(plus.due_ns(TaskId(0)), Some(2_100 * MS));
     ask(&mut plus, 100 * MS, arrive(1, 1));
     assert!(near(plus.due_ns(TaskId(1)).unwrap(), 150 * MS));
-    // 5 ms were expected; it has used 40, and is thought to need as much again.
+    // 5 ms were expected; it has used 40, and is thought to need as much as that is over.
     ask(&mut plus, 140 * MS, Event::SliceEnd { task: TaskId(1), used_ns: 40 * MS });
-    assert_eq!(plus.due_ns(TaskId(1)), Some(900 * MS));
+    assert!(near(plus.due_ns(TaskId(1)).unwrap(), 850 * MS), "{:?}", plus.due_ns(TaskId(1)));
     ask(&mut plus, 150 * MS, exit(1, 41 * MS));
     assert_eq!(plus.due_ns(TaskId(1)), None);
 }
