@@ -1,5 +1,5 @@
 //! Scheduling: pure decisions, and the ways to make them true. Inputs in, decisions out; time comes as a parameter; only
-//! [`backend`] makes system calls.
+//! [`backend`] and [`signals`] make system calls.
 //!
 //! - [`keepalive`]: how long idle processes stay, and which go first when memory is short.
 //! - [`pool`]: how many single-use instances are kept ready.
@@ -8,6 +8,7 @@
 //! - [`policy`]: who runs first, for how long, and in which of the kernel's classes.
 //! - [`engine`]: a node's dispatch by a policy: who begins, who goes first, who waits.
 //! - [`backend`]: what that becomes in the kernel.
+//! - [`signals`]: what processes do, as the kernel's scheduler sees it.
 //! - [`sim`]: a machine of many cores on which the same policies run a trace, beside textbook ones.
 //!
 //! Names are slots ([`FunctionId`], [`TaskId`]): what a function or an invocation is, nothing here knows.
@@ -20,6 +21,7 @@ pub mod placement;
 pub mod policy;
 pub mod pool;
 pub mod predict;
+pub mod signals;
 pub mod sim;
 mod slots;
 

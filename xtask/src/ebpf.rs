@@ -1,7 +1,8 @@
-//! `cargo xtask ebpf`: builds the kernel's side of the bus from source, on stable Rust, and the scheduler ([`scx`]).
+//! `cargo xtask ebpf`: builds what runs in the kernel from source: the bus and the scheduler's signals, on stable Rust, and the
+//! scheduler ([`scx`]).
 //!
-//! The object is checked in ([`OBJECT`]), so that a plain `cargo build` needs none of this. This command
-//! makes it anew, byte for byte: with `--check` it compares instead of copying, and CI does that.
+//! The objects are checked in ([`OBJECTS`]), so that a plain `cargo build` needs none of this. This command
+//! makes them anew, byte for byte: with `--check` it compares instead of copying, and CI does that.
 //!
 //! Stable Rust comes without a core library for the BPF target, and no linker for it is a component of the
 //! toolchain. So, once, under `target/ebpf`:
@@ -11,7 +12,7 @@
 //! | [`toolchain::sources`] | Debian's package of the sources of core, of exactly our compiler | `rust-src` |
 //! | [`toolchain::sysroot`] | core and compiler_builtins for `bpfel-unknown-none` | `sysroot` |
 //! | [`toolchain::linker`] | bpf-linker, against the LLVM that rustc itself brings | `linker`, `llvm` |
-//! | [`build`] | `ebpf/programs` | `programs` |
+//! | [`build`] | `ebpf/programs`, `ebpf/signals` | `programs` |
 //!
 //! The first three are done once and found again; nothing of the machine's toolchain or apt is changed.
 //! `RUSTC_BOOTSTRAP=1` lets the stable compiler build core, and use `asm!` for BPF, in these steps only.
@@ -26,8 +27,9 @@ use std::path::{Path, PathBuf};
 use crate::failure::Failure;
 use crate::process;
 
-/// The checked-in object, from the repository's root.
-const OBJECT: &str = "ebpf/spry-bus.bpf.o";
+/// The checked-in objects, from the repository's root, and the programs that they are made of.
+const OBJECTS: [(&str, &str); 2] =
+    [("ebpf/spry-bus.bpf.o", "spry-bus"), ("ebpf/spry-signals.bpf.o", "spry-signals")];
 /// What the programs are compiled for: little-endian BPF.
 const TARGET: &str = "bpfel-unknown-none";
 /// The instruction set: with atomic compare-and-swap (Linux 5.12).
@@ -56,12 +58,13 @@ fn tools() -> Result<Tools, Failure> {
     Ok(Tools { work, sysroot, linker })
 }
 
-/// Rebuilds both objects. `check`: fails unless they are those checked in; otherwise puts them there.
+/// Rebuilds all objects. `check`: fails unless they are those checked in; otherwise puts them there.
 pub(crate) fn run(check: bool) -> Result<(), Failure> {
-    // Both, so that one run says what is wrong with either.
+    // All, so that one run says what is wrong with any.
     let scheduler = scx::build().and_then(|built| compare(&built, scx::OBJECT, check));
-    let built = build(&tools()?)?;
-    compare(&built, OBJECT, check).and(scheduler)
+    let folder = build(&tools()?)?;
+    let programs = OBJECTS.map(|(object, program)| compare(&folder.join(program), object, check));
+    programs.into_iter().collect::<Result<(), _>>().and(scheduler)
 }
 
 /// Compares a built object with the one checked in. `check`: fails when they differ; otherwise puts it there.
@@ -87,7 +90,7 @@ fn compare(built: &Path, name: &str, check: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Compiles and links the programs.
+/// Compiles and links the programs; the folder that they are in.
 fn build(Tools { work, sysroot, linker }: &Tools) -> Result<PathBuf, Failure> {
     let root = process::root();
     let target_dir = work.join("programs");
@@ -107,7 +110,7 @@ fn build(Tools { work, sysroot, linker }: &Tools) -> Result<PathBuf, Failure> {
         flag.push(to);
         flags.push(flag);
     }
-    let mut cargo = process::cargo(["build", "--release", "--locked", "--target", TARGET]);
+    let mut cargo = process::cargo(["build", "--release", "--workspace", "--locked", "--target", TARGET]);
     cargo.arg("--manifest-path").arg(&manifest).arg("--target-dir").arg(&target_dir);
     cargo.current_dir(root.join("ebpf"));
     for variable in ["RUSTFLAGS", "CARGO_TARGET_DIR", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {

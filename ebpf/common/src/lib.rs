@@ -276,3 +276,6 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Trail {}
 }
+
+// (Last, so that the lines above stay where they are: the bus object, compared byte for byte, knows their numbers.)
+pub mod signals;
