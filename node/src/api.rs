@@ -308,14 +308,14 @@ pub struct StatusView {
     pub transport: String,
     /// The better transports and why they are not used.
     pub passed_over: Vec<PassedOver>,
-    /// What steers instances.
-    pub scheduler: String,
     /// Whether HTTP is served over TLS.
     pub tls: bool,
     /// Gateway workers.
     pub workers: u32,
     /// `v2`, `hybrid`, `v1` or `none`, and what it can limit, in words.
     pub cgroup: String,
+    /// Who goes first, and by what.
+    pub scheduler: SchedulerView,
     /// Functions deployed.
     pub functions: u32,
     /// Instances of all functions.
@@ -338,6 +338,23 @@ pub struct StatusView {
     /// Asynchronous calls.
     #[serde(default)]
     pub later: calls::Counts,
+}
+
+/// The scheduler, as it is now.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SchedulerView {
+    /// `eevdf`, `sfs`, `alps`, `srpt` or `srpt+`.
+    pub policy: String,
+    /// `posix` or `sched_ext`; `none` where the policy leaves all to the kernel.
+    pub backend: String,
+    /// How the backend does it here, and why not better, in words.
+    pub how: String,
+    /// Where CPU times and blocking are known from, in words.
+    pub signals: String,
+    /// Invocations that it keeps back.
+    pub held: u64,
+    /// Those that it has let in, very short functions not counted.
+    pub begun: u64,
 }
 
 /// What served a call.

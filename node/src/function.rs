@@ -12,7 +12,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use shm_bus::Descriptor;
-use shm_bus::ids::{FunctionIndex, InvocationId};
+use shm_bus::ids::{FunctionIndex, InvocationId, PeerId};
 use spry_ebpf_common::SLOTS_PER_FUNCTION;
 use spry_sched::placement::Placement;
 use spry_wire::freeze::Frozen;
@@ -24,6 +24,7 @@ use crate::chain::Domain;
 use crate::inbox::Inbox;
 use crate::instance::Instance;
 pub use crate::metrics::Counts;
+use crate::schedule::Usage;
 use crate::store::StoredFunction;
 
 /// An invocation that waits for an idle instance.
@@ -88,6 +89,8 @@ pub struct Function {
     pub counts: Arc<Counts>,
     /// Where its instances run.
     pub placement: Mutex<Placement>,
+    /// What its invocations cost, and how many of them are kept back.
+    pub usage: Usage,
     /// The chain that it serves in, if it doesn't serve by itself: whose memory its instances may see.
     pub domain: Option<Arc<Domain>>,
     /// Rung when the keeper should look: somebody waits for an instance, or the last user left.
@@ -130,6 +133,7 @@ impl Function {
             history,
             counts,
             placement: Mutex::default(),
+            usage: Usage::default(),
             domain,
             bell: Notify::new(),
             inbox: ArcSwap::new(inbox),
@@ -246,6 +250,16 @@ impl Function {
     /// Invocations that wait.
     pub fn queue_len(&self) -> usize {
         self.queue_len.load(Ordering::Acquire)
+    }
+
+    /// Invocations that wait, those that are kept back included.
+    pub fn waiting(&self) -> usize {
+        self.queue_len() + self.usage.held()
+    }
+
+    /// The instance with this name on the bus.
+    pub fn instance_of(&self, peer: PeerId) -> Option<Arc<Instance>> {
+        self.instances[peer.bit() as usize].load_full().filter(|instance| instance.peer == peer)
     }
 
     /// Appends to the queue; gives it back when `limit` are waiting already.

@@ -3,10 +3,12 @@
 //! The process itself (its reaping, its control socket) is the keeper's; see [`crate::keeper`].
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use shm_bus::Descriptor;
 use shm_bus::begun;
@@ -14,17 +16,26 @@ use shm_bus::ids::{InvocationId, PeerId};
 use shm_bus::release::ReleaseWriter;
 use shm_bus::segment::{Reader, SegmentName};
 use shm_bus::transport::FaultKind;
+use spry_sched::backend::Process;
+use spry_sched::signals::Tracked;
 
 use crate::activation::Stream;
 use crate::sys;
 
-/// What an instance's process has used, as far as it is known.
+/// What an instance's process has used for a call, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Used {
-    /// CPU time since it was asked for last: since its answer before.
+    /// CPU time since its answer before.
     pub cpu_ns: Option<u64>,
+    /// For how long it could run and had no core; 0 where nobody notes it.
+    pub wait_ns: u64,
     /// The most memory that it has had, shared pages included; looked at now and then.
     pub memory_bytes: Option<u64>,
+}
+
+impl Used {
+    /// Nothing is known.
+    pub const UNKNOWN: Self = Self { cpu_ns: None, wait_ns: 0, memory_bytes: None };
 }
 
 /// An instance's memory is looked at when it first answers, and then this often at most: that costs ten times as much as
@@ -71,7 +82,14 @@ pub struct Instance {
     pub cold: bool,
     /// When it could first be used.
     pub ready_at: Instant,
+    /// The same for the scheduler's backend.
+    pub process: Process,
     pidfd: Arc<OwnedFd>,
+    /// What the kernel's scheduler notes of it; `None`: nobody notes, or it has ended.
+    tracked: ArcSwapOption<Tracked>,
+    /// The process's CPU time and its wait for cores when it last answered, in nanoseconds.
+    cpu_taken_ns: AtomicU64,
+    wait_taken_ns: AtomicU64,
     /// The CPU that it is bound to, or [`NOWHERE`].
     home: AtomicU32,
     /// Answers in a row that a worker on another CPU got.
@@ -80,7 +98,6 @@ pub struct Instance {
     ended: AtomicBool,
     served: AtomicU64,
     used_unix_ms: AtomicU64,
-    cpu_ns: AtomicU64,
     memory_bytes: AtomicU64,
     memory_looked_unix_ms: AtomicU64,
     output: Mutex<Output>,
@@ -96,6 +113,10 @@ pub struct Parts {
     pub pid: i32,
     /// Its process.
     pub pidfd: Arc<OwnedFd>,
+    /// The folder of its control group with the cpu controller, if there is one.
+    pub cpu_group: Option<PathBuf>,
+    /// What the kernel's scheduler notes of it, where that is to be had.
+    pub tracked: Option<Tracked>,
     /// See [`Instance::outbox`].
     pub outbox: Arc<Reader>,
     /// See [`Instance::outbox_name`].
@@ -117,6 +138,9 @@ pub struct Parts {
 impl Instance {
     /// Puts the parts together; it is ready now.
     pub fn new(parts: Parts) -> Arc<Self> {
+        let process = Process::new(parts.pid, Arc::clone(&parts.pidfd), parts.cpu_group);
+        // What is tracked counts from now on, the process's clock from its birth.
+        let clock_ns = if parts.tracked.is_none() { process.cpu_ns() } else { None };
         Arc::new(Self {
             peer: parts.peer,
             pid: parts.pid,
@@ -126,14 +150,17 @@ impl Instance {
             requested_at: parts.requested_at,
             cold: parts.cold,
             ready_at: Instant::now(),
+            process,
             pidfd: parts.pidfd,
+            tracked: ArcSwapOption::from_pointee(parts.tracked),
+            cpu_taken_ns: AtomicU64::new(clock_ns.unwrap_or(0)),
+            wait_taken_ns: AtomicU64::new(0),
             home: AtomicU32::new(NOWHERE),
             strangers: AtomicU32::new(0),
             doom: OnceLock::new(),
             ended: AtomicBool::new(false),
             served: AtomicU64::new(0),
             used_unix_ms: AtomicU64::new(crate::activation::unix_ms()),
-            cpu_ns: AtomicU64::new(0),
             memory_bytes: AtomicU64::new(0),
             memory_looked_unix_ms: AtomicU64::new(0),
             output: Mutex::new(Output {
@@ -176,6 +203,38 @@ impl Instance {
     /// It was reaped: its pid may name another process from now on.
     pub fn mark_ended(&self) {
         self.ended.store(true, Ordering::SeqCst);
+        self.tracked.store(None);
+    }
+
+    /// The CPU time that its process has used since it last answered, in nanoseconds. `None`: it has ended.
+    pub fn cpu_since_answer_ns(&self) -> Option<u64> {
+        if self.has_ended() {
+            return None; // the pid may be another's
+        }
+        let now_ns = match &*self.tracked.load() {
+            Some(tracked) => tracked.times().cpu_ns,
+            None => self.process.cpu_ns()?,
+        };
+        Some(now_ns.saturating_sub(self.cpu_taken_ns.load(Ordering::Relaxed)))
+    }
+
+    /// Tells of its blocking and waking from now on, under this name, if that is to be had.
+    pub fn watch(&self, invocation: InvocationId) {
+        if let Some(tracked) = &*self.tracked.load() {
+            tracked.watch(invocation.0);
+        }
+    }
+
+    /// Tells no more.
+    pub fn unwatch(&self) {
+        if let Some(tracked) = &*self.tracked.load() {
+            tracked.unwatch();
+        }
+    }
+
+    /// Whether it is known to wait for something else than a core.
+    pub fn is_blocked(&self) -> bool {
+        self.tracked.load().as_ref().is_some_and(|tracked| tracked.is_blocked())
     }
 
     /// Binds it to one CPU, or to none. Only on the thread that reaps it (the pid must still be its own).
@@ -222,14 +281,13 @@ impl Instance {
         self.served.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// What it has used for the call that it has just answered. (What its process does after an answer counts for the next.)
-    pub fn used(&self) -> Used {
-        if self.ended.load(Ordering::SeqCst) {
-            return Used::default(); // its pid may be another's
-        }
-        let cpu_ns = spry_sched::backend::process_cpu_ns(self.pid).ok().map(|now| {
-            let before = self.cpu_ns.swap(now, Ordering::Relaxed);
-            now.saturating_sub(before)
+    /// It has answered: what it has used for that. (What its process does after an answer counts for the next.)
+    pub fn take_used(&self) -> Used {
+        let Some(cpu_ns) = self.cpu_since_answer_ns() else { return Used::UNKNOWN };
+        self.cpu_taken_ns.fetch_add(cpu_ns, Ordering::Relaxed);
+        let wait_ns = self.tracked.load().as_ref().map_or(0, |tracked| {
+            let wait_ns = tracked.times().wait_ns;
+            wait_ns.saturating_sub(self.wait_taken_ns.swap(wait_ns, Ordering::Relaxed))
         });
         let now_unix_ms = self.used_unix_ms();
         let looked = self.memory_looked_unix_ms.load(Ordering::Relaxed);
@@ -240,7 +298,7 @@ impl Instance {
             }
         }
         let memory_bytes = Some(self.memory_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0);
-        Used { cpu_ns, memory_bytes }
+        Used { cpu_ns: Some(cpu_ns), wait_ns, memory_bytes }
     }
 
     /// When it last answered, or was made.

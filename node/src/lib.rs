@@ -28,6 +28,7 @@ pub mod packages;
 pub mod progress;
 pub mod records;
 pub mod sandbox;
+pub mod schedule;
 pub mod schema;
 pub mod secrets;
 pub mod store;

@@ -34,7 +34,7 @@ use crate::records::{Filter, Recorder, StoredResult};
 use crate::store::{PlannedChain, Recalled, Staged};
 use crate::units::Size;
 use show::{activation, add, calls, instances, log_line, stored_line};
-pub use show::{chain_view, view};
+pub use show::{chain_view, scheduler, view};
 
 /// The functions that are served now, by name.
 type Names = BTreeMap<String, Arc<Function>>;
@@ -54,6 +54,8 @@ pub struct Fixed {
     pub cgroup: String,
     /// Keeps records of calls.
     pub recorder: Arc<Recorder>,
+    /// Where CPU times come from, in words.
+    pub signals: String,
 }
 
 /// The running node.
@@ -258,11 +260,6 @@ pub fn transport_name(kind: Kind) -> &'static str {
     }
 }
 
-/// What steers instances: nothing but the kernel's own scheduler, so far.
-pub fn scheduler_name(_node: &Node) -> &'static str {
-    "kernel"
-}
-
 impl Engine for Node {
     fn deploy(&self, staged: Staged, progress: Progress) -> Reply<'_, Result<Deployed, DeployError>> {
         let (done, answer) = oneshot::channel();
@@ -370,10 +367,10 @@ impl Engine for Node {
                     why: why.to_string(),
                 })
                 .collect(),
-            scheduler: scheduler_name(self).to_owned(),
             tls: self.fixed.config.tls.is_some(),
             workers: self.fixed.config.workers as u32,
             cgroup: self.fixed.cgroup.clone(),
+            scheduler: scheduler(&self.bus, &self.fixed.signals),
             functions: all.len() as u32,
             instances: sum,
             queued: self.bus.queued() as u64,

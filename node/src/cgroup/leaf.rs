@@ -6,15 +6,16 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
 use super::dir::Dir;
 use super::layout::Controller;
 use super::limits::{self, GroupLimits};
-use super::{CgroupError, Tree};
+use super::{Arrangement, CgroupError, Tree};
 
 /// Memory that may stay charged to a leaf that is used again.
 const LEFTOVER_MAX_BYTES: u64 = 1 << 20;
@@ -25,8 +26,9 @@ const POOL_MAX: usize = 16;
 #[derive(Debug)]
 pub struct FunctionGroup {
     tree: Arc<Tree>,
+    /// Where its leaves are made; its own, unless they lie beside those of others.
     dirs: Vec<Dir>,
-    next: AtomicU64,
+    name: String,
     pool: Mutex<Vec<Bare>>,
 }
 
@@ -48,10 +50,13 @@ pub struct Leaf {
 }
 
 impl FunctionGroup {
-    /// Makes the function's folder in every hierarchy.
+    /// Makes the function's folder in every hierarchy, if functions have folders.
     pub(super) fn create(tree: &Arc<Tree>, name: &str) -> Result<Self, CgroupError> {
-        let dirs = tree.create_below(tree.roots(), name, true)?;
-        Ok(Self { tree: tree.clone(), dirs, next: AtomicU64::new(0), pool: Mutex::new(Vec::new()) })
+        let dirs = match tree.arrangement {
+            Arrangement::ByFunction => tree.create_below(tree.roots(), name, true)?,
+            Arrangement::SideBySide => Vec::new(),
+        };
+        Ok(Self { tree: tree.clone(), dirs, name: name.to_owned(), pool: Mutex::new(Vec::new()) })
     }
 
     /// An empty group with these limits; `kind` is the first part of a new one's name.
@@ -60,8 +65,12 @@ impl FunctionGroup {
         let mut bare = match pooled {
             Some(bare) => bare,
             None => {
-                let name = format!("{kind}-{}", self.next.fetch_add(1, Ordering::Relaxed));
-                let dirs = self.tree.create_below(&self.dirs, &name, false)?;
+                let number = self.tree.leaves.fetch_add(1, Ordering::Relaxed);
+                let (parents, name) = match self.tree.arrangement {
+                    Arrangement::ByFunction => (&self.dirs[..], format!("{kind}-{number}")),
+                    Arrangement::SideBySide => (self.tree.roots(), format!("{kind}-{number}.{}", self.name)),
+                };
+                let dirs = self.tree.create_below(parents, &name, false)?;
                 Bare { name, dirs, limits: None }
             }
         };
@@ -88,9 +97,14 @@ impl Leaf {
         self.bare.as_ref().map_or(&[], |bare| &bare.dirs)
     }
 
-    /// Its name below the function's.
+    /// Its folder's name.
     pub fn name(&self) -> &str {
         self.bare.as_ref().map_or("", |bare| &bare.name)
+    }
+
+    /// Its folder with the cpu controller.
+    pub fn cpu_folder(&self) -> Option<&Path> {
+        Some(&self.function.tree.dir_of(Controller::Cpu, self.dirs())?.path)
     }
 
     /// The `cgroup.procs` files, for a process that enters by itself.

@@ -5,6 +5,7 @@
 //!                                           /instance-1 …
 //! ```
 //!
+//! - Or side by side, where a policy says who goes first ([`Arrangement`]).
 //! - [`layout`] finds the hierarchies (v2, v1, or both); [`limits`] knows their interface files; `dir` is a
 //!   folder in one of them; [`Leaf`] is a group in all of them. A [`Tree`] without hierarchies is valid: its
 //!   leaves hold nothing, and the sandbox's rlimits and the [`watchdog`] stand in.
@@ -56,16 +57,30 @@ impl CgroupError {
     }
 }
 
+/// Whom the kernel compares when groups want the same core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arrangement {
+    /// Functions: each has a folder, and its processes share what that gets.
+    #[default]
+    ByFunction,
+    /// Processes: no folders, so that what is said of one process (`cpu.idle`) holds against those of all functions
+    /// (docs/decisions/0019-who-goes-first.md).
+    SideBySide,
+}
+
 /// All groups of this spryd.
 #[derive(Debug)]
 pub struct Tree {
     name: String,
+    arrangement: Arrangement,
     roots: Vec<Dir>,
     controllers: Vec<(Controller, usize)>,
     refused: Vec<CgroupError>,
     functions: Mutex<HashMap<String, Weak<FunctionGroup>>>,
     /// Counts folders that could not have their function's name.
     doubles: AtomicU64,
+    /// Numbers the leaves of all functions.
+    leaves: AtomicU64,
     /// Folders whose removal failed, children before parents.
     stale: Mutex<Vec<Dir>>,
 }
@@ -75,21 +90,28 @@ impl Tree {
     /// node left there. `node` names the state folder (its user makes sure that one spryd at a time has it).
     /// `record` is a file that remembers where the tree was, for a successor that starts in another group.
     /// A hierarchy that can't be used is left out, and [`Self::probes`] says why.
-    pub fn open(node: &str, record: Option<&Path>) -> io::Result<Arc<Self>> {
+    pub fn open(node: &str, arrangement: Arrangement, record: Option<&Path>) -> io::Result<Arc<Self>> {
         let found = layout::find()?;
-        Self::open_in(found, node, record)
+        Self::open_in(found, node, arrangement, record)
     }
 
     /// The same, in these hierarchies.
-    pub fn open_in(hierarchies: Vec<Hierarchy>, node: &str, record: Option<&Path>) -> io::Result<Arc<Self>> {
+    pub fn open_in(
+        hierarchies: Vec<Hierarchy>,
+        node: &str,
+        arrangement: Arrangement,
+        record: Option<&Path>,
+    ) -> io::Result<Arc<Self>> {
         let name = format!("spry-{node}");
         let mut tree = Self {
             name,
+            arrangement,
             roots: vec![],
             controllers: vec![],
             refused: vec![],
             functions: Mutex::default(),
             doubles: AtomicU64::new(0),
+            leaves: AtomicU64::new(0),
             stale: Mutex::default(),
         };
         if let Some(record) = record {
@@ -117,11 +139,13 @@ impl Tree {
         let (name, roots, controllers, refused) = (String::new(), vec![], vec![], vec![]);
         Arc::new(Self {
             name,
+            arrangement: Arrangement::default(),
             roots,
             controllers,
             refused,
             functions: Mutex::default(),
             doubles: AtomicU64::new(0),
+            leaves: AtomicU64::new(0),
             stale: Mutex::default(),
         })
     }
@@ -294,6 +318,11 @@ impl Tree {
         Ok(made)
     }
 
+    /// The tree's folder with the cpu controller.
+    pub fn cpu_folder(&self) -> Option<&Path> {
+        Some(&self.dir_of(Controller::Cpu, &self.roots)?.path)
+    }
+
     fn apply(&self, dirs: &[Dir], limits: &GroupLimits) -> Result<(), CgroupError> {
         for (controller, index) in &self.controllers {
             let Some(dir) = dirs.get(*index) else { continue };
@@ -363,18 +392,20 @@ fn probe_limits(layout: Vec<Hierarchy>) -> io::Result<Vec<Probe>> {
     let node = format!("probe-{}", std::process::id());
     let may_move = layout.iter().all(|hierarchy| hierarchy.version == Version::V1);
     if may_move {
-        let tree = Tree::open_in(layout, &node, None)?;
+        let tree = Tree::open_in(layout, &node, Arrangement::default(), None)?;
         let probes = tree.probes();
         tree.remove()?;
         return Ok(probes);
     }
     let mut tree = Tree {
+        arrangement: Arrangement::default(),
         name: node,
         roots: vec![],
         controllers: vec![],
         refused: vec![],
         functions: Mutex::default(),
         doubles: AtomicU64::new(0),
+        leaves: AtomicU64::new(0),
         stale: Mutex::default(),
     };
     for hierarchy in layout {

@@ -4,8 +4,8 @@ use super::table::{Table, ago, instant, pairs, span};
 use spry_wire::freeze::{Freeze, Frozen};
 
 use crate::api::{
-    ActivationView, Calls, FunctionState, FunctionView, Instances, LogLine, LogStream, StatusView,
-    ZygoteState,
+    ActivationView, Calls, FunctionState, FunctionView, Instances, LogLine, LogStream, SchedulerView,
+    StatusView, ZygoteState,
 };
 use crate::units::Size;
 
@@ -93,9 +93,10 @@ pub(super) fn status(view: &StatusView) -> String {
         rows.push(("", format!("not {}: {}", passed_over.name, passed_over.why)));
     }
     rows.extend([
-        ("scheduler", view.scheduler.clone()),
         ("workers", view.workers.to_string()),
         ("cgroup", view.cgroup.clone()),
+        ("scheduler", scheduler(&view.scheduler)),
+        ("signals", view.scheduler.signals.clone()),
         ("functions", view.functions.to_string()),
         ("instances", instances(view.instances)),
         ("queued", view.queued.to_string()),
@@ -126,6 +127,11 @@ fn memory(view: &StatusView) -> String {
     let (budget, promised) = (view.memory_budget.as_bytes(), view.memory_promised.as_bytes());
     let free = Size::bytes(budget.saturating_sub(promised)).rounded();
     format!("{} promised of {}, {free} free", view.memory_promised.rounded(), view.memory_budget.rounded())
+}
+
+fn scheduler(view: &SchedulerView) -> String {
+    let held = if view.held > 0 { format!("; {} kept back", view.held) } else { String::new() };
+    format!("{} by {}: {}{held}", view.policy, view.backend, view.how)
 }
 
 pub(super) fn activations(list: &[ActivationView]) -> String {

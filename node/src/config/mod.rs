@@ -7,6 +7,7 @@
 mod access;
 pub mod raw;
 mod reload;
+mod scheduler;
 pub(crate) mod value;
 
 use std::net::SocketAddr;
@@ -17,6 +18,7 @@ use spry_wire::freeze::Freeze;
 use crate::calls::settings::Settings;
 use crate::log;
 use crate::manifest::{Defaults, ManifestError};
+use crate::schedule::SchedulerChoice;
 use crate::units::{Period, Size, UnitError};
 
 /// The file that is read when none is named; it may be absent.
@@ -175,6 +177,8 @@ pub struct Config {
     pub keepalive: spry_sched::keepalive::Kind,
     /// The key that secrets are encrypted by; made with the first of them.
     pub secret_key_file: PathBuf,
+    /// Who goes first when there is more to do than cores.
+    pub scheduler: SchedulerChoice,
     /// For manifests that are silent.
     pub defaults: Defaults,
     /// How the log's lines look.

@@ -10,6 +10,7 @@ use spry_sched::keepalive::Kind;
 use spry_wire::freeze::Freeze;
 
 use super::access;
+use super::scheduler::{RawScheduler, scheduler};
 use super::value::{absolute, bound, count, optional, period, size};
 use super::{
     Config, ConfigError, DEFAULT_CONTROL_SOCKET, Flags, PackageIndex, Packages, Queue, TransportChoice,
@@ -74,6 +75,8 @@ pub struct RawConfig {
     pub keepalive: RawKeepAlive,
     /// `[activations]`
     pub activations: records::settings::RawSettings,
+    /// `[scheduler]`
+    pub scheduler: RawScheduler,
     /// `[defaults]`
     pub defaults: RawDefaults,
     /// `[log]`
@@ -313,6 +316,7 @@ impl TryFrom<RawConfig> for Config {
                 Some(path) => absolute("secret_key_file", Some(path), "/")?,
                 None => state_dir.join("secrets.key"),
             },
+            scheduler: scheduler(raw.scheduler)?,
             defaults: Defaults {
                 limits: raw.defaults.limits.check(&Defaults::default().limits, "defaults.limits")?,
                 scale: raw.defaults.scale.check(&Defaults::default().scale, "defaults.scale")?,

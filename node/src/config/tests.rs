@@ -1,5 +1,6 @@
 use super::raw::RawConfig;
 use super::*;
+use crate::schedule::{BackendChoice, PolicyChoice};
 use crate::units::Period;
 use proptest::prelude::*;
 
@@ -118,6 +119,11 @@ burst = 100
 table = 128
 [shutdown]
 grace = "20s"
+[scheduler]
+policy = "srpt"
+backend = "posix"
+realtime = true
+signals = false
 [defaults.limits]
 memory = "64MiB"
 cpu = 0.5
@@ -154,6 +160,13 @@ fn every_key_is_read() {
         timeout: Period::minutes(3),
     };
     assert_eq!(config.packages, packages);
+    let scheduler = SchedulerChoice {
+        policy: PolicyChoice::Srpt,
+        backend: BackendChoice::Posix,
+        realtime: true,
+        signals: false,
+    };
+    assert_eq!(config.scheduler, scheduler);
     assert_eq!(config.defaults.limits.timeout, Period::seconds(10));
     assert_eq!(config.defaults.scale.max, 4);
     assert_eq!(config.memory_budget, Size::gib(2));
@@ -194,6 +207,11 @@ fn each_refusal_names_key_value_and_bound() {
         ("[packages]\nsize = \"1KiB\"", "packages.size is 1KiB"),
         ("[packages]\ntimeout = \"0s\"", "packages.timeout is 0s, but must be between 1s and 1d"),
         ("[defaults.limits]\nmemory = \"1B\"", "defaults.limits.memory is 1B"),
+        (
+            "[scheduler]\npolicy = \"cfs\"",
+            "scheduler.policy is \"cfs\", but must be one of \"eevdf\", \"sfs\"",
+        ),
+        ("[scheduler]\nbackend = \"rt\"", "scheduler.backend is \"rt\""),
         ("[defaults.scale]\nmax = 100", "defaults.scale.max is 100, but must be between 1 and 64"),
         ("[log]\nformat = \"xml\"", "log.format is \"xml\", but must be one of \"text\", \"json\""),
         ("[log]\nlevel = \"=\"", "log.level is \"=\""),

@@ -3,6 +3,7 @@
 mod life;
 mod notify;
 mod reload;
+mod scheduling;
 mod sockets;
 
 use std::collections::BTreeMap;
@@ -138,19 +139,25 @@ async fn serve(
     let token = ApiToken::load_or_create(&config.api_token_file)?;
     let sockets = Sockets::open(inherited, &config)?;
     let listen = sockets.address()?;
-    let Selected { transport, passed_over } = open_transport(config.transport, config.workers + 1)?;
+    let Selected { transport, passed_over } = open_transport(config.transport, config.workers + 2)?;
     for (kind, why) in &passed_over {
         tracing::warn!(transport = transport_name(*kind), %why, "a better transport can't be used");
     }
     let executor = executor(&config)?;
     let packages = Packages::open(&config, Arc::clone(&executor))?;
+    let (cores, signals_in_words) = scheduling::open(&config, &executor)?;
     let (to_keeper, mailbox) = unbounded_channel();
     let limits = QueueLimits { function: config.queue.per_function, node: config.queue.node };
     let functions = spry_ebpf_common::DEFAULT_FUNCTIONS as usize;
-    let bus = Bus::new(transport, functions, to_keeper.clone(), limits, Arc::clone(&executor));
-    let cgroup = limits_in_words(&executor);
-    let fixed =
-        Fixed { listen, passed_over, cgroup, config: config.clone(), recorder: Arc::clone(&recorder) };
+    let bus = Bus::new(transport, functions, to_keeper.clone(), limits, Arc::clone(&executor), cores);
+    let fixed = Fixed {
+        listen,
+        passed_over,
+        cgroup: limits_in_words(&executor),
+        signals: signals_in_words,
+        config: config.clone(),
+        recorder: Arc::clone(&recorder),
+    };
     let budget = Budget::new(config.memory_budget.as_bytes());
     let node = Node::new(fixed, Arc::clone(&bus), Arc::clone(&budget), to_keeper);
     let engine: Arc<dyn crate::api::Engine> = node.clone();
@@ -179,6 +186,7 @@ async fn serve(
     let mailboxes: Vec<_> = workers.iter().map(|worker| worker.mailbox.clone()).collect();
     let seed = crate::sys::random_u64().map_err(os("draw random bits"))?;
     let dispatcher = Dispatcher::new(Arc::clone(&bus), PortIndex(workers.len() as u8), None, seed)?;
+    let scheduling = scheduling::start(&bus, workers.len() + 1)?;
     let keeper = Keeper::new(keeper::Parts {
         node: Arc::clone(&node),
         bus,
@@ -227,6 +235,7 @@ async fn serve(
     let _ = joined.await;
     let _ = tokio::task::spawn_blocking(move || calls.close()).await;
     keeper.close().await;
+    drop(scheduling);
     let _ = tokio::task::spawn_blocking(move || recorder.close()).await;
     if let Some(exporter) = exporter {
         let _ = tokio::task::spawn_blocking(|| exporter.finish()).await;
@@ -247,6 +256,7 @@ fn executor(config: &Config) -> Result<Arc<Executor>, StartupError> {
     let python = Launch { arguments, env, files: vec![runtimes.python_dir], ..Launch::default() };
     let mut wanted = ExecutorConfig::new(node_name(&config.state_dir), native, python);
     wanted.cgroup_record = Some(config.state_dir.join("cgroups"));
+    wanted.arrangement = config.scheduler.arrangement();
     Ok(Executor::new(wanted)?)
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use shm_bus::ids::InvocationId;
 
-use super::{Dispatcher, Outcome, Visit, instance_of};
+use super::{Dispatcher, Outcome, Visit};
 use crate::function::Function;
 use crate::gateway::Refusal;
 use crate::instance::Doom;
@@ -48,13 +48,13 @@ impl Dispatcher {
     }
 
     /// Ends an invocation whose time ran out: out of the queue, or with the instance that holds it.
-    fn expire(&self, id: InvocationId) {
+    fn expire(self: &Rc<Self>, id: InvocationId) {
         let Some((target, limit)) = self.target_now(id) else { return };
         if self.withdraw(&target, id) {
             return self.refuse(id, Refusal::QueueTimeout(limit));
         }
         let holder = self.bus.transport.holder(target.index, id);
-        if let Some(instance) = holder.and_then(|peer| instance_of(&target, peer)) {
+        if let Some(instance) = holder.and_then(|peer| target.instance_of(peer)) {
             instance.kill(Doom::TimedOut(id));
         }
         let again = Instant::now() + SEARCH_PAUSE;
@@ -72,7 +72,7 @@ impl Dispatcher {
     }
 
     /// Ends the wait of everybody who waits for an answer on this thread: spryd is about to end.
-    pub fn refuse_all(&self) {
+    pub fn refuse_all(self: &Rc<Self>) {
         let waiting = self.inner.borrow().pending.waiting();
         for id in waiting {
             let target = self.target_now(id);
@@ -113,7 +113,7 @@ impl Dispatcher {
     }
 
     /// Nobody waits for an invocation any more.
-    pub(super) fn abandon(&self, id: InvocationId) {
+    pub(super) fn abandon(self: &Rc<Self>, id: InvocationId) {
         let target = {
             let mut inner = self.inner.borrow_mut();
             let Some(pending) = inner.pending.get(id) else { return };

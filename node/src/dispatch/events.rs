@@ -59,8 +59,10 @@ impl Dispatcher {
         let at = Instant::now();
         self.log_output(&sender, id);
         self.settle(id);
+        let used = sender.instance.take_used();
+        self.count_usage(&sender.function, id, used.cpu_ns.unwrap_or(0));
         let instance = Arc::clone(&sender.instance);
-        let outcome = Outcome::Answered(Answered { descriptor, instance, at });
+        let outcome = Outcome::Answered(Answered { descriptor, instance, at, used });
         let finished = self.inner.borrow_mut().pending.finish(id, outcome);
         let is_run = descriptor.route & CHAIN_BIT != 0;
         match finished {
@@ -75,6 +77,14 @@ impl Dispatcher {
             None => {}
         }
         self.back_in_service(&sender);
+    }
+
+    /// An invocation has used so much, and is over.
+    fn count_usage(self: &Rc<Self>, function: &Function, id: InvocationId, cpu_ns: u64) {
+        function.usage.observe(cpu_ns);
+        if let Some(scheduler) = self.scheduler_of(function) {
+            scheduler.over(self, id, cpu_ns, true);
+        }
     }
 
     /// A step has answered, and the bus can't send the run on by itself.
@@ -111,7 +121,10 @@ impl Dispatcher {
     }
 
     /// Ends an invocation that nobody has.
-    pub(super) fn refuse(&self, id: InvocationId, refusal: Refusal) {
+    pub(super) fn refuse(self: &Rc<Self>, id: InvocationId, refusal: Refusal) {
+        if let Some(scheduler) = &self.bus.cores.scheduler {
+            scheduler.over(self, id, 0, false);
+        }
         self.settle(id);
         let finished = self.inner.borrow_mut().pending.finish(id, Outcome::Refused(refusal));
         if let Some(finished) = finished {
@@ -151,6 +164,9 @@ impl Dispatcher {
         };
         self.bus.queued.fetch_add(1, Ordering::Relaxed);
         function.requeue(Queued { descriptor, sent: SentAt::new(Instant::now()) });
+        if let Some(scheduler) = self.scheduler_of(&function) {
+            scheduler.stalled(self, InvocationId(descriptor.invocation));
+        }
         function.bell.notify_one();
         self.pump(&function);
     }
@@ -163,6 +179,9 @@ impl Dispatcher {
         self.bus.queued.fetch_add(1, Ordering::Relaxed);
         let sent = self.inner.borrow_mut().pending.queued(id, &function);
         function.requeue(Queued { descriptor, sent });
+        if let Some(scheduler) = self.scheduler_of(&function) {
+            scheduler.stalled(self, id);
+        }
         function.bell.notify_one();
         self.pump(&function);
     }
@@ -215,7 +234,7 @@ impl Dispatcher {
     }
 
     /// An instance has answered: what it may do next.
-    fn back_in_service(&self, sender: &Sender) {
+    fn back_in_service(self: &Rc<Self>, sender: &Sender) {
         if sender.single_use {
             // After the tasks that have just been woken: its end takes a core for a while, and the client waits.
             let instance = Arc::clone(&sender.instance);

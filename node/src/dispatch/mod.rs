@@ -33,6 +33,7 @@ use shm_bus::Descriptor;
 use shm_bus::ids::{FunctionIndex, InvocationId, PortIndex};
 use shm_bus::transport::{BusError, Event, Port, Sent, Transport};
 use spry_ebpf_common::PORT_BIT;
+use spry_sched::signals::Signals;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -43,9 +44,9 @@ use trails::Trails;
 
 use crate::function::{Function, Queued};
 use crate::gateway::Refusal;
-use crate::instance::Instance;
 use crate::keeper::ToKeeper;
 use crate::metrics::Totals;
+use crate::schedule::Scheduler;
 use crate::zygote::Executor;
 
 /// What a worker is told by other threads.
@@ -95,7 +96,18 @@ pub struct Bus {
     executor: Arc<Executor>,
     /// Counters of the node as a whole.
     pub totals: Totals,
+    /// Who has the cores.
+    pub cores: Cores,
     queued: AtomicUsize,
+}
+
+/// Who has the cores, and what is known of that.
+#[derive(Debug, Default)]
+pub struct Cores {
+    /// Who goes first; `None`: the kernel's to say.
+    pub scheduler: Option<Arc<Scheduler>>,
+    /// What processes do, as the kernel's scheduler sees it; `None`: not to be had, or not wanted.
+    pub signals: Option<Arc<Signals>>,
 }
 
 impl Bus {
@@ -106,10 +118,11 @@ impl Bus {
         keeper: UnboundedSender<ToKeeper>,
         limits: QueueLimits,
         executor: Arc<Executor>,
+        cores: Cores,
     ) -> Arc<Self> {
         let functions = (0..functions).map(|_| ArcSwapOption::empty()).collect();
         let (totals, queued) = (Totals::default(), AtomicUsize::new(0));
-        Arc::new(Self { transport, functions, keeper, limits, executor, totals, queued })
+        Arc::new(Self { transport, functions, keeper, limits, executor, totals, cores, queued })
     }
 
     /// Invocations that wait, on the whole node.
@@ -145,7 +158,20 @@ impl Bus {
             all.push(next);
         }
         self.tell_waiting(function);
+        let held =
+            self.cores.scheduler.as_ref().map_or_else(Vec::new, |scheduler| scheduler.take_held(function));
+        self.queued.fetch_sub(held.len(), Ordering::Relaxed);
+        all.extend(held);
         all
+    }
+
+    /// One more waits on the node, if there is room.
+    fn count_in(&self) -> Result<(), Refusal> {
+        if self.queued.fetch_add(1, Ordering::Relaxed) >= self.limits.node {
+            self.queued.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::NodeFull { what: "waiting requests" });
+        }
+        Ok(())
     }
 }
 
@@ -208,17 +234,57 @@ impl Dispatcher {
             }
             Job::Run(_) => self.begin_run(request)?,
         };
-        let sent = target.queue_len() == 0 && self.send(&target, &descriptor);
-        if !sent {
-            self.bus.totals.pool_misses.fetch_add(1, Ordering::Relaxed);
-        }
-        if !sent && let Err(refusal) = self.queue(&target, id, descriptor, self.bus.limits.function) {
+        let limit = self.bus.limits.function;
+        let accepted = match &self.bus.cores.scheduler {
+            Some(scheduler) if scheduler.wants(&target) => self.schedule(scheduler, &target, id, descriptor),
+            _ if target.queue_len() == 0 && self.send(&target, &descriptor) => Ok(()),
+            _ => {
+                self.bus.totals.pool_misses.fetch_add(1, Ordering::Relaxed);
+                self.queue(&target, id, descriptor, limit)
+            }
+        };
+        if let Err(refusal) = accepted {
             self.settle(id);
             let refused = self.inner.borrow_mut().pending.remove(id);
             drop(refused);
             return Err(refusal);
         }
         Ok(Invocation::new(Rc::clone(self), id))
+    }
+
+    /// Leaves it to the policy when it begins.
+    fn schedule(
+        self: &Rc<Self>,
+        scheduler: &Scheduler,
+        function: &Arc<Function>,
+        id: InvocationId,
+        descriptor: Descriptor,
+    ) -> Result<(), Refusal> {
+        let limit = self.bus.limits.function;
+        if function.waiting() >= limit {
+            return Err(Refusal::QueueFull { limit });
+        }
+        self.bus.count_in()?;
+        let sent = self.inner.borrow_mut().pending.queued(id, function);
+        scheduler.submit(self, function, Queued { descriptor, sent });
+        Ok(())
+    }
+
+    /// Sends what was let in, or puts it into its function's queue. True: sent.
+    pub(crate) fn deliver(&self, function: &Function, queued: Queued) -> bool {
+        if function.queue_len() == 0 {
+            queued.sent.mark();
+            if self.send(function, &queued.descriptor) {
+                self.bus.queued.fetch_sub(1, Ordering::Relaxed);
+                return true;
+            }
+        }
+        self.bus.totals.pool_misses.fetch_add(1, Ordering::Relaxed);
+        // (Without a limit: it has been counted as waiting before.)
+        let _ = function.enqueue(queued, usize::MAX);
+        function.bell.notify_one();
+        self.bus.tell_waiting(function);
+        false
     }
 
     fn name(&self, pending: Pending) -> Result<(InvocationId, Descriptor), Refusal> {
@@ -253,10 +319,7 @@ impl Dispatcher {
         descriptor: Descriptor,
         limit: usize,
     ) -> Result<(), Refusal> {
-        if self.bus.queued.fetch_add(1, Ordering::Relaxed) >= self.bus.limits.node {
-            self.bus.queued.fetch_sub(1, Ordering::Relaxed);
-            return Err(Refusal::NodeFull { what: "waiting requests" });
-        }
+        self.bus.count_in()?;
         let sent = self.inner.borrow_mut().pending.queued(id, function);
         if function.enqueue(Queued { descriptor, sent }, limit).is_err() {
             self.bus.queued.fetch_sub(1, Ordering::Relaxed);
@@ -270,7 +333,7 @@ impl Dispatcher {
     }
 
     /// Sends what waits for `function` to its idle instances.
-    pub fn pump(&self, function: &Arc<Function>) {
+    pub fn pump(self: &Rc<Self>, function: &Arc<Function>) {
         self.send_waiting(function);
         self.bus.tell_waiting(function);
         // Of an instance that became idle before it was told, nobody has heard.
@@ -280,7 +343,7 @@ impl Dispatcher {
         }
     }
 
-    fn send_waiting(&self, function: &Function) {
+    fn send_waiting(self: &Rc<Self>, function: &Function) {
         while self.bus.transport.has_idle(function.index) {
             let Some(next) = function.dequeue() else { return };
             next.sent.mark();
@@ -288,11 +351,21 @@ impl Dispatcher {
                 return function.requeue(next);
             }
             self.bus.queued.fetch_sub(1, Ordering::Relaxed);
+            if let Some(scheduler) = self.scheduler_of(function) {
+                scheduler.sent(self, InvocationId(next.descriptor.invocation));
+            }
         }
     }
 
-    fn withdraw(&self, function: &Function, id: InvocationId) -> bool {
-        let withdrawn = function.withdraw(id);
+    /// The scheduler, if it knows of any of this function's invocations.
+    fn scheduler_of(&self, function: &Function) -> Option<&Scheduler> {
+        self.bus.cores.scheduler.as_deref().filter(|_| function.usage.is_scheduled())
+    }
+
+    fn withdraw(self: &Rc<Self>, function: &Function, id: InvocationId) -> bool {
+        let scheduler = self.scheduler_of(function);
+        let withdrawn =
+            function.withdraw(id) || scheduler.is_some_and(|scheduler| scheduler.withdraw(self, id));
         if withdrawn {
             self.bus.queued.fetch_sub(1, Ordering::Relaxed);
             self.bus.tell_waiting(function);
@@ -310,8 +383,4 @@ impl Dispatcher {
             self.receive();
         }
     }
-}
-
-fn instance_of(function: &Function, peer: shm_bus::ids::PeerId) -> Option<Arc<Instance>> {
-    function.instances[peer.bit() as usize].load_full().filter(|instance| instance.peer == peer)
 }

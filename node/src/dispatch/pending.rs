@@ -16,7 +16,7 @@ use crate::function::{Entered, Function, SentAt};
 use crate::gateway::Refusal;
 use crate::gateway::call_id::CallId;
 use crate::inbox::Block;
-use crate::instance::Instance;
+use crate::instance::{Instance, Used};
 
 /// What is to be done, written and ready to go.
 #[derive(Debug)]
@@ -52,6 +52,8 @@ pub struct Answered {
     pub instance: Arc<Instance>,
     /// When.
     pub at: Instant,
+    /// What its process has used for it.
+    pub used: Used,
 }
 
 /// How an invocation ended.

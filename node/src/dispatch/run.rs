@@ -151,7 +151,7 @@ impl Dispatcher {
             let peer = PeerId { slot: hop.slot, generation: hop.slot_generation };
             // (The route's own, not the one on the bus of that index: it is at hand.)
             let function = &run.route.steps[usize::from(step)].function;
-            let served = || super::instance_of(function, peer).filter(|_| function.index == peer.function());
+            let served = || function.instance_of(peer).filter(|_| function.index == peer.function());
             let by = served().map(|instance| {
                 let took = Duration::from_nanos(hop.answered_ns.saturating_sub(hop.sent_ns));
                 self.learn(function, &instance, took);

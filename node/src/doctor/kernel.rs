@@ -3,11 +3,13 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use aya::programs::ProgramType;
 use io_uring::{IoUring, Probe, opcode};
 use memfd::{FileSeal, MemfdOptions};
 use shm_bus::transport::{self, BusError, Kind};
+use spry_sched::backend::{Backend as _, Means, Posix, PosixOptions};
 
 use super::{Check, check, error, no, required, yes};
 
@@ -173,6 +175,46 @@ pub(super) fn sched_ext() -> Check {
         Err(problem) => error(format!("read /sys/kernel/sched_ext/state: {problem}")),
     };
     check("sched_ext", outcome)
+}
+
+/// What processes do, told by the kernel's scheduler.
+pub(super) fn signals() -> Check {
+    let outcome = match spry_sched::signals::Signals::load() {
+        Ok(_) => yes("BPF at context switches"),
+        Err(error) => no(error.to_string(), "processes' CPU clocks, and looking twice"),
+    };
+    check("scheduler signals", outcome)
+}
+
+/// Whose processes go first, by the kernel's own classes.
+pub(super) fn levels() -> Check {
+    let tree = crate::cgroup::layout::find().unwrap_or_default();
+    let has_cpu = |hierarchy: &&crate::cgroup::Hierarchy| {
+        hierarchy.controllers.contains(&crate::cgroup::Controller::Cpu)
+    };
+    let groups = tree.iter().find(has_cpu).map(|hierarchy| probe_group(&hierarchy.own));
+    let options = PosixOptions { groups: groups.as_ref().map(|group| group.0.as_path()), realtime: false };
+    let posix = Posix::open(options);
+    let outcome = match posix.means() {
+        Means::None => no(posix.describe(), "the order in which requests begin"),
+        _ => yes(posix.describe()),
+    };
+    check("scheduler levels", outcome)
+}
+
+/// A control group for the moment, beside those that spryd would make.
+fn probe_group(own: &Path) -> ProbeGroup {
+    let group = own.join(format!("spry-probe-levels-{}", std::process::id()));
+    let _ = fs::create_dir(&group);
+    ProbeGroup(group)
+}
+
+struct ProbeGroup(PathBuf);
+
+impl Drop for ProbeGroup {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
 }
 
 #[cfg(test)]

@@ -81,7 +81,7 @@ pub fn examine(options: &Options) -> Report {
     checks.extend([kernel::memfd_seals(), kernel::huge_pages()]);
     checks.extend([kernel::btf(), kernel::bpf()]);
     checks.extend(kernel::transports());
-    checks.extend([kernel::futex_by_io_uring(), kernel::sched_ext()]);
+    checks.extend([kernel::futex_by_io_uring(), kernel::sched_ext(), kernel::signals(), kernel::levels()]);
     checks.extend(crate::sandbox::probe::probe().into_iter().map(of_sandbox));
     checks.extend([python::interpreter(options), python::packages(options)]);
     let usable = checks.iter().all(|check| !check.required || matches!(check.outcome, Outcome::Yes { .. }));
@@ -138,6 +138,8 @@ mod tests {
             "BPF",
             "io_uring futex wait",
             "sched_ext",
+            "scheduler signals",
+            "scheduler levels",
             "clone3",
             "pidfd",
             "user namespaces",

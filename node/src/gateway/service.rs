@@ -270,7 +270,8 @@ impl Worker {
         let now_unix_ms = crate::activation::unix_ms();
         let before = answered.instance.answered(now_unix_ms);
         function.used(now_unix_ms, answered.at.saturating_duration_since(ended.submitted_at));
-        let timing = Timing::answered(&ended, answered.at, &answered.instance, before);
+        function.counts.waited_for_core(answered.used.wait_ns);
+        let timing = Timing::answered(&ended, &answered, before);
         let block = ended.block.expect("a function's request comes back with its end");
         let find = answer::of_call(&answered.instance, block);
         let answer = answer::read(&answered.descriptor, limit_bytes, find);

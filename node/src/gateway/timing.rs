@@ -1,12 +1,12 @@
 //! Where an invocation's time went, as `Server-Timing` says it: milliseconds with three decimals.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::HeaderValue;
 
 use crate::activation::Start;
-use crate::dispatch::Ended;
-use crate::instance::{Instance, Used};
+use crate::dispatch::{Answered, Ended};
+use crate::instance::Used;
 
 /// Where the time went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,25 +19,20 @@ pub(super) struct Timing {
     pub start_ns: u64,
     /// From the descriptor's leaving to the answer's coming.
     pub exec_ns: u64,
-    /// What its process used.
+    /// What its process used (of a chain's steps, which are many processes', nothing is known).
     pub used: Used,
 }
 
 impl Timing {
     /// Nothing happened.
-    pub(super) const NONE: Self = Self {
-        start: None,
-        queue_ns: 0,
-        start_ns: 0,
-        exec_ns: 0,
-        used: Used { cpu_ns: None, memory_bytes: None },
-    };
+    pub(super) const NONE: Self =
+        Self { start: None, queue_ns: 0, start_ns: 0, exec_ns: 0, used: Used::UNKNOWN };
 
-    /// Of an invocation that was answered at `answered_at` by `instance`, which had served `before` others.
-    pub(super) fn answered(ended: &Ended, answered_at: Instant, instance: &Instance, before: u64) -> Self {
+    /// Of an invocation that was answered by an instance that had served `before` others.
+    pub(super) fn answered(ended: &Ended, answered: &Answered, before: u64) -> Self {
+        let (answered_at, instance, used) = (answered.at, &answered.instance, answered.used);
         let waited = ended.sent_at.saturating_duration_since(ended.submitted_at);
         let exec_ns = nanoseconds(answered_at.saturating_duration_since(ended.sent_at));
-        let used = instance.used();
         if before > 0 {
             return Self {
                 start: Some(Start::Warm),
@@ -72,6 +67,10 @@ impl Timing {
             [("queue;dur=", self.queue_ns), (", start;dur=", self.start_ns), (", exec;dur=", self.exec_ns)]
         {
             text.extend_from_slice(name.as_bytes());
+            milliseconds(&mut text, ns);
+        }
+        if let Some(ns) = self.used.cpu_ns {
+            text.extend_from_slice(b", cpu;dur=");
             milliseconds(&mut text, ns);
         }
         if let Some(start) = self.start {
@@ -135,11 +134,11 @@ mod tests {
             queue_ns: 20_000,
             start_ns: 1_200_000,
             exec_ns: 3_400_000,
-            ..Timing::NONE
+            used: Used { cpu_ns: Some(900_000), ..Used::UNKNOWN },
         };
         assert_eq!(
             timing.header(b", s0;dur=1"),
-            "queue;dur=0.020, start;dur=1.200, exec;dur=3.400, kind;desc=\"forked\", s0;dur=1"
+            "queue;dur=0.020, start;dur=1.200, exec;dur=3.400, cpu;dur=0.900, kind;desc=\"forked\", s0;dur=1"
         );
     }
 }

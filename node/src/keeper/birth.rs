@@ -151,6 +151,8 @@ impl Birth {
             peer,
             pid: process.pid,
             pidfd: Arc::clone(&process.pidfd),
+            cpu_group: process.cpu_group.clone(),
+            tracked: self.keeper.bus.cores.signals.as_ref().and_then(|signals| signals.track(process.pid)),
             outbox: Arc::new(outbox),
             outbox_name,
             release,

@@ -83,6 +83,8 @@ pub struct Counts {
     pub start: Histogram,
     /// Times in the function, of calls that were served.
     pub exec: Histogram,
+    /// For how long processes could run and had no core, in nanoseconds, where that is noted.
+    pub core_wait_ns: AtomicU64,
     /// What processes that have ended had used.
     pub used: Used,
 }
@@ -102,6 +104,13 @@ impl Counts {
         let counter = if outcome == Outcome::Ok { &self.ok } else { &self.failed };
         counter.fetch_add(1, Ordering::Relaxed);
         self.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts the time in which a call could run and had no core.
+    pub fn waited_for_core(&self, wait_ns: u64) {
+        if wait_ns > 0 {
+            self.core_wait_ns.fetch_add(wait_ns, Ordering::Relaxed);
+        }
     }
 
     /// Counts one that was served.

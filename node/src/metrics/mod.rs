@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::api::Instances;
 use crate::chain::Chain;
 use crate::function::Function;
-use crate::node::{Node, chain_view, scheduler_name, transport_name, view};
+use crate::node::{Node, chain_view, scheduler, transport_name, view};
 pub use counts::{Counts, Outcome, Totals, Used};
 pub use histogram::{BOUNDS, Histogram, Snapshot};
 use page::{Kind, Page};
@@ -41,8 +41,9 @@ fn of_the_node(page: &mut Page, node: &Node) {
     page.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     page.family("spry_transport_info", Kind::Gauge, "How descriptors travel; always 1.");
     page.sample(&[("transport", transport_name(node.bus().transport.kind()))], 1);
-    page.family("spry_scheduler_info", Kind::Gauge, "Which scheduler steers instances; always 1.");
-    page.sample(&[("scheduler", scheduler_name(node))], 1);
+    page.family("spry_scheduler_info", Kind::Gauge, "Who goes first, and by what; always 1.");
+    let scheduler = scheduler(node.bus(), "");
+    page.sample(&[("policy", &scheduler.policy), ("backend", &scheduler.backend)], 1);
     page.single(
         "spry_uptime_seconds",
         Kind::Gauge,
@@ -85,7 +86,26 @@ fn of_the_node(page: &mut Page, node: &Node) {
         page.sample(&[("outcome", "sent")], spans.sent.load(Ordering::Relaxed));
         page.sample(&[("outcome", "dropped")], spans.dropped.load(Ordering::Relaxed));
     }
+    of_the_scheduler(page, node);
     of_spryd(page);
+}
+
+/// What a policy has decided; nothing where all is left to the kernel.
+fn of_the_scheduler(page: &mut Page, node: &Node) {
+    let Some(scheduler) = &node.bus().cores.scheduler else { return };
+    let (counts, now) = (scheduler.counts(), scheduler.standings());
+    for (name, help, counter) in [
+        ("spry_scheduled_total", "Invocations that the policy was asked about.", &counts.scheduled),
+        ("spry_held_total", "Those of them that had to wait before they began.", &counts.held),
+        ("spry_scheduler_moves_total", "Processes set to another level.", &counts.moves),
+    ] {
+        page.single(name, Kind::Counter, help, counter.load(Ordering::Relaxed));
+    }
+    page.family("spry_scheduled_invocations", Kind::Gauge, "Invocations that the policy orders, by place.");
+    let back = now.begun.saturating_sub(now.front);
+    for (place, count) in [("held", now.waiting), ("front", now.front), ("back", back)] {
+        page.sample(&[("place", place)], count);
+    }
 }
 
 /// The names that every Prometheus client library uses for its own process.
@@ -158,7 +178,7 @@ fn calls<'a, T>(
 fn processes_of_functions(page: &mut Page, functions: &[Arc<Function>]) {
     page.family("spry_queued_invocations", Kind::Gauge, "Waiting for an instance of this function.");
     for function in functions {
-        page.sample(&[("function", function.name())], function.queue_len());
+        page.sample(&[("function", function.name())], function.waiting());
     }
     page.family("spry_instances", Kind::Gauge, "Processes by state.");
     for function in functions {
@@ -173,6 +193,15 @@ fn processes_of_functions(page: &mut Page, functions: &[Arc<Function>]) {
     for (function, usage) in &usages {
         let cpu = function.counts.used.cpu(usage.cpu);
         page.sample(&[("function", function.name())], cpu.as_secs_f64());
+    }
+    page.family(
+        "spry_function_core_wait_seconds_total",
+        Kind::Counter,
+        "Time in which calls could run and had no core; only where the scheduler's signals are read.",
+    );
+    for function in functions {
+        let wait_ns = function.counts.core_wait_ns.load(Ordering::Relaxed);
+        page.sample(&[("function", function.name())], wait_ns as f64 / 1e9);
     }
     page.family(
         "spry_function_resident_bytes",

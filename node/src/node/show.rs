@@ -7,9 +7,10 @@ use shm_bus::transport::Transport;
 use crate::activation::{Line, Start, Stream};
 use crate::api::{
     ActivationView, Calls, ChainView, FunctionState, FunctionView, Instances, LogLine, LogStream, MemberView,
-    StartKind, StepTime, ZygoteState,
+    SchedulerView, StartKind, StepTime, ZygoteState,
 };
 use crate::chain::Chain;
+use crate::dispatch::Bus;
 use crate::function::{Counts, Entered, Function};
 use crate::records::{StoredLine, StoredRecord};
 use crate::units::Size;
@@ -43,7 +44,7 @@ pub fn view(function: &Function) -> FunctionView {
         instances: instances(function),
         zygote,
         frozen: function.frozen(),
-        queued: function.queue_len() as u64,
+        queued: function.waiting() as u64,
         calls: calls(&function.counts),
         deployed_unix_ms: stored.deployed_unix_ms,
         versions: Vec::new(),
@@ -70,9 +71,34 @@ pub fn chain_view(chain: &Chain, transport: &dyn Transport) -> ChainView {
 
 pub(super) fn instances(function: &Function) -> Instances {
     let total = function.instances().count() as u32;
-    let at_work = function.users().saturating_sub(function.queue_len() as u32);
+    let at_work = function.users().saturating_sub(function.waiting() as u32);
     let busy = at_work.min(total);
     Instances { idle: total - busy, busy, starting: function.starting() }
+}
+
+/// Who goes first on the node, and by what.
+pub fn scheduler(bus: &Bus, signals: &str) -> SchedulerView {
+    let signals = signals.to_owned();
+    let Some(scheduler) = &bus.cores.scheduler else {
+        let how = "left to the kernel's fair class".into();
+        return SchedulerView {
+            policy: "eevdf".into(),
+            backend: "none".into(),
+            how,
+            signals,
+            held: 0,
+            begun: 0,
+        };
+    };
+    let (backend, now) = (scheduler.backend(), scheduler.standings());
+    SchedulerView {
+        policy: scheduler.policy().as_str().into(),
+        backend: backend.kind().as_str().into(),
+        how: backend.describe(),
+        signals,
+        held: now.waiting as u64,
+        begun: now.begun as u64,
+    }
 }
 
 pub(super) fn calls(counts: &Counts) -> Calls {

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::nursery::Nursery;
-use crate::cgroup::{Controller, Tree};
+use crate::cgroup::{Arrangement, Controller, Tree};
 use crate::sandbox::{Ability, Probe, null_input};
 use crate::sys::CpuSet;
 
@@ -33,6 +33,8 @@ pub struct ExecutorConfig {
     pub node: String,
     /// A file in the state folder that remembers where the control groups were.
     pub cgroup_record: Option<PathBuf>,
+    /// Whether functions or processes share the cores.
+    pub arrangement: Arrangement,
     /// False: do without control groups.
     pub use_cgroups: bool,
     /// The native runtime.
@@ -51,6 +53,7 @@ impl ExecutorConfig {
         Self {
             node: node.into(),
             cgroup_record: None,
+            arrangement: Arrangement::default(),
             use_cgroups: true,
             native,
             python,
@@ -92,7 +95,8 @@ impl Executor {
     pub fn new(config: ExecutorConfig) -> Result<Arc<Self>, ExecutorError> {
         let tree = match config.use_cgroups {
             true => {
-                Tree::open(&config.node, config.cgroup_record.as_deref()).map_err(ExecutorError::Cgroups)?
+                let record = config.cgroup_record.as_deref();
+                Tree::open(&config.node, config.arrangement, record).map_err(ExecutorError::Cgroups)?
             }
             false => Tree::none(),
         };
@@ -121,6 +125,11 @@ impl Executor {
     /// memory isn't counted by control groups: see [`crate::cgroup::watchdog`].
     pub fn nudge(&self) {
         self.nursery.nudge();
+    }
+
+    /// The folder with the cpu controller in which every process has a control group of its own.
+    pub fn cpu_folder(&self) -> Option<&Path> {
+        self.tree.cpu_folder()
     }
 
     /// Is a limit held by control groups?

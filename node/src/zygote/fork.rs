@@ -168,7 +168,18 @@ impl Zygote {
         require_sealed(outbox).map_err(ForkError::NotSealed)?;
         let (pid, pidfd) = (child.pid, child.pidfd.clone());
         let executor = Arc::clone(&self.executor);
-        Ok(InstanceProcess { instance, pid, pidfd, stdout, stderr, control: channel, child, executor })
+        let cpu_group = child.cpu_group.clone();
+        Ok(InstanceProcess {
+            instance,
+            pid,
+            pidfd,
+            cpu_group,
+            stdout,
+            stderr,
+            control: channel,
+            child,
+            executor,
+        })
     }
 
     /// The exchange with the zygote, and the adoption of what it made. The time runs from this request's turn.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use spry_node::api::{
     ActivationView, Applied, ApplyError, Calls, ChainView, DeployError, Deployed, Engine, FunctionState,
     FunctionView, Instances, LogLine, LogPage, LogStream, MemberView, ProcessUsage, RemoveError, Reply,
-    StartKind, StatusView, Unavailable, UsageView, ZygoteState,
+    SchedulerView, StartKind, StatusView, Unavailable, UsageView, ZygoteState,
 };
 use spry_node::manifest::Name;
 use spry_node::progress::Progress;
@@ -208,11 +208,11 @@ impl Engine for Shelf {
             listen: "127.0.0.1:8080".into(),
             state_dir: self.store.state_dir().display().to_string(),
             transport: "broker".into(),
-            scheduler: "kernel".into(),
             tls: false,
             passed_over: vec![],
             workers: 1,
             cgroup: "none".into(),
+            scheduler: SchedulerView::default(),
             functions: self.views().len() as u32,
             instances: Instances::default(),
             queued: 0,

@@ -19,6 +19,7 @@ mod life;
 mod memory;
 mod outage;
 mod packages;
+mod scheduling;
 mod secrets;
 mod seeing;
 mod service;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use spry_node::cgroup::{self, Controller, GroupLimits, Tree};
+use spry_node::cgroup::{self, Arrangement, Controller, GroupLimits, Tree};
 use spry_node::zygote::{ExitHow, Zygote};
 
 use crate::process_support::{Stage, exists, fork, gone, within};
@@ -203,7 +203,7 @@ fn a_v2_tree_is_made_killed_and_removed() {
         return crate::process_support::skip("a_v2_tree_is_made_killed_and_removed", "a cgroup2 mount");
     };
     let node = format!("test-v2-{}", std::process::id());
-    let tree = Tree::open_in(vec![v2.clone()], &node, None).expect("tree");
+    let tree = Tree::open_in(vec![v2.clone()], &node, Arrangement::default(), None).expect("tree");
     let function = tree.function("f").expect("function");
     let limits = GroupLimits { memory_bytes: 1 << 20, cpu: 1.0, processes: 3 };
     let mut leaf = function.lease("instance", &limits).expect("lease");
@@ -223,7 +223,7 @@ fn a_v2_tree_is_made_killed_and_removed() {
     assert!(leaf.kill().is_empty());
     leaf.recycle();
     // a successor finds the tree by its name
-    let tree = Tree::open_in(vec![v2.clone()], &node, None).expect("again");
+    let tree = Tree::open_in(vec![v2.clone()], &node, Arrangement::default(), None).expect("again");
     tree.remove().expect("remove");
     assert!(!v2.own.join(format!("spry-{node}")).exists());
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -131,8 +132,9 @@ impl Keeper {
         if let Some(watchdog) = &self.watchdog {
             watchdog.watch(pid, pidfd.clone(), memory_bytes);
         }
+        let cpu_group = leaf.cpu_folder().map(Path::to_owned);
         self.known.insert(pid, Known { pidfd: pidfd.clone(), exit: sender, leaf, ahead: None, placed: told });
-        Ok(Child { pid, pidfd, exit, placed })
+        Ok(Child { pid, pidfd, exit, cpu_group, placed })
     }
 
     fn reap(&mut self, pid: i32) {

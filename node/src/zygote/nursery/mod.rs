@@ -27,6 +27,7 @@ mod keeper;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -49,6 +50,7 @@ pub(super) struct Child {
     pub(super) pid: i32,
     pub(super) pidfd: Arc<OwnedFd>,
     pub(super) exit: watch::Receiver<Option<Exit>>,
+    pub(super) cpu_group: Option<PathBuf>,
     /// A zygote's: is it where its next instance is to be born?
     placed: watch::Receiver<bool>,
 }
