@@ -9,7 +9,7 @@ use spry_bench::load::{self, Pace, Plan, Target, Until};
 use spry_bench::node::Programs;
 use spry_bench::stop::Stop;
 use spry_bench::suite::{
-    SuiteError, chain, chaos, density, http, idle, isolation, later, overload, redeploy, soak,
+    self, SuiteError, chain, chaos, density, http, idle, isolation, later, overload, redeploy, soak,
 };
 use spry_bench::{floor, keepalive, micro, pingpong, report, sched, sys};
 
@@ -43,6 +43,8 @@ enum Command {
     Density(Suite<density::Options>),
     /// Ten times as many requests as can be served: goodput, waits, refusals, memory.
     Overload(Suite<overload::Options>),
+    /// Scheduling policies on a real node: turnarounds beside eevdf's.
+    Sched(Suite<suite::sched::Options>),
     /// Load on any HTTP server, to compare with other generators.
     Load(LoadOptions),
     /// Prints what criterion has measured (`cargo xtask bench ipc` and `fork` use it).
@@ -183,6 +185,9 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
         Command::Density(suite) => Ok(finish(&density::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Overload(suite) => {
             Ok(finish(&overload::run(&suite.options, &suite.programs, &stop)?, &suite))
+        }
+        Command::Sched(suite) => {
+            Ok(finish(&suite::sched::run(&suite.options, &suite.programs, &stop)?, &suite))
         }
         Command::Load(options) => load(&options, &stop),
         Command::Floor { .. }

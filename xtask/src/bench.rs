@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::{process, setup};
 
 /// Every benchmark, and for criterion's its bench targets.
-const BENCHES: [(&str, Kind); 14] = [
+const BENCHES: [(&str, Kind); 15] = [
     ("ipc", Kind::Criterion(&["transports", "allocator", "descriptor"])),
     ("fork", Kind::Criterion(&["fork"])),
     ("http", Kind::Node),
@@ -29,6 +29,7 @@ const BENCHES: [(&str, Kind); 14] = [
     ("async", Kind::Node),
     ("density", Kind::Node),
     ("overload", Kind::Node),
+    ("sched", Kind::Node),
     ("load", Kind::Node),
 ];
 
@@ -85,7 +86,7 @@ impl BenchOptions {
 pub(crate) fn run(options: &BenchOptions) -> Result<(), Failure> {
     setup::packages()?;
     artifacts::build(Profile::Release, &["example-nop", "example-echo"])?;
-    if matches!(options.name, "chain" | "fork") {
+    if matches!(options.name, "chain" | "fork" | "sched") {
         artifacts::build_functions(&["bench-functions"])?;
     }
     match options.kind {

@@ -37,6 +37,9 @@ pub struct Options {
     /// Every other function sleeps between parts of its work.
     #[arg(long)]
     io: bool,
+    /// How many functions share the short invocations of `bimodal`, and how many the long ones.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    functions: u32,
     /// Invocations of a trace.
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     jobs: u32,
@@ -106,6 +109,11 @@ pub enum Name {
 }
 
 impl Name {
+    /// Whether a node can be told to use it.
+    pub fn on_a_node(self) -> bool {
+        !matches!(self, Self::Fifo | Self::Rr | Self::Offline)
+    }
+
     /// As on the command line.
     pub fn text(self) -> &'static str {
         match self {
@@ -176,6 +184,7 @@ pub fn run(options: &Options) -> Result<Vec<Row>, SimError> {
                 arrivals: options.arrivals,
                 load,
                 io: options.io,
+                functions: options.functions,
                 jobs: options.jobs as usize,
                 scale: options.scale,
                 cores: options.cores.into(),
@@ -214,7 +223,7 @@ fn one(
     let Some(baseline) = ran.first().map(|eevdf| eevdf.tally.clone()) else { return Ok(()) };
     println!("{name}: {} invocations, {} cores", trace.len(), options.cores);
     println!("{}", tally::table(&ran, &baseline));
-    rows.extend(tally::rows(name, &ran, &baseline));
+    rows.extend(tally::rows("sim", name, &ran, &baseline));
     if let Some(folder) = &options.plots {
         for (kind, text) in [
             ("turnaround", plot::turnaround(name, trace, &ran)),
@@ -231,8 +240,22 @@ fn wanted(options: &Options, name: Name) -> bool {
     name == Name::Eevdf || options.policy.is_empty() || options.policy.contains(&name)
 }
 
+/// A policy with its defaults, for so many cores.
+pub(crate) fn made(name: Name, cores: usize, trace: &[Job]) -> Box<dyn Policy> {
+    let cores = cores as u32;
+    match name {
+        Name::Eevdf => Box::new(Eevdf),
+        Name::Fifo => Box::<Fifo>::default(),
+        Name::Rr => Box::new(RoundRobin::new(3_000_000)),
+        Name::Sfs => Box::new(Sfs::new(SfsConfig::new(cores))),
+        Name::Alps => Box::new(Alps::new(AlpsConfig::new(cores))),
+        Name::Srpt => Box::new(Srpt::new(Predictor::default())),
+        Name::SrptPlus => Box::new(SrptPlus::new(SrptPlusConfig::default(), Predictor::default())),
+        Name::Offline => Box::new(OfflineSrpt::new(trace)),
+    }
+}
+
 fn make(name: Name, options: &Options, trace: &[Job]) -> Box<dyn Policy> {
-    let cores = options.cores.into();
     let config = SrptPlusConfig {
         stretch: options.stretch,
         patience_ns: options.patience * 1_000_000_000,
@@ -240,25 +263,20 @@ fn make(name: Name, options: &Options, trace: &[Job]) -> Box<dyn Policy> {
         ..SrptPlusConfig::default()
     };
     match name {
-        Name::Eevdf => Box::new(Eevdf),
-        Name::Fifo => Box::<Fifo>::default(),
         Name::Rr => Box::new(RoundRobin::new(u64::from(options.slice) * 1_000_000)),
-        Name::Sfs => Box::new(Sfs::new(SfsConfig::new(cores))),
-        Name::Alps => Box::new(Alps::new(AlpsConfig::new(cores))),
-        Name::Srpt => Box::new(Srpt::new(Predictor::default())),
         Name::SrptPlus => Box::new(SrptPlus::new(config, Predictor::default())),
-        Name::Offline => Box::new(OfflineSrpt::new(trace)),
+        other => made(other, options.cores.into(), trace),
     }
 }
 
 /// A file in a folder that is made if need be; what a name may not have becomes `-`.
-fn in_folder(folder: &Path, name: &str) -> Result<PathBuf, SimError> {
+pub(crate) fn in_folder(folder: &Path, name: &str) -> Result<PathBuf, SimError> {
     std::fs::create_dir_all(folder).map_err(file_error("make", folder))?;
     let plain = |c: char| if c.is_ascii_alphanumeric() || ".-_".contains(c) { c } else { '-' };
     Ok(folder.join(name.chars().map(plain).collect::<String>()))
 }
 
-fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SimError {
+pub(crate) fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> SimError {
     let path = path.to_owned();
     move |source| SimError::File { operation, path, source }
 }

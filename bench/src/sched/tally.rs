@@ -122,7 +122,7 @@ pub fn table(ran: &[Ran], baseline: &Tally) -> String {
 }
 
 /// The same for `--json`.
-pub fn rows(trace: &str, ran: &[Ran], baseline: &Tally) -> Vec<Row> {
+pub fn rows(bench: &'static str, trace: &str, ran: &[Ran], baseline: &Tally) -> Vec<Row> {
     let mut rows = Vec::new();
     for Ran { name, tally, .. } in ran {
         let case = format!("{trace} {}", name.text());
@@ -131,10 +131,10 @@ pub fn rows(trace: &str, ran: &[Ran], baseline: &Tally) -> Vec<Row> {
             for (metric, ((value, unit), (base, _))) in
                 METRICS[class].into_iter().zip(this.metrics().into_iter().zip(base.metrics()))
             {
-                rows.push(Row::new("sim", case.as_str(), metric, value, unit).against(base));
+                rows.push(Row::new(bench, case.as_str(), metric, value, unit).against(base));
             }
         }
-        rows.push(Row::new("sim", case, "switches", tally.switches, "1/call").against(baseline.switches));
+        rows.push(Row::new(bench, case, "switches", tally.switches, "1/call").against(baseline.switches));
     }
     rows
 }
@@ -176,7 +176,7 @@ mod tests {
         let mut base = tally();
         base.short.mean_ms = 22.0;
         let ran = [Ran { name: Name::Srpt, outcome: Outcome::default(), tally: tally() }];
-        let rows = rows("t", &ran, &base);
+        let rows = rows("sim", "t", &ran, &base);
         assert_eq!(rows.len(), 13);
         let first = (rows[0].case.as_str(), rows[0].metric, rows[0].value, rows[0].ratio);
         assert_eq!(first, ("t srpt", "short_mean", 11.0, Some(0.5)));

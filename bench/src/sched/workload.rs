@@ -8,7 +8,7 @@
 //!   USENIX ATC 2020, section 3.4). It has the paper's quantiles: a fifth of the functions below 0.1 s, half below 1 s, 96 %
 //!   below 60 s. Cut off at 1 ms and 60 s. Functions are called as unevenly as there (Zipf), and a function's
 //!   invocations vary around its own (log-normal, deviation 0.25): both are our choice.
-//! - `bimodal` is four of 5 ms and one of 500 ms, two functions; `lottery` is the same in one function, so that nothing
+//! - `bimodal` is four of 5 ms and one of 500 ms, each of the two by as many functions as asked for; `lottery` is the same in one function, so that nothing
 //!   but the time that it has run tells them apart.
 
 use std::fmt;
@@ -52,6 +52,8 @@ pub struct Plan {
     pub load: f64,
     /// Whether every other function sleeps.
     pub io: bool,
+    /// How many functions share the short ones of `bimodal`, and how many the long ones.
+    pub functions: u32,
     /// How many invocations.
     pub jobs: usize,
     /// All CPU times are multiplied by this.
@@ -119,9 +121,13 @@ impl Workload {
         }
     }
 
-    fn draws(self, random: &mut SplitMix64) -> Draws {
+    fn draws(self, functions: u32, random: &mut SplitMix64) -> Draws {
         match self {
-            Self::Bimodal => Box::new(|random| if random.unit() < 0.8 { (0, 5.0) } else { (1, 500.0) }),
+            Self::Bimodal => Box::new(move |random| {
+                let (kind, ms) = if random.unit() < 0.8 { (0, 5.0) } else { (1, 500.0) };
+                let among = if functions > 1 { random.below(functions as usize) as u32 } else { 0 };
+                (kind * functions.max(1) + among, ms)
+            }),
             Self::Lottery => Box::new(|random| (0, if random.unit() < 0.8 { 5.0 } else { 500.0 })),
             Self::Fib => {
                 let pick = weighted(FIB.iter().map(|&(count, _)| f64::from(count)));
@@ -149,7 +155,7 @@ impl Plan {
     /// Makes it. The same plan makes the same trace.
     pub fn trace(&self) -> Vec<Job> {
         let mut random = SplitMix64::new(self.seed);
-        let mut draw = self.workload.draws(&mut random);
+        let mut draw = self.workload.draws(self.functions, &mut random);
         let mut trace: Vec<Job> = (0..self.jobs)
             .map(|_| {
                 let (function, ms) = draw(&mut random);
@@ -247,7 +253,7 @@ mod tests {
 
     fn plan(workload: Workload) -> Plan {
         let (arrivals, io) = (Arrivals::Poisson, false);
-        Plan { workload, arrivals, load: 0.8, io, jobs: 20_000, scale: 1.0, cores: 2, seed: 7 }
+        Plan { workload, arrivals, load: 0.8, io, functions: 1, jobs: 20_000, scale: 1.0, cores: 2, seed: 7 }
     }
 
     fn share(trace: &[Job], below_ms: f64) -> f64 {
@@ -272,8 +278,14 @@ mod tests {
     }
 
     #[test]
-    fn bimodal_is_four_to_one() {
-        assert!((share(&plan(Workload::Bimodal).trace(), 6.0) - 0.8).abs() < 0.01);
+    fn bimodal_is_four_to_one_by_as_many_functions_as_asked_for() {
+        for functions in [1, 8] {
+            let trace = Plan { functions, ..plan(Workload::Bimodal) }.trace();
+            assert!((share(&trace, 6.0) - 0.8).abs() < 0.01);
+            let seen: std::collections::BTreeSet<_> = trace.iter().map(|job| job.function).collect();
+            assert_eq!(seen.len(), 2 * functions as usize);
+            assert!(trace.iter().all(|job| (job.function.0 < functions) == (job.cpu_ns() < 6_000_000)));
+        }
     }
 
     #[test]

@@ -96,6 +96,13 @@ pub(super) struct Runs {
 }
 
 impl Runs {
+    /// Takes in the runs of further rounds.
+    pub(super) fn add(&mut self, more: Self) {
+        self.numbers.extend(more.numbers);
+        self.failures.merge(&more.failures);
+        self.backlog_max = self.backlog_max.max(more.backlog_max);
+    }
+
     fn median(&self, metric: usize) -> f64 {
         median(&self.numbers.iter().map(|numbers| numbers.0[metric]).collect::<Vec<_>>())
     }

@@ -10,6 +10,7 @@ pub mod isolation;
 pub mod later;
 pub mod overload;
 pub mod redeploy;
+pub mod sched;
 pub mod soak;
 
 use std::time::{Duration, Instant};
