@@ -22,6 +22,7 @@
 
 pub mod call;
 mod callback;
+mod counts;
 pub mod database;
 mod error;
 pub mod launch;
@@ -31,39 +32,39 @@ mod room;
 pub mod rows;
 pub mod runner;
 pub mod settings;
+mod start;
 pub mod target;
 mod trust;
 mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use call::{Call, Head};
-use callback::Posts;
-use database::{Database, Key, Reader};
+pub use counts::Counts;
+use database::{Key, Reader};
 pub use error::CallsError;
 use policy::Policy;
 pub(crate) use room::Room;
 use rows::{DeadLetter, Ended, StoredTrigger};
-use runner::{Callees, Live, Runner, Stats, ToRunner};
+use runner::{Live, Stats, ToRunner};
 use settings::Settings;
+use start::Unstarted;
 use target::Target;
 pub use writer::Accepted;
-use writer::{Health, Op, Writer};
+use writer::{Health, Op};
 
-use crate::dispatch::ToWorker;
 use crate::gateway::call_id::CallId;
-use crate::store::StoreError;
 use crate::store::fault::Seam;
 
 /// The wall clock, in milliseconds since the Unix epoch.
@@ -120,156 +121,7 @@ pub struct Calls {
     unstarted: Mutex<Option<Unstarted>>,
 }
 
-/// What the runner is made of, until there are workers.
-struct Unstarted {
-    inbox: tokio::sync::mpsc::UnboundedReceiver<ToRunner>,
-    reader: Reader,
-    posts: Posts,
-    defaults: Policy,
-}
-
-/// Numbers for status and metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-pub struct Counts {
-    /// Calls that wait for their turn.
-    pub queued: u64,
-    /// Calls that wait for their time.
-    pub delayed: u64,
-    /// Calls that run.
-    pub running: u64,
-    /// Accepted since the start.
-    pub accepted: u64,
-    /// Ended with an answer since the start.
-    pub done: u64,
-    /// Failed runs that were followed by another, since the start.
-    pub retried: u64,
-    /// Given up since the start.
-    pub died: u64,
-    /// Cancelled since the start.
-    pub cancelled: u64,
-    /// Dead letters there are.
-    pub dead: u64,
-    /// Callbacks made since the start.
-    pub callbacks: u64,
-    /// Callbacks given up since the start.
-    pub callbacks_lost: u64,
-    /// Bytes of bodies that wait.
-    pub bytes: u64,
-    /// Transactions on disk since the start.
-    pub commits: u64,
-    /// Transactions that failed since the start.
-    pub commit_failures: u64,
-    /// Calls can't be written now.
-    pub broken: bool,
-}
-
 impl Calls {
-    /// Opens `calls.db` and starts to write; nothing runs before [`Self::start`].
-    pub fn open(parts: Parts<'_>) -> Result<Arc<Self>, StoreError> {
-        let Parts { state_dir, settings, defaults, clock, seam } = parts;
-        let failed = |source| StoreError::Database { operation: "read the calls", source };
-        let path = database::path(state_dir);
-        let database = Database::open(&path)?;
-        let loaded = database.load(clock(), Instant::now()).map_err(failed)?;
-        if loaded.unreadable > 0 {
-            tracing::error!(
-                count = loaded.unreadable,
-                "stored calls can't be read and were left as they are"
-            );
-        }
-        let room = Arc::new(Room {
-            calls: AtomicUsize::new(0),
-            bytes: AtomicU64::new(0),
-            calls_max: settings.calls,
-            bytes_max: settings.bytes,
-        });
-        let (to_runner, inbox) = unbounded_channel();
-        if !loaded.calls.is_empty() {
-            tracing::info!(count = loaded.calls.len(), "accepted calls from before the restart will run");
-        }
-        for call in loaded.calls {
-            room.take_anyway(call.body_len);
-            let _ = to_runner.send(ToRunner::Run(call));
-        }
-        let mut posts = Posts::new(&settings.callback);
-        loaded.callbacks.into_iter().for_each(|callback| posts.insert(callback));
-        let (to_writer, operations) = channel();
-        let health = Arc::new(Health::default());
-        let writer = Writer {
-            database,
-            inbox: operations,
-            runner: to_runner.clone(),
-            keep: settings.keep,
-            clock: Arc::clone(&clock),
-            seam,
-            health: Arc::clone(&health),
-            room: Arc::clone(&room),
-        };
-        let thread = std::thread::Builder::new().name("calls-writer".into()).spawn(move || writer.run());
-        let thread = thread.map_err(StoreError::os("start a thread for", &path))?;
-        Ok(Arc::new(Self {
-            settings,
-            writer: to_writer,
-            runner: to_runner,
-            reader: Mutex::new(Reader::open(&path)?),
-            room,
-            next_seq: AtomicU64::new(loaded.next_seq),
-            clock,
-            health,
-            stats: Arc::default(),
-            threads: Mutex::new(vec![thread]),
-            unstarted: Mutex::new(Some(Unstarted { inbox, reader: Reader::open(&path)?, posts, defaults })),
-        }))
-    }
-
-    /// Begins to run what is there, on these workers.
-    pub fn start(
-        &self,
-        workers: Vec<UnboundedSender<ToWorker>>,
-        callees: Arc<dyn Callees>,
-    ) -> std::io::Result<()> {
-        let Some(Unstarted { inbox, reader, posts, defaults }) = self.unstarted.lock().take() else {
-            return Ok(());
-        };
-        let runtime_and_rest = RunnerParts {
-            own: self.runner.clone(),
-            writer: self.writer.clone(),
-            clock: Arc::clone(&self.clock),
-            room: Arc::clone(&self.room),
-            stats: Arc::clone(&self.stats),
-            settings: self.settings.clone(),
-        };
-        let (ready, wait) = channel();
-        let thread = std::thread::Builder::new().name("calls-runner".into()).spawn(move || {
-            let made = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = match made {
-                Ok(runtime) => runtime,
-                Err(error) => return drop(ready.send(Err(error))),
-            };
-            let _ = ready.send(Ok(()));
-            let RunnerParts { own, writer, clock, room, stats, settings } = runtime_and_rest;
-            let runner = Runner {
-                inbox,
-                own,
-                writer,
-                reader,
-                workers,
-                callees,
-                defaults,
-                in_flight_max: settings.in_flight,
-                body_max: settings.result_max,
-                memory_max: settings.memory,
-                clock,
-                room,
-                stats,
-                posts,
-            };
-            tokio::task::LocalSet::new().block_on(&runtime, runner.run());
-        })?;
-        self.threads.lock().push(thread);
-        wait.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))
-    }
-
     /// Puts a call on disk. Returns once it is there.
     pub async fn accept(&self, new: NewCall) -> Result<Accepted, CallsError> {
         if let Some(url) = &new.callback {
@@ -377,28 +229,6 @@ impl Calls {
         wait.await.unwrap_or(Err(CallsError::ShuttingDown))
     }
 
-    /// Numbers for status and metrics.
-    pub fn counts(&self) -> Counts {
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
-            queued: of(&self.stats.queued),
-            delayed: of(&self.stats.delayed),
-            running: of(&self.stats.running),
-            accepted: of(&self.stats.accepted),
-            done: of(&self.stats.done),
-            retried: of(&self.stats.retried),
-            died: of(&self.stats.dead),
-            cancelled: of(&self.stats.cancelled),
-            dead: self.reader.lock().dead_count().unwrap_or_default(),
-            callbacks: of(&self.stats.callbacks),
-            callbacks_lost: of(&self.stats.callbacks_lost),
-            bytes: of(&self.room.bytes),
-            commits: of(&self.health.commits),
-            commit_failures: of(&self.health.failures),
-            broken: self.health.broken.load(Ordering::Relaxed),
-        }
-    }
-
     /// Starts nothing more.
     pub fn stop(&self) {
         let _ = self.runner.send(ToRunner::Stop);
@@ -416,15 +246,6 @@ impl Calls {
             let _ = thread.join();
         }
     }
-}
-
-struct RunnerParts {
-    own: UnboundedSender<ToRunner>,
-    writer: Sender<Op>,
-    clock: Clock,
-    room: Arc<Room>,
-    stats: Arc<Stats>,
-    settings: Settings,
 }
 
 /// Of what makes two submissions the same: whom, what, and who is told. Headers may differ (dates, traces).

@@ -5,11 +5,15 @@ use std::sync::atomic::AtomicBool;
 
 use http::{HeaderMap, Method, Response};
 use http_body_util::Full;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use super::database::Database;
 use super::rows::Outcome;
+use super::runner::Callees;
 use super::*;
 use crate::calls::launch::Launch;
+use crate::dispatch::ToWorker;
+use crate::store::StoreError;
 use crate::store::fault::Step;
 use crate::units::Period;
 
