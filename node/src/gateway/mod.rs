@@ -13,6 +13,7 @@ mod error;
 mod headers;
 mod host;
 mod later;
+mod pages;
 mod service;
 mod timing;
 pub mod tls;

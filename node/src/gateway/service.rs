@@ -20,6 +20,7 @@ use super::body::Body;
 use super::call_id::{CallId, CallIds};
 use super::headers::reaches_function;
 use super::host;
+use super::pages::{only_reads, options, text};
 use super::timing::Timing;
 use crate::access::{Caller, Denied, Need, Scope};
 use crate::calls::Calls;
@@ -28,7 +29,6 @@ use crate::control::{self, Control};
 use crate::dispatch::{self, Dispatcher, Job};
 use crate::function::Entered;
 use crate::inbox::{Block, Full as FullInbox, Inbox};
-use crate::metrics;
 use crate::node::Node;
 use crate::trace::Tracer;
 
@@ -158,20 +158,6 @@ impl Worker {
     ) -> Result<(), Denied> {
         let need = Need { scope: Scope::Invoke, name: Some(called) };
         if closed { self.control.access().check(caller, headers, need) } else { Ok(()) }
-    }
-
-    /// Rendered beside the event loop: it reads files.
-    async fn metrics(&self) -> Response<Full<Bytes>> {
-        let (node, calls) = (Arc::clone(&self.node), Arc::clone(&self.calls));
-        match tokio::task::spawn_blocking(move || metrics::render(&node, &calls.counts())).await {
-            Ok(page) => {
-                let mut response = text(StatusCode::OK, page);
-                let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
-                response.headers_mut().insert(CONTENT_TYPE, kind);
-                response
-            }
-            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be rendered\n".into()),
-        }
     }
 
     /// Runs an asynchronous call, as if a client had sent it. Whether it may was looked at when it was taken.
@@ -389,29 +375,5 @@ pub(super) fn refuse(refusal: &Refusal, call_id: CallId, timing: Timing) -> Resp
     if let Refusal::MethodNotAllowed(allowed) = refusal {
         headers.insert(ALLOW, HeaderValue::from_static(allowed));
     }
-    response
-}
-
-fn only_reads(method: &Method) -> Result<(), Refusal> {
-    if method == Method::GET || method == Method::HEAD {
-        Ok(())
-    } else {
-        Err(Refusal::MethodNotAllowed("GET, HEAD"))
-    }
-}
-
-fn options() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
-    *response.status_mut() = StatusCode::NO_CONTENT;
-    response
-        .headers_mut()
-        .insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
-    response
-}
-
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
