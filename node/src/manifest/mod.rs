@@ -4,6 +4,7 @@
 //! present and within its bounds. In between: [`infer`] fills in what the folder's own files say, for a
 //! folder without a `spry.toml` (a lone `.py` or `.so`), and [`Override`]s replace single keys (`--set`).
 
+mod check;
 pub mod infer;
 pub mod raw;
 pub mod requirement;
