@@ -5,6 +5,7 @@
 //! does the rest. Every key is explained in `docs/configuration.md`; a test holds the two together.
 
 mod access;
+mod check;
 pub mod raw;
 mod reload;
 mod scheduler;
