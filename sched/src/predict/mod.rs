@@ -8,9 +8,9 @@
 //! **What nobody knows.** A new function's invocation counts as having as much left as it has used, at least [`SHORT_NS`].
 //! So unknown functions start short and are believed less the longer they run. One that has outlasted all that are
 //! remembered has as much left as it has overrun them, at least a sixteenth of what it has used: sizes are known within
-//! 1/32 only, and CPU times differ by that much from run to run. (Counting all that it had used instead, the policies took
-//! whoever was a millisecond over his past for having as much again to do, and set him back just before his end: on a real
-//! node, long ones of one size waited for ten seconds then.) That the chance of lasting as long again is about one half was measured for processes by
+//! 1/32 only, and CPU times differ by that much from run to run. (Were all that it has used
+//! counted instead, whoever is a millisecond over his past would be taken for having as much again to do, and set back just
+//! before his end. What this brings on a real node has not been shown: `docs/scheduler.md`.) That the chance of lasting as long again is about one half was measured for processes by
 //! Harchol-Balter and Downey ("Exploiting Process Lifetime Distributions for Dynamic Load Balancing", ACM TOCS 15(3),
 //! 1997, section 2). It is also what keeps a function that lies about being short from gaining by it: its past
 //! says "5 ms", and soon after these 5 ms its past says nothing.

@@ -11,6 +11,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::OnceLock;
 
 /// What `clone3` returned, on either side.
 #[derive(Debug)]
@@ -223,16 +224,23 @@ pub(crate) fn forget_rseq() {
     const SIGNATURE: u32 = if cfg!(target_arch = "x86_64") { 0x5305_3053 } else { 0xd428_bc00 };
     /// The first version's size, which is what everybody registers until the kernel has more to say.
     const LEN: u32 = 32;
-    // SAFETY: looks a name up.
-    let offset = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()) }.cast::<isize>();
-    if offset.is_null() {
-        return; // a libc that registers nothing
-    }
-    // SAFETY: glibc's constant of that name is a `ptrdiff_t`, from the thread pointer on.
-    let area = unsafe { thread_pointer().wrapping_add_signed(offset.read()) };
+    let Some(offset) = rseq_offset() else { return };
+    let area = thread_pointer().wrapping_add_signed(offset);
     // SAFETY: no memory but that area, which glibc never frees, and the kernel checks that it is what was registered. If
     // it isn't, all stays as it is.
     unsafe { libc::syscall(libc::SYS_rseq, area, LEN, UNREGISTER, SIGNATURE) };
+}
+
+/// Where that area lies, from the thread pointer on; `None` with a libc that registers nothing. Asked for in the zygote:
+/// the look-up takes an instance some twenty page faults.
+pub(crate) fn rseq_offset() -> Option<isize> {
+    static OFFSET: OnceLock<Option<isize>> = OnceLock::new();
+    *OFFSET.get_or_init(|| {
+        // SAFETY: looks a name up.
+        let offset = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()) }.cast::<isize>();
+        // SAFETY: glibc's constant of that name is a `ptrdiff_t`.
+        (!offset.is_null()).then(|| unsafe { offset.read() })
+    })
 }
 
 fn thread_pointer() -> usize {
