@@ -31,6 +31,15 @@ pub(crate) fn build(profile: Profile, examples: &[&str]) -> Result<(), Failure> 
     process::run(&mut build)
 }
 
+/// Builds the sched_ext scheduler's loader, which plain builds go without; see [`setup::scheduler`](crate::setup::scheduler).
+pub(crate) fn build_scheduler(profile: Profile) -> Result<(), Failure> {
+    let mut build = process::cargo(["build", "--package", "spry-scx", "--features", "loader", "--bin", "spry-scx"]);
+    if profile == Profile::Release {
+        build.arg("--release");
+    }
+    process::run(&mut build)
+}
+
 /// Builds, in release mode, all functions of packages that hold several of them, as cargo's example targets.
 pub(crate) fn build_functions(packages: &[&str]) -> Result<(), Failure> {
     let mut build = process::cargo(["build", "--release", "--examples"]);

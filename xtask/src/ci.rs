@@ -25,7 +25,7 @@ const STAGES: [Stage; 10] = [
     ("test", || suite::run(&[])),
     ("demo", || demo::run(&DemoOptions::default())),
     ("bench", bench_smoke),
-    ("deb", deb::run),
+    ("deb", || deb::run(deb::Contents::Node)),
     ("vm", || vm::run(&VmOptions::Test)),
 ];
 

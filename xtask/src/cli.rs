@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::bench::BenchOptions;
+use crate::deb::Contents;
 use crate::failure::Failure;
 use crate::vm::VmOptions;
 
@@ -27,11 +28,13 @@ The project's own commands. Usage: cargo xtask COMMAND
   fuzz [TARGET] [--seconds N]
                            fuzz one target, or all of them (default: 20 s each)
   ebpf [--check]           rebuild the eBPF objects from source; --check: compare them with those checked in
-  vm [--kernel 6.16|6.18|7.2] [--cpus N | --icount] [--memory MIB] [--file F]... [--env K=V]... [--timeout S] [--] PROGRAM...
-                           run a program as root in an emulated machine with that kernel; --file: taken along
+  vm [--kernel 6.16|6.18|7.2] [--cpus N | --icount] [--memory MIB] [--system] [--file F]... [--env K=V]... [--timeout S] [--] PROGRAM...
+                           run a program as root in an emulated machine with that kernel; --file: taken along; --system: in
+                           a Debian that systemd has started
   vm test                  what only such a machine can test: the sched_ext scheduler, on each of those kernels
   vm bench [--seed N] ...  the scheduler beside the fair class and beside SRPT that knows the future
-  deb                      the Debian package, in target/deb: programs, units, man pages, completions, configuration
+  deb [--scx]              the Debian package, in target/deb: programs, units, man pages, completions, configuration;
+                           --scx: with spry-scx, the sched_ext scheduler
   help                     this text
 ";
 
@@ -47,7 +50,7 @@ pub(crate) enum Command {
     Fuzz(FuzzOptions),
     Ebpf { check: bool },
     Vm(VmOptions),
-    Deb,
+    Deb(Contents),
 }
 
 /// Options of `demo`.
@@ -86,7 +89,11 @@ pub(crate) fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, F
         "ci" => Ok(Command::Ci(rest)),
         "demo" => demo(rest).map(Command::Demo),
         "bench" => BenchOptions::parse(rest).map(Command::Bench),
-        "deb" => none_left(rest).map(|()| Command::Deb),
+        "deb" => match rest.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            [] => Ok(Command::Deb(Contents::Node)),
+            ["--scx"] => Ok(Command::Deb(Contents::WithScheduler)),
+            _ => Err(usage("deb takes only --scx")),
+        },
         "fuzz" => fuzz(rest).map(Command::Fuzz),
         "ebpf" => match rest.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             [] => Ok(Command::Ebpf { check: false }),
@@ -151,6 +158,7 @@ mod tests {
     #[test]
     fn commands_and_their_options() {
         assert_eq!(parsed("").unwrap(), Command::Help);
+        assert_eq!(parsed("deb --scx").unwrap(), Command::Deb(Contents::WithScheduler));
         assert_eq!(parsed("ebpf --check").unwrap(), Command::Ebpf { check: true });
         assert_eq!(parsed("test -p shm-bus").unwrap(), Command::Test(vec!["-p".into(), "shm-bus".into()]));
         let options = DemoOptions { out: Some("here".into()), photo: None };

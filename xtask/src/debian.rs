@@ -37,7 +37,7 @@ pub(crate) fn download(state: &Path, suite: &str, package: &str) -> Result<PathB
 impl Apt {
     /// Empties `state` and fetches the package lists of these suites into it.
     pub(crate) fn open(state: &Path, suites: &[&str]) -> Result<Self, Failure> {
-        let mirror = mirror()?;
+        let sources = sources(suites)?;
         if state.exists() {
             fs::remove_dir_all(state).map_err(|source| Failure::io("empty", state, source))?;
         }
@@ -49,12 +49,7 @@ impl Apt {
             let file = state.join(name);
             fs::write(&file, text).map_err(|source| Failure::io("write", &file, source)).map(|()| file)
         };
-        let signed_by = mirror.signed_by.map(|keyring| format!("Signed-By: {keyring}\n")).unwrap_or_default();
-        let (uri, suites) = (&mirror.uri, suites.join(" "));
-        let sources = write(
-            "only.sources",
-            format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\n{signed_by}"),
-        )?;
+        let sources = write("only.sources", sources)?;
         let folder = state.display();
         let config = write(
             "apt.conf",
@@ -128,12 +123,24 @@ pub(crate) fn unpack<'a>(
     Ok(())
 }
 
+/// The code name of this machine's own release; empty where it has none.
+pub(crate) fn release() -> String {
+    let text = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let codename = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    codename.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+/// A list of sources for apt with these suites alone.
+pub(crate) fn sources(suites: &[&str]) -> Result<String, Failure> {
+    let Mirror { uri, signed_by } = mirror()?;
+    let signed_by = signed_by.map(|keyring| format!("Signed-By: {keyring}\n")).unwrap_or_default();
+    let suites = suites.join(" ");
+    Ok(format!("Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\n{signed_by}"))
+}
+
 /// The mirror that the machine's own release comes from.
 fn mirror() -> Result<Mirror, Failure> {
-    let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let codename =
-        release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
-    let codename = codename.trim_matches('"');
+    let codename = release();
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     let more = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
     files.extend(more.map(|entry| entry.path()));
@@ -141,7 +148,7 @@ fn mirror() -> Result<Mirror, Failure> {
     files
         .iter()
         .filter_map(|file| fs::read_to_string(file).ok())
-        .find_map(|text| find(&text, codename))
+        .find_map(|text| find(&text, &codename))
         .ok_or_else(|| Failure::Expectation {
             what: "find Debian's mirror",
             found: format!("none of /etc/apt's sources has the suite {codename:?}"),

@@ -57,6 +57,6 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Fuzz(options) => fuzz::run(&options).map(drop),
         Command::Ebpf { check } => ebpf::run(check),
         Command::Vm(options) => vm::run(&options),
-        Command::Deb => deb::run(),
+        Command::Deb(contents) => deb::run(contents),
     }
 }

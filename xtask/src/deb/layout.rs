@@ -5,12 +5,16 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::PACKAGING;
+use super::{Contents, PACKAGING};
 use crate::failure::Failure;
 use crate::process;
 
-/// The programs that are always there; `spry-scx` is when it was built.
+/// What is always there, and what is there when it was asked for: a program and its unit.
 const PROGRAMS: [&str; 2] = ["spryd", "spry"];
+const UNITS: [&str; 2] = ["spryd.service", "spryd.socket"];
+const SCHEDULER: (&str, &str) = ("spry-scx", "spry-scx.service");
+/// What `spry-scx` is linked with besides libc.
+const SCHEDULER_LIBRARIES: &str = ", libelf1, zlib1g";
 /// The pages that an operator wants where there is no network.
 const PAGES: [&str; 6] =
     ["architecture", "chains", "configuration", "control-api", "operations", "threat-model"];
@@ -19,25 +23,28 @@ const PAGES: [&str; 6] =
 pub(super) struct Layout<'a> {
     root: &'a Path,
     programs: &'a Path,
+    contents: Contents,
 }
 
 impl<'a> Layout<'a> {
-    pub(super) fn new(root: &'a Path, programs: &'a Path) -> Self {
-        Self { root, programs }
+    pub(super) fn new(root: &'a Path, programs: &'a Path, contents: Contents) -> Self {
+        Self { root, programs, contents }
+    }
+
+    fn has_scheduler(&self) -> bool {
+        self.contents == Contents::WithScheduler
     }
 
     /// Everything but the control files.
     pub(super) fn make(&self) -> Result<(), Failure> {
         let here = process::root();
-        let has_scx = self.programs.join("spry-scx").is_file();
-        for name in PROGRAMS.into_iter().chain(has_scx.then_some("spry-scx")) {
+        for name in PROGRAMS.into_iter().chain(self.has_scheduler().then_some(SCHEDULER.0)) {
             let place = self.copy(&self.programs.join(name), &format!("usr/bin/{name}"), 0o755)?;
             process::run(
                 Command::new("strip").args(["--strip-unneeded", "--remove-section=.comment"]).arg(place),
             )?;
         }
-        let units = ["spryd.service", "spryd.socket"];
-        for name in units.into_iter().chain(has_scx.then_some("spry-scx.service")) {
+        for name in UNITS.into_iter().chain(self.has_scheduler().then_some(SCHEDULER.1)) {
             let unit = here.join(PACKAGING).join("systemd").join(name);
             self.copy(&unit, &format!("usr/lib/systemd/system/{name}"), 0o644)?;
         }
@@ -88,9 +95,10 @@ impl<'a> Layout<'a> {
         let (sums, bytes) = self.sums()?;
         let libc = libc_version(&self.root.join("usr/bin"))?;
         let size = bytes.div_ceil(1024);
+        let libraries = if self.has_scheduler() { SCHEDULER_LIBRARIES } else { "" };
         let control = format!(
             "Package: spry\nVersion: {version}\nArchitecture: {architecture}\nMaintainer: The authors of spry <spry@localhost>\n\
-             Installed-Size: {size}\nDepends: libc6 (>= {libc}), libgcc-s1, init-system-helpers (>= 1.54)\n\
+             Installed-Size: {size}\nDepends: libc6 (>= {libc}), libgcc-s1{libraries}, init-system-helpers (>= 1.54)\n\
              Recommends: python3 (>= 3.9)\nSection: net\nPriority: optional\n\
              Description: functions on one node, forked from prewarmed zygotes\n \
              spryd serves functions over HTTP: each in processes of its own, confined, forked\n \

@@ -12,29 +12,46 @@ use std::process::Command;
 
 use crate::artifacts::{self, Profile};
 use crate::failure::Failure;
-use crate::process;
+use crate::{process, setup};
 use layout::Layout;
 
 /// Where the scripts, units and the default configuration are.
 pub(crate) const PACKAGING: &str = "packaging";
 
+/// What a package brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Contents {
+    /// The node, which needs no library but libc.
+    Node,
+    /// The node and `spry-scx`, the sched_ext scheduler.
+    WithScheduler,
+}
+
 /// Builds the package; prints where it is.
-pub(crate) fn run() -> Result<(), Failure> {
-    artifacts::build(Profile::Release, &[])?;
-    let package = build(&process::target_dir().join("release"), &process::target_dir().join("deb"))?;
-    println!("{}", package.display());
+pub(crate) fn run(contents: Contents) -> Result<(), Failure> {
+    println!("{}", package(contents)?.display());
     Ok(())
 }
 
+/// Builds the package; its file.
+pub(crate) fn package(contents: Contents) -> Result<PathBuf, Failure> {
+    artifacts::build(Profile::Release, &[])?;
+    if contents == Contents::WithScheduler {
+        setup::scheduler()?;
+        artifacts::build_scheduler(Profile::Release)?;
+    }
+    build(&process::target_dir().join("release"), &process::target_dir().join("deb"), contents)
+}
+
 /// Makes the package of the programs in `programs`, in the folder `out`.
-fn build(programs: &Path, out: &Path) -> Result<PathBuf, Failure> {
+fn build(programs: &Path, out: &Path, contents: Contents) -> Result<PathBuf, Failure> {
     let root = out.join("root");
     if root.exists() {
         fs::remove_dir_all(&root).map_err(|source| Failure::io("remove", &root, source))?;
     }
     let architecture = process::output(Command::new("dpkg").arg("--print-architecture"))?.trim().to_owned();
     let version = version()?;
-    let layout = Layout::new(&root, programs);
+    let layout = Layout::new(&root, programs, contents);
     layout.make()?;
     layout.control(&version, &architecture)?;
     let package = out.join(format!("spry_{version}_{architecture}.deb"));
@@ -78,7 +95,7 @@ mod tests {
         }
         let out = std::env::temp_dir().join(format!("spry-deb-{}", std::process::id()));
         fs::create_dir_all(&out).expect("a folder");
-        let package = build(&programs, &out).expect("a package that is whole");
+        let package = build(&programs, &out, Contents::Node).expect("a package that is whole");
         let file = package.file_name().expect("a name").to_string_lossy().into_owned();
         assert!(file.starts_with(&format!("spry_{}_", version().expect("a version"))), "{file}");
         fs::remove_dir_all(&out).expect("removed");

@@ -57,6 +57,12 @@ pub(crate) const SCHEDULER_NEEDS: [Need; 4] = [
     Need { probe: Probe::Program("pkg-config"), package: "pkg-config", why: "finds both" },
 ];
 
+/// What the disk of a guest with systemd is made with.
+pub(crate) const GUEST_NEEDS: [Need; 2] = [
+    Need { probe: Probe::Program("mmdebstrap"), package: "mmdebstrap", why: "fills a guest's disk with a Debian" },
+    Need { probe: Probe::File("/sbin/mke2fs"), package: "e2fsprogs", why: "makes the disk" },
+];
+
 impl Need {
     fn is_met(&self) -> bool {
         match self.probe {

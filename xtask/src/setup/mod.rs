@@ -42,3 +42,8 @@ pub(crate) fn packages() -> Result<(), Failure> {
 pub(crate) fn scheduler() -> Result<(), Failure> {
     apt::install_missing(&apt::SCHEDULER_NEEDS)
 }
+
+/// What the disk of a guest with systemd is made with: `cargo xtask vm test` alone needs it.
+pub(crate) fn guests() -> Result<(), Failure> {
+    apt::install_missing(&apt::GUEST_NEEDS)
+}

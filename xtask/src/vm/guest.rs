@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::parts::{Kernel, Parts};
+use super::system::Disk;
 use super::{initramfs, parts};
 use crate::failure::Failure;
 use crate::process;
@@ -32,8 +33,9 @@ pub(crate) struct Guest {
     pub(crate) memory_mib: u32,
     /// Files of the host that are there under the same paths, with the libraries that they need.
     pub(crate) files: Vec<PathBuf>,
-    /// The root file system, as an image; else busybox's.
-    pub(crate) userland: Option<PathBuf>,
+    /// The disk of a system that systemd starts, which runs the command and then ends in order; what is written to it stays
+    /// for the next boot. None: there is busybox alone.
+    pub(crate) system: Option<Disk>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) timeout: Duration,
 }
@@ -49,7 +51,7 @@ impl Guest {
             clock: Clock::Host { cpus: 2 },
             memory_mib: 1024,
             files: Vec::new(),
-            userland: None,
+            system: None,
             env: Vec::new(),
             timeout: Duration::from_secs(300),
         }
@@ -111,17 +113,17 @@ impl Guest {
         };
         qemu.args(["-m", &self.memory_mib.to_string()]);
         qemu.arg("-kernel").arg(self.kernel.image()?).arg("-initrd").arg(archive);
-        let userland = if self.userland.is_some() { " spry.userland" } else { "" };
-        qemu.arg("-append").arg(format!("console=ttyS0 loglevel=5 panic=-1{userland}"));
+        let system = if self.system.is_some() { " spry.system" } else { "" };
+        qemu.arg("-append").arg(format!("console=ttyS0 loglevel=5 panic=-1{system}"));
         qemu.arg("-serial").arg(format!("file:{}", folder.join("console").display()));
         qemu.args(["-device", "virtio-serial-pci", "-chardev", "file,id=output,path=/dev/stdout"]);
         qemu.args(["-device", "virtserialport,chardev=output,name=spry.output", "-chardev"]);
         qemu.arg(format!("file,id=status,path={}", folder.join("status").display()));
         qemu.args(["-device", "virtserialport,chardev=status,name=spry.status"]);
-        if let Some(image) = &self.userland {
-            // Whatever is written to it is forgotten.
+        if let Some(disk) = &self.system {
+            // The host may lose it: nobody reads it after the run.
             qemu.arg("-drive")
-                .arg(format!("file={},format=raw,if=none,id=disk,snapshot=on", image.display()));
+                .arg(format!("file={},format=raw,if=none,id=disk,cache=unsafe", disk.path().display()));
             qemu.args(["-device", "nvme,drive=disk,serial=spry"]);
         }
         Ok(qemu)

@@ -5,6 +5,27 @@ export PATH=/usr/bin:/usr/sbin:/bin:/sbin HOME=/root
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
+
+# A system of its own on a disk: it gets what was given, where it was on the host, and goes on from here.
+if grep -q spry.system /proc/cmdline; then
+    until [ -b /dev/nvme0n1 ]; do usleep 10000; done
+    mount -t ext4 /dev/nvme0n1 /new
+    rm -rf /new/spry
+    find / -xdev -type f ! -path '/bin/*' ! -path '/init' ! -path '/etc/*' | while read -r file; do
+        [ -e "/new$file" ] && continue
+        mkdir -p "/new$(dirname "$file")"
+        cp -p "$file" "/new$file"
+    done
+    : > /new/etc/tmpfiles.d/tmp.conf # what was given may lie below /tmp, which would be emptied
+    units=/new/etc/systemd/system
+    mkdir -p $units/multi-user.target.wants
+    cp /spry/guest.service $units
+    ln -sf ../guest.service $units/multi-user.target.wants
+    mount --move /dev /new/dev
+    umount /sys /proc
+    exec switch_root /new /sbin/init
+fi
+
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm
@@ -25,24 +46,11 @@ for port in /sys/class/virtio-ports/*; do
 done
 
 # A root that pivot_root takes: the kernel's first one can't be left.
-root=/new
-if grep -q spry.userland /proc/cmdline; then
-    until [ -b /dev/nvme0n1 ]; do usleep 10000; done
-    mount /dev/nvme0n1 /new
-    # What was given goes where it was on the host, over what the userland has there.
-    find / -xdev -type f ! -path '/new/*' ! -path '/bin/*' ! -path '/init' ! -path '/etc/*' | while read -r file; do
-        [ -e "/new$file" ] && continue
-        mkdir -p "/new$(dirname "$file")"
-        : > "/new$file"
-        mount --bind "$file" "/new$file"
-    done
-else
-    mount --bind / /new
-fi
+mount --bind / /new
 for place in proc sys dev tmp run; do
     mount --rbind "/$place" "/new/$place"
 done
-chroot "$root" /spry/command > "$output" 2>&1 < /dev/null
+chroot /new /spry/command > "$output" 2>&1 < /dev/null
 echo $? > "$status"
 sync
 poweroff -f

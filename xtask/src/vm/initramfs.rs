@@ -15,6 +15,9 @@ use crate::process;
 
 /// The first process of the guest.
 const INIT: &str = include_str!("init.sh");
+/// What runs the command where systemd is the first process, and its unit.
+const RUN: &str = include_str!("run.sh");
+const UNIT: &str = include_str!("guest.service");
 
 /// Writes the archive: `files` keep their paths, `command` becomes `/spry/command`.
 pub(super) fn write(archive: &Path, busybox: &Path, files: &[PathBuf], command: &str) -> Result<(), Failure> {
@@ -27,7 +30,9 @@ pub(super) fn write(archive: &Path, busybox: &Path, files: &[PathBuf], command: 
         cpio.folder(Path::new(folder)).map_err(full)?;
     }
     cpio.file(Path::new("init"), 0o755, INIT.as_bytes()).map_err(full)?;
-    cpio.file(Path::new("spry/command"), 0o755, command.as_bytes()).map_err(full)?;
+    for (name, mode, content) in [("command", 0o755, command), ("run", 0o755, RUN), ("guest.service", 0o644, UNIT)] {
+        cpio.file(&Path::new("spry").join(name), mode, content.as_bytes()).map_err(full)?;
+    }
     cpio.file(Path::new("etc/passwd"), 0o644, b"root:x:0:0:root:/root:/bin/sh\n").map_err(full)?;
     let mut all: BTreeSet<(PathBuf, PathBuf)> = BTreeSet::new();
     all.insert((PathBuf::from("bin/busybox"), busybox.to_owned()));

@@ -1,12 +1,13 @@
 //! `cargo xtask vm`: a guest whose kernel has what this machine's may lack.
 //!
 //! sched_ext, cgroup v2 without v1 beside it, real systemd: what is built on them is tested in an emulated machine, on
-//! several kernels. A boot takes about three seconds.
+//! several kernels. A boot takes about three seconds, to a system that systemd has started about ten.
 
 mod guest;
 mod initramfs;
 mod lane;
 mod parts;
+mod system;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub(crate) struct RunOptions {
     kernel: String,
     clock: Clock,
     memory_mib: u32,
+    /// Where systemd runs.
+    system: bool,
     files: Vec<PathBuf>,
     env: Vec<(String, String)>,
     timeout: Duration,
@@ -52,6 +55,7 @@ impl VmOptions {
             kernel: KERNEL.to_owned(),
             clock: Clock::Host { cpus: 2 },
             memory_mib: 1024,
+            system: false,
             files: Vec::new(),
             env: Vec::new(),
             timeout: Duration::from_secs(300),
@@ -70,6 +74,10 @@ impl VmOptions {
             }
             if arg == "--icount" {
                 options.clock = Clock::Instructions;
+                continue;
+            }
+            if arg == "--system" {
+                options.system = true;
                 continue;
             }
             let value = args.next().ok_or_else(|| Failure::Usage(format!("{arg} needs a value")))?;
@@ -125,6 +133,9 @@ fn command(options: &RunOptions) -> Result<(), Failure> {
             guest.files.push(program);
         }
     }
+    if options.system {
+        guest.system = Some(system::Disk::new()?);
+    }
     match guest.run(&command, &mut |line| println!("{line}"))? {
         0 => Ok(()),
         status => {
@@ -156,6 +167,7 @@ mod tests {
         let options = run("--kernel 7.2 --cpus 3 --env A=b -- ./x --cpus 9");
         assert_eq!((options.kernel.as_str(), options.clock), ("7.2", Clock::Host { cpus: 3 }));
         assert_eq!(options.command, ["./x", "--cpus", "9"]);
+        assert!(run("--system true").system);
         let options = run("--icount uname -r");
         assert_eq!(
             (options.clock, &*options.command),
