@@ -33,7 +33,8 @@ pub(crate) fn build(profile: Profile, examples: &[&str]) -> Result<(), Failure> 
 
 /// Builds the sched_ext scheduler's loader, which plain builds go without; see [`setup::scheduler`](crate::setup::scheduler).
 pub(crate) fn build_scheduler(profile: Profile) -> Result<(), Failure> {
-    let mut build = process::cargo(["build", "--package", "spry-scx", "--features", "loader", "--bin", "spry-scx"]);
+    let mut build =
+        process::cargo(["build", "--package", "spry-scx", "--features", "loader", "--bin", "spry-scx"]);
     if profile == Profile::Release {
         build.arg("--release");
     }

@@ -31,7 +31,8 @@ The project's own commands. Usage: cargo xtask COMMAND
   vm [--kernel 6.16|6.18|7.2] [--cpus N | --icount] [--memory MIB] [--system] [--file F]... [--env K=V]... [--timeout S] [--] PROGRAM...
                            run a program as root in an emulated machine with that kernel; --file: taken along; --system: in
                            a Debian that systemd has started
-  vm test                  what only such a machine can test: the sched_ext scheduler, on each of those kernels
+  vm test                  what only such a machine can test: the sched_ext scheduler, limits by cgroup v2 and the posix
+                           backend; the package under systemd. `vm test service`: that alone
   vm bench [--seed N] ...  the scheduler beside the fair class and beside SRPT that knows the future
   deb [--scx]              the Debian package, in target/deb: programs, units, man pages, completions, configuration;
                            --scx: with spry-scx, the sched_ext scheduler

@@ -68,6 +68,10 @@ pub enum Arrangement {
     SideBySide,
 }
 
+/// Behind the tree's name: the leaf beside it that spryd itself moves to (v2: a group with children that are limited has no
+/// processes of its own).
+const DAEMON_LEAF: &str = "-daemon";
+
 /// All groups of this spryd.
 #[derive(Debug)]
 pub struct Tree {
@@ -152,7 +156,7 @@ impl Tree {
 
     fn root_in(&self, hierarchy: &Hierarchy) -> Result<(Dir, Vec<Controller>), CgroupError> {
         let version = hierarchy.version;
-        let daemon = format!("{}-daemon", self.name);
+        let daemon = format!("{}{DAEMON_LEAF}", self.name);
         // started again by itself within the leaf that an earlier start moved it to
         let own = match hierarchy.own.parent() {
             Some(parent) if hierarchy.own.ends_with(&daemon) => parent,
@@ -356,6 +360,13 @@ fn hand_down(dir: &Dir, controllers: &[Controller]) -> Result<(), CgroupError> {
         .try_for_each(|controller| dir.write("cgroup.subtree_control", &format!("+{}", controller.name())))
 }
 
+/// The group whose children functions' groups are, for a spryd that has moved itself into a leaf beside them.
+fn above_a_daemon(own: &Path) -> &Path {
+    let name = own.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let is_leaf = name.starts_with("spry-") && name.ends_with(DAEMON_LEAF);
+    own.parent().filter(|_| is_leaf).unwrap_or(own)
+}
+
 /// What a spryd started by the caller would find; makes and removes a tree of its own to see.
 pub fn probe() -> Vec<Probe> {
     let layout = match layout::find() {
@@ -409,7 +420,7 @@ fn probe_limits(layout: Vec<Hierarchy>) -> io::Result<Vec<Probe>> {
         stale: Mutex::default(),
     };
     for hierarchy in layout {
-        let own = Dir { version: hierarchy.version, path: hierarchy.own };
+        let own = Dir { version: hierarchy.version, path: above_a_daemon(&hierarchy.own).to_owned() };
         let writable = nix::unistd::access(&own.path.join("cgroup.procs"), nix::unistd::AccessFlags::W_OK);
         match writable {
             Ok(()) => {

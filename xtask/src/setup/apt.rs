@@ -59,7 +59,11 @@ pub(crate) const SCHEDULER_NEEDS: [Need; 4] = [
 
 /// What the disk of a guest with systemd is made with.
 pub(crate) const GUEST_NEEDS: [Need; 2] = [
-    Need { probe: Probe::Program("mmdebstrap"), package: "mmdebstrap", why: "fills a guest's disk with a Debian" },
+    Need {
+        probe: Probe::Program("mmdebstrap"),
+        package: "mmdebstrap",
+        why: "fills a guest's disk with a Debian",
+    },
     Need { probe: Probe::File("/sbin/mke2fs"), package: "e2fsprogs", why: "makes the disk" },
 ];
 

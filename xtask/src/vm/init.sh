@@ -50,7 +50,9 @@ mount --bind / /new
 for place in proc sys dev tmp run; do
     mount --rbind "/$place" "/new/$place"
 done
-chroot /new /spry/command > "$output" 2>&1 < /dev/null
+cd /new
+mount --move . / # or descriptors of what lies in it would be shown with /new in front
+chroot . /spry/command > "$output" 2>&1 < /dev/null
 echo $? > "$status"
 sync
 poweroff -f

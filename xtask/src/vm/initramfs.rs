@@ -30,7 +30,9 @@ pub(super) fn write(archive: &Path, busybox: &Path, files: &[PathBuf], command: 
         cpio.folder(Path::new(folder)).map_err(full)?;
     }
     cpio.file(Path::new("init"), 0o755, INIT.as_bytes()).map_err(full)?;
-    for (name, mode, content) in [("command", 0o755, command), ("run", 0o755, RUN), ("guest.service", 0o644, UNIT)] {
+    for (name, mode, content) in
+        [("command", 0o755, command), ("run", 0o755, RUN), ("guest.service", 0o644, UNIT)]
+    {
         cpio.file(&Path::new("spry").join(name), mode, content.as_bytes()).map_err(full)?;
     }
     cpio.file(Path::new("etc/passwd"), 0o644, b"root:x:0:0:root:/root:/bin/sh\n").map_err(full)?;

@@ -20,6 +20,8 @@ use guest::{Clock, Guest};
 pub(crate) enum VmOptions {
     /// Run what only a guest can test.
     Test,
+    /// Of that, only what is done with the installed package.
+    TestService,
     /// The scheduler's trace, with its options.
     Bench(Vec<String>),
     /// Run one command.
@@ -48,6 +50,7 @@ impl VmOptions {
     pub(crate) fn parse(args: Vec<String>) -> Result<Self, Failure> {
         match args.split_first() {
             Some((first, [])) if first == "test" => return Ok(Self::Test),
+            Some((first, [only])) if first == "test" && only == "service" => return Ok(Self::TestService),
             Some((first, rest)) if first == "bench" => return Ok(Self::Bench(rest.to_vec())),
             _ => {}
         }
@@ -110,6 +113,7 @@ impl VmOptions {
 pub(crate) fn run(options: &VmOptions) -> Result<(), Failure> {
     match options {
         VmOptions::Test => lane::test(),
+        VmOptions::TestService => lane::test_service(),
         VmOptions::Bench(args) => lane::bench(args),
         VmOptions::Run(options) => command(options),
     }
@@ -156,6 +160,7 @@ mod tests {
     #[test]
     fn a_command_and_its_own_options() {
         assert_eq!(parsed("test").expect("it"), VmOptions::Test);
+        assert_eq!(parsed("test service").expect("it"), VmOptions::TestService);
         assert_eq!(
             parsed("bench --seed 2").expect("it"),
             VmOptions::Bench(vec!["--seed".into(), "2".into()])

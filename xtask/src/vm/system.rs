@@ -15,7 +15,8 @@ use crate::{debian, setup, sys};
 const PACKAGES: [&str; 9] =
     ["systemd", "systemd-sysv", "dbus", "udev", "kmod", "procps", "python3", "libelf1", "zlib1g"];
 /// Nobody reads these in a guest.
-const LEFT_OUT: [&str; 4] = ["/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/doc/*"];
+const LEFT_OUT: [&str; 4] =
+    ["/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/doc/*"];
 /// Room for the packages and for what the guest writes; the file has holes where nothing was written.
 const DISK_MIB: u32 = 1536;
 
@@ -70,7 +71,8 @@ fn make(folder: &Path, release: &str) -> Result<(), Failure> {
         bootstrap.arg(format!("--dpkgopt=path-exclude={pattern}"));
     }
     let sources = folder.join("only.sources");
-    fs::write(&sources, debian::sources(&[release])?).map_err(|source| Failure::io("write", &sources, source))?;
+    fs::write(&sources, debian::sources(&[release])?)
+        .map_err(|source| Failure::io("write", &sources, source))?;
     run_step(bootstrap.arg(release).arg(&root).arg(&sources))?;
     // Not this machine's.
     let name = root.join("etc/hostname");
