@@ -138,8 +138,17 @@ pub(crate) fn files_before() -> BTreeSet<String> {
 
 /// All files of the root file system, but for what systemd, dpkg and apt write as they like.
 pub(crate) fn files() -> BTreeSet<String> {
-    let busy =
-        ["/tmp", "/var/tmp", "/var/log", "/var/cache", "/var/lib/dpkg", "/var/lib/systemd/timers", "/spry"];
+    let busy = [
+        "/tmp",
+        "/var/tmp",
+        "/var/log",
+        "/var/cache",
+        "/var/backups",
+        "/var/lib/apt",
+        "/var/lib/dpkg",
+        "/var/lib/systemd/timers",
+        "/spry",
+    ];
     let listed = run("find", &["/", "-xdev"]);
     let ours =
         |file: &&str| *file != FILES_BEFORE && !busy.iter().any(|folder| Path::new(file).starts_with(folder));

@@ -2,4 +2,5 @@
 
 mod limits;
 mod restarts;
+mod scheduler;
 mod unit;

@@ -30,9 +30,9 @@ const SUITE_TIMEOUT: Duration = Duration::from_secs(240);
 pub(crate) fn test() -> Result<(), Failure> {
     let scheduler = scheduler::build()?;
     let groups = groups::build()?;
-    let service = service::build()?;
-    let started = Instant::now();
     let mut tally = Tally::default();
+    let service = service::build(&mut tally)?;
+    let started = Instant::now();
     let mut outcome = Ok(());
     for kernel in &KERNELS {
         outcome = outcome.and(scheduler.run(kernel, &mut tally));
@@ -53,7 +53,7 @@ pub(crate) fn test() -> Result<(), Failure> {
 /// The service's suite alone.
 pub(crate) fn test_service() -> Result<(), Failure> {
     let mut tally = Tally::default();
-    let outcome = service::build()?.map_or(Ok(()), |service| service.run(&mut tally));
+    let outcome = service::build(&mut tally)?.map_or(Ok(()), |service| service.run(&mut tally));
     println!("\n{tally}");
     outcome
 }

@@ -29,13 +29,13 @@ pub(super) struct Service {
 }
 
 /// Builds them; none where no disk can be made, which is said and counts as skipped.
-pub(super) fn build() -> Result<Option<Service>, Failure> {
+pub(super) fn build(tally: &mut Tally) -> Result<Option<Service>, Failure> {
     if let Some(why) = system::missing() {
         if std::env::var_os("SPRY_TEST_ALL").is_some() {
             let found = format!("SPRY_TEST_ALL is set, but it needs: {why}");
             return Err(Failure::Expectation { what: "vm: the installed package", found });
         }
-        println!("SKIP the installed package needs {why}");
+        tally.add_skipped(format!("SKIP the installed package needs {why}"));
         return Ok(None);
     }
     // No plain `cargo test` runs these, nor does a plain clippy see them.
