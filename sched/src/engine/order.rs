@@ -59,6 +59,10 @@ impl Engine {
                 let ran_ns = now_ns.saturating_sub(task.counted_ns);
                 task.count(now_ns, task.used_ns.saturating_add(ran_ns));
             }
+            if place == Place::Front {
+                // Until now it was kept from running: that it didn't says nothing.
+                task.seen_ns = now_ns;
+            }
             task.counted_ns = now_ns;
             task.place = place;
         }

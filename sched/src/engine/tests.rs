@@ -312,3 +312,33 @@ fn whoever_ends_at_the_back_leaves_his_process_at_the_front() {
     engine.exit(42 * MS, long, 40 * MS, true, &mut orders);
     assert_eq!(orders, [Order::Stand(long, Standing::FREE)]);
 }
+
+#[test]
+fn who_was_kept_at_the_back_is_not_taken_for_blocked() {
+    let mut engine = Engine::new(srpt_plus(), 1, false);
+    let mut orders = Vec::new();
+    let long = engine.arrive(0, FunctionId(0), None, &mut orders);
+    engine.sent(0, long, &mut orders);
+    engine.turn(40 * MS, &mut |_| Some(40 * MS), &mut orders);
+    // Short ones, each there before the one before has ended, keep it from running for 400 ms.
+    let mut now = 41 * MS;
+    let mut short = engine.arrive(now, FunctionId(1), None, &mut orders);
+    engine.sent(now, short, &mut orders);
+    for _ in 0..400 {
+        now += MS;
+        let next = engine.arrive(now - 1, FunctionId(1), None, &mut orders);
+        engine.exit(now, short, MS, true, &mut orders);
+        engine.sent(now, next, &mut orders);
+        assert!(!engine.is_at(long, Place::Front));
+        short = next;
+    }
+    engine.exit(now, short, MS, true, &mut orders);
+    assert!(engine.is_at(long, Place::Front));
+    // From then on it runs all the time, and whenever it is looked at it is still there.
+    let back_at = now;
+    for _ in 0..10 {
+        now = engine.next_turn_ns().expect("it has a slice");
+        engine.turn(now, &mut |_| Some(40 * MS + (now - back_at)), &mut orders);
+        assert!(engine.is_at(long, Place::Front), "{:?} after {} us", engine.begun(), (now - back_at) / 1000);
+    }
+}
