@@ -1,7 +1,7 @@
 //! `kill -9` of spryd under asynchronous load, at random moments and at every step of the commit path: what was accepted
 //! runs, what was acknowledged as cancelled or dropped doesn't, callbacks come, the databases stay whole.
 //!
-//! `SPRY_CRASH_ROUNDS` says how many rounds at random moments there are (100 in CI, about a minute; 200 for the figure), and
+//! `SPRY_CRASH_ROUNDS` says how many rounds at random moments there are (100, about 45 seconds; 200 in CI), and
 //! `SPRY_CRASH_SEED` repeats a run.
 
 mod load;
