@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::database::Database;
 use super::{StoreError, version_folder};
 
-/// What [`Store::open`] found and mended, for the log.
+/// What [`Store::open`](super::Store::open) found and mended, for the log.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Opened {
     /// Unfinished uploads that were removed.
