@@ -121,7 +121,7 @@ fn build(Tools { work, sysroot, linker }: &Tools) -> Result<PathBuf, Failure> {
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(std::ffi::OsStr::new("\x1f")));
     eprintln!("ebpf: building ebpf/programs");
     process::run_step(&mut cargo)?;
-    Ok(target_dir.join(TARGET).join("release/spry-bus"))
+    Ok(target_dir.join(TARGET).join("release"))
 }
 
 /// Folders whose names must not get into the object, and what stands there instead.
