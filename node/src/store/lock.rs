@@ -17,13 +17,18 @@ pub(super) struct Lock {
     _file: Flock<File>,
 }
 
-/// A spryd that was killed may leave the lock with a child that it had just made, for as long as that one needs to come to its
-/// own program. So long it is waited for.
+/// A spryd that was killed may leave the lock with a child that it had just made, for as long as that one needs to
+/// come to its own program. So long it is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 impl Lock {
     pub(super) fn take(state: &Path) -> Result<Self, StoreError> {
+        Self::take_waiting(state, || std::thread::sleep(LOOK_EVERY))
+    }
+
+    /// The same; `pause` is what is done between two looks.
+    fn take_waiting(state: &Path, mut pause: impl FnMut()) -> Result<Self, StoreError> {
         let path = state.join("lock");
         let failed = |source| StoreError::Os { operation: "lock", path: path.clone(), source };
         let mut options = OpenOptions::new();
@@ -46,7 +51,7 @@ impl Lock {
                 let owner = pid.map_or("pid unknown".into(), |pid| format!("pid {pid}"));
                 return Err(StoreError::Locked { path: state.to_owned(), owner });
             }
-            std::thread::sleep(LOOK_EVERY);
+            pause();
         }
     }
 }
@@ -74,11 +79,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut child = std::process::Command::new("true").spawn().expect("a process");
         child.wait().expect("it ends");
-        let lock = Lock::take(folder.path()).expect("free");
+        let mut left = Some(Lock::take(folder.path()).expect("free"));
         std::fs::write(folder.path().join("lock"), format!("{}\n", child.id())).expect("written");
-        let state = folder.path().to_owned();
-        let next = std::thread::spawn(move || Lock::take(&state).map(drop));
-        drop(lock);
-        next.join().expect("no panic").expect("it got the lock in the end");
+        Lock::take_waiting(folder.path(), || drop(left.take())).expect("it got the lock in the end");
+        assert!(left.is_none(), "it didn't wait");
     }
 }

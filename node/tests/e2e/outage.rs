@@ -36,6 +36,17 @@ impl Drop for Tmpfs {
     }
 }
 
+/// Calls until one is accepted; its id.
+fn accepted_again(daemon: &Daemon, body: &[u8]) -> String {
+    let mut id = None;
+    daemon.until("calls are accepted again", |daemon| {
+        let response = later(daemon.address, "echo", &[], body);
+        id = (response.status == 202).then(|| id_of(&response));
+        id.is_some()
+    });
+    id.expect("one was accepted")
+}
+
 #[test]
 fn a_full_disk_refuses_calls_loses_none_and_heals_by_itself() {
     need_root_and_cc!();
@@ -63,14 +74,7 @@ fn a_full_disk_refuses_calls_loses_none_and_heals_by_itself() {
     // What needs no disk goes on.
     assert_eq!(daemon.post("/function/echo", b"abc").text(), "3");
     std::fs::remove_file(&filler).expect("make room");
-    daemon.until("calls are accepted again", |daemon| {
-        let response = later(daemon.address, "echo", &[], b"after");
-        let again = response.status == 202;
-        if again {
-            accepted.push(id_of(&response));
-        }
-        again
-    });
+    accepted.push(accepted_again(&daemon, b"after"));
     for id in &accepted {
         assert_eq!(answer(daemon.address, id).status, 200);
     }
@@ -116,14 +120,7 @@ fn a_state_folder_that_becomes_read_only_refuses_what_must_be_kept_and_heals_by_
     assert_eq!(daemon.post("/function/echo", br#"{"n": 3}"#).text(), "3");
     assert_eq!(daemon.get("/healthz").status, 200);
     shimmed.set_read_only(false);
-    daemon.until("calls are accepted again", |daemon| {
-        let response = later(daemon.address, "echo", &[], br#"{"n": 4}"#);
-        let again = response.status == 202;
-        if again {
-            accepted.push(id_of(&response));
-        }
-        again
-    });
+    accepted.push(accepted_again(daemon, br#"{"n": 4}"#));
     for id in &accepted {
         assert_eq!(answer(daemon.address, id).status, 200);
     }

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use super::client::Connection;
 use super::daemon::Daemon;
 use crate::need_root_and_cc;
 
 const SRPT_PLUS: &str = "[scheduler]\npolicy = \"srpt+\"\n";
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Uses `ms` of CPU time; or waits, without using any, until another call says `go`.
 const WORK: &str = "import os, time
@@ -30,12 +28,11 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-fn within(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+/// Nothing is kept back, nothing has begun.
+fn none_is_left(daemon: &Daemon) {
+    let status = daemon.spry_json(&["status"]);
+    let scheduler = &status["scheduler"];
+    assert_eq!((&scheduler["held"], &scheduler["begun"]), (&0.into(), &0.into()), "{status}");
 }
 
 /// A number from the metrics page.
@@ -77,8 +74,8 @@ fn short_functions_overtake_long_ones_and_these_are_kept_back() {
     let before = metric(&daemon, "spry_scheduled_total");
     let count = 3 * cores();
     let (long, ended) = call_at_once(&daemon, "/function/long", "{\"ms\": 400}", count);
-    within("all are known to the policy", || {
-        metric(&daemon, "spry_scheduled_total") >= before + count as u64
+    daemon.until("all are known to the policy", |daemon| {
+        metric(daemon, "spry_scheduled_total") >= before + count as u64
     });
     let short = daemon.post("/function/short", b"{\"ms\": 2}");
     assert_eq!(short.status, 200);
@@ -86,13 +83,8 @@ fn short_functions_overtake_long_ones_and_these_are_kept_back() {
     assert!(long.into_iter().all(|call| call.join().expect("an answer") == 200));
     assert!(metric(&daemon, "spry_held_total") > 0);
     // Nothing is left of them, and no process stays at the back.
-    within("all are over", || metric(&daemon, "spry_scheduled_invocations{place=\"back\"}") == 0);
-    let status = daemon.spry_json(&["status"]);
-    assert_eq!(
-        (&status["scheduler"]["held"], &status["scheduler"]["begun"]),
-        (&0.into(), &0.into()),
-        "{status}"
-    );
+    daemon.until("all are over", |daemon| metric(daemon, "spry_scheduled_invocations{place=\"back\"}") == 0);
+    none_is_left(&daemon);
     daemon.stop();
 }
 
@@ -104,7 +96,7 @@ fn functions_that_wait_for_something_else_keep_nobody_from_beginning() {
         daemon.deploy_python("waits", WORK, &["scale.max=64"]);
         let count = 3 * cores() + 1;
         let (calls, ended) = call_at_once(&daemon, "/function/waits", "{\"wait\": true}", count);
-        within("all have begun", || daemon.spry_json(&["status"])["scheduler"]["begun"] == count);
+        daemon.until("all have begun", |daemon| daemon.spry_json(&["status"])["scheduler"]["begun"] == count);
         assert_eq!(ended.load(Ordering::SeqCst), 0);
         assert_eq!(daemon.post("/function/waits", b"{\"go\": true}").status, 200);
         assert!(calls.into_iter().all(|call| call.join().expect("an answer") == 200));
@@ -143,11 +135,6 @@ fn an_invocation_whose_process_dies_leaves_no_place_behind() {
     }
     daemon.deploy_python("lives", WORK, &[]);
     assert_eq!(daemon.post("/function/lives", b"{\"ms\": 1}").status, 200);
-    let status = daemon.spry_json(&["status"]);
-    assert_eq!(
-        (&status["scheduler"]["held"], &status["scheduler"]["begun"]),
-        (&0.into(), &0.into()),
-        "{status}"
-    );
+    none_is_left(&daemon);
     daemon.stop();
 }

@@ -5,15 +5,16 @@
 //! ([`Predictor::mean_rest_ns`]), a quantile ([`Predictor::quantile_rest_ns`]), and its Gittins index
 //! ([`Predictor::gittins`]).
 //!
-//! **What nobody knows.** A new function's invocation counts as having as much left as it has used, at least [`SHORT_NS`].
-//! So unknown functions start short and are believed less the longer they run. One that has outlasted all that are
-//! remembered has as much left as it has overrun them, at least a sixteenth of what it has used: sizes are known within
-//! 1/32 only, and CPU times differ by that much from run to run. (Were all that it has used
-//! counted instead, whoever is a millisecond over his past would be taken for having as much again to do, and set back just
-//! before his end. What this brings on a real node has not been shown: `docs/scheduler.md`.) That the chance of lasting as long again is about one half was measured for processes by
-//! Harchol-Balter and Downey ("Exploiting Process Lifetime Distributions for Dynamic Load Balancing", ACM TOCS 15(3),
-//! 1997, section 2). It is also what keeps a function that lies about being short from gaining by it: its past
-//! says "5 ms", and soon after these 5 ms its past says nothing.
+//! **What nobody knows.** A new function's invocation counts as having as much left as it has used, at least
+//! [`SHORT_NS`]. So unknown functions start short and are believed less the longer they run. One that has outlasted
+//! all that are remembered has as much left as it has overrun them, at least a sixteenth of what it has used: sizes
+//! are known within 1/32 only, and CPU times differ by that much from run to run. (Were all that it has used counted
+//! instead, whoever is a millisecond over his past would be taken for having as much again to do, and set back just
+//! before his end. What this brings on a real node has not been shown: `docs/scheduler.md`.) That the chance of
+//! lasting as long again is about one half was measured for processes by Harchol-Balter and Downey ("Exploiting
+//! Process Lifetime Distributions for Dynamic Load Balancing", ACM TOCS 15(3), 1997, section 2). It is also what
+//! keeps a function that lies about being short from gaining by it: its past says "5 ms", and soon after these 5 ms
+//! its past says nothing.
 //!
 //! **The Gittins index** (Gittins 1979; Scully, Harchol-Balter, Scheller-Wolf: "SOAP", SIGMETRICS 2018, section 2 for
 //! this form) of a job of age a is the smallest ratio, over all quanta d, of the work that d costs to the chance
@@ -101,8 +102,9 @@ impl Predictor {
         used_ns: u64,
         q: f64,
     ) -> u64 {
-        let known = self.sketch(function, size_bytes).and_then(|sketch| sketch.quantile_rest_ns(used_ns, q));
-        known.map_or_else(|| unknown_ns(self.sketch(function, size_bytes), used_ns), nanoseconds)
+        let sketch = self.sketch(function, size_bytes);
+        let known = sketch.and_then(|sketch| sketch.quantile_rest_ns(used_ns, q));
+        known.map_or_else(|| unknown_ns(sketch, used_ns), nanoseconds)
     }
 
     /// The Gittins index.
@@ -136,14 +138,17 @@ impl Predictor {
     ) -> impl Iterator<Item = Part> {
         let sketch = self.sketch(function, size_bytes);
         let known = sketch.map_or(0.0, |sketch| sketch.weight_above(used_ns));
-        let unknown = Part { rest_ns: unknown_ns(sketch, used_ns) as f64, weight: KNOWN_WEIGHT - known };
-        // What is known may lie on both sides of what is not; the index wants them in order.
-        let (before, after) = (unknown.rest_ns, unknown.rest_ns);
+        let unknown = (known < KNOWN_WEIGHT)
+            .then(|| Part { rest_ns: unknown_ns(sketch, used_ns) as f64, weight: KNOWN_WEIGHT - known });
         let parts = move || sketch.into_iter().flat_map(move |sketch| sketch.rest(used_ns));
+        // What is known may lie on both sides of what is not; the index wants them in order.
+        let border = unknown.map_or(f64::INFINITY, |unknown| unknown.rest_ns);
+        let from_border = move |unknown: Part| {
+            std::iter::once(unknown).chain(parts().skip_while(move |part| part.rest_ns <= border))
+        };
         parts()
-            .take_while(move |part| part.rest_ns <= before)
-            .chain((unknown.weight > 0.0).then_some(unknown))
-            .chain(parts().skip_while(move |part| part.rest_ns <= after))
+            .take_while(move |part| part.rest_ns <= border)
+            .chain(unknown.into_iter().flat_map(from_border))
     }
 
     fn sketch(&self, function: FunctionId, size_bytes: Option<u64>) -> Option<&Sketch> {

@@ -55,6 +55,7 @@ fn live<H: Handler>(socket: &OwnedFd) -> Result<(), ControlError> {
     handler.flush();
     sys::flush_c_streams();
     let runtime = H::runtime();
+    // Once, for all instances.
     sys::rseq_offset();
     let frozen = freeze(&init.freeze);
     control::send(socket.as_fd(), &FromZygote::Ready { runtime, frozen }, &[])?;
