@@ -162,7 +162,8 @@ fn answers_of_synchronous_calls_are_kept_if_the_operator_wants_that() {
 #[test]
 fn one_slow_function_blocks_no_other_and_waiting_calls_can_be_cancelled() {
     need_root_and_cc!();
-    let daemon = Daemon::start("[async]\nin_flight = 8\n");
+    // The slow ones won't end by themselves.
+    let daemon = Daemon::start("[async]\nin_flight = 8\n[shutdown]\ngrace = \"0s\"\n");
     daemon.deploy_python(
         "slow",
         "import time\ndef main(params): time.sleep(3600)\n",
@@ -208,7 +209,7 @@ fn one_slow_function_blocks_no_other_and_waiting_calls_can_be_cancelled() {
     let early = daemon.spry(&["activation", "result", runs, "--wait", "1ms"]);
     assert_eq!(early.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&early.stderr).contains("has not ended yet"));
-    drop(daemon); // the slow ones hold an orderly end up
+    daemon.stop();
 }
 
 #[test]
