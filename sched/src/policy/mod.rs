@@ -31,6 +31,7 @@
 //!   decide anew about other tasks at any event.
 //! - It allocates nothing for an event, but to grow its arrays and queues to the most slots yet open, and for a new function.
 
+mod alike;
 mod alps;
 mod eevdf;
 mod known;

@@ -6,7 +6,8 @@
 //!
 //! # The rule
 //!
-//! 1. The task with the smallest Gittins index runs.
+//! 1. The task with the smallest Gittins index runs; of those whose sizes can't be told apart when they arrive
+//!    ([`super::alike`]) the first to come.
 //! 2. A task that arrived at `a` and is thought to need `S` in all (what it has used plus its index) is *due* at
 //!    `d = a + min(stretch * S, patience)`. A due date is put off when the task is seen to be larger, never brought forward.
 //! 3. While tasks are overdue, the runnable one with the earliest due date has a credit of one `quantum` of CPU time in each
@@ -50,6 +51,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::alike::Alike;
 use super::known::{Known, Task};
 use super::{Class, Decision, Event, Policy};
 use crate::predict::{Predictor, SHORT_NS};
@@ -87,6 +89,7 @@ impl SrptPlusConfig {
 pub struct SrptPlus {
     config: SrptPlusConfig,
     known: Known,
+    alike: Alike,
     due: Slots<Due>,
     /// Runnable tasks by due date; an entry whose turn isn't its task's any more is void.
     queue: BinaryHeap<Reverse<(u64, u64, TaskId)>>,
@@ -118,6 +121,7 @@ impl SrptPlus {
         Self {
             config,
             known: Known::new(predictor),
+            alike: Alike::default(),
             due: Slots::default(),
             queue: BinaryHeap::new(),
             runnable: 0,
@@ -254,6 +258,7 @@ impl Policy for SrptPlus {
             Event::Arrive { task, .. } | Event::Exit { task, .. } => {
                 self.leave(now_ns, task);
                 self.due.remove(task.0);
+                self.alike.leave(task);
             }
             Event::Block { task, .. } => self.leave(now_ns, task),
             Event::Wake { task } => {
@@ -268,7 +273,11 @@ impl Policy for SrptPlus {
         }
         if let Some((task, known)) = self.known.take(now_ns, event) {
             let decision = self.decide(task, known);
-            decisions.push(decision);
+            let rank = match event {
+                Event::Arrive { .. } => self.alike.join(task, decision.rank),
+                _ => decision.rank,
+            };
+            decisions.push(Decision { rank, ..decision });
         }
         self.give_credit(now_ns, decisions, from);
         // The head is always one who waits, so that `next_tick_ns` need not search.
