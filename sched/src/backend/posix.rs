@@ -19,14 +19,14 @@
 //! and [`Backend::describe`] says why. The main thread only is made real-time, with `SCHED_RESET_ON_FORK`, so that
 //! what it starts isn't.
 //!
-//! The EEVDF slice (`sched_runtime` of the fair class, 6.12) is asked for when a decision has one for the fair class.
+//! Those at the front have weights and slices (`sched_runtime` of the fair class, 6.12) by their ranks: `share.rs` says why.
 
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::share::{Weight, slice_of_rank_ns};
 use super::sys::{self, RESET_ON_FORK, SchedAttr};
 use super::{Backend, Kind, Level, Process, Standing};
 use crate::policy::UNLIMITED;
@@ -82,6 +82,8 @@ pub struct Posix {
     below: Means,
     /// Why a better means isn't used.
     why: OnceLock<String>,
+    /// The CPUs that count as the node's cores, in their order.
+    cpus: Vec<u16>,
 }
 
 impl Posix {
@@ -104,7 +106,7 @@ impl Posix {
             }
         };
         let means = if options.realtime { Means::Realtime } else { below };
-        Self { means: AtomicU8::new(means as u8), below, why }
+        Self { means: AtomicU8::new(means as u8), below, why, cpus: sys::allowed_cpus().unwrap_or_default() }
     }
 
     /// What is used now.
@@ -112,11 +114,26 @@ impl Posix {
         Means::of(self.means.load(Ordering::Relaxed))
     }
 
-    fn by_group(&self, process: &Process, level: Level) -> io::Result<()> {
+    fn by_group(&self, process: &Process, standing: Standing) -> io::Result<()> {
         // A process without a group of its own (its limits aren't held by one) is steered by its class.
-        let Some(idle) = process.idle() else { return by_thread(process, level) };
-        let value = if level == Level::Back { b"1" } else { b"0" };
-        idle.write_all_at(value, 0)
+        let Some(group) = process.group_files() else { return by_thread(process, standing.level) };
+        group.set_level(standing.level)?;
+        if standing.level == Level::Front {
+            group.set_weight(Weight::of_rank(standing.rank))?;
+            ask_slice(process, slice_of_rank_ns(standing.rank))?;
+        }
+        standing.core.map_or(Ok(()), |core| self.to_core(process, core))
+    }
+
+    /// Moves it, and lets it go again at once: what it starts later isn't bound to that core, nor is it.
+    fn to_core(&self, process: &Process, core: u16) -> io::Result<()> {
+        let Some(cpu) = self.cpus.get(usize::from(core)).filter(|_| self.cpus.len() > 1) else {
+            return Ok(());
+        };
+        while_alive(process, |pid| {
+            sys::set_affinity(pid, std::slice::from_ref(cpu))?;
+            sys::set_affinity(pid, &self.cpus)
+        })
     }
 
     /// False: the class is refused here, for good.
@@ -158,12 +175,16 @@ impl Backend for Posix {
         }
     }
 
+    fn wants_ranks(&self) -> bool {
+        self.below == Means::Group
+    }
+
     fn apply(&self, process: &Process, standing: Standing) -> io::Result<()> {
         let level = standing.level;
         match self.means() {
             Means::None => {}
             Means::Thread => by_thread(process, level)?,
-            Means::Group => self.by_group(process, level)?,
+            Means::Group => return self.by_group(process, standing),
             Means::Realtime => {
                 if !self.by_realtime(process, level)? {
                     return self.apply(process, standing);
@@ -181,11 +202,15 @@ impl Backend for Posix {
 const SLICE_NS: std::ops::RangeInclusive<u64> = 100_000..=100_000_000;
 
 fn ask_slice(process: &Process, slice_ns: u64) -> io::Result<()> {
+    let slice_ns = slice_ns.clamp(*SLICE_NS.start(), *SLICE_NS.end());
+    if !process.changes_slice(slice_ns) {
+        return Ok(());
+    }
     let mut attr = sys::attr(process.pid())?;
     if attr.policy != libc::SCHED_OTHER as u32 {
         return Ok(());
     }
-    attr.runtime_ns = slice_ns.clamp(*SLICE_NS.start(), *SLICE_NS.end());
+    attr.runtime_ns = slice_ns;
     set(process, attr)
 }
 
@@ -197,13 +222,17 @@ fn by_thread(process: &Process, level: Level) -> io::Result<()> {
 /// The descriptor says whether the pid still is the process's: it is until it has been reaped, and a process that has
 /// ended but not been reaped takes no harm. Between the look and the call a reaper may come, so that a pid
 /// that was given out anew within that microsecond would be hit; a look afterwards makes that known.
-fn set(process: &Process, attr: SchedAttr) -> io::Result<()> {
+fn while_alive(process: &Process, act: impl FnOnce(i32) -> io::Result<()>) -> io::Result<()> {
     let gone = || io::Error::from_raw_os_error(libc::ESRCH);
     if !process.is_alive() {
         return Err(gone());
     }
-    sys::set_attr(process.pid(), attr)?;
+    act(process.pid())?;
     if process.is_alive() { Ok(()) } else { Err(gone()) }
+}
+
+fn set(process: &Process, attr: SchedAttr) -> io::Result<()> {
+    while_alive(process, |pid| sys::set_attr(pid, attr))
 }
 
 /// Writing what is there already changes nothing, but needs all that a change needs.

@@ -42,6 +42,33 @@ pub(super) fn attr(tid: i32) -> io::Result<SchedAttr> {
     if done == 0 { Ok(attr) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The CPUs that the calling thread may run on.
+pub(super) fn allowed_cpus() -> io::Result<Vec<u16>> {
+    // SAFETY: all-zero is the empty set; the kernel writes at most the size that it is told.
+    let (done, set) = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        (libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set), set)
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the index is below the set's size.
+    Ok((0..libc::CPU_SETSIZE as u16)
+        .filter(|cpu| unsafe { libc::CPU_ISSET(usize::from(*cpu), &set) })
+        .collect())
+}
+
+/// Binds a thread to these CPUs.
+pub(super) fn set_affinity(tid: i32, cpus: &[u16]) -> io::Result<()> {
+    // SAFETY: all-zero is the empty set; `CPU_SET` ignores what is beyond its size; the kernel reads the size given.
+    let done = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        cpus.iter().for_each(|cpu| libc::CPU_SET(usize::from(*cpu), &mut set));
+        libc::sched_setaffinity(tid, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Whether the process hasn't ended.
 pub(super) fn is_alive(pidfd: BorrowedFd<'_>) -> bool {
     let none = std::ptr::null::<libc::siginfo_t>();

@@ -1,7 +1,10 @@
 //! On real processes: what the kernel was told is what it says.
 
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use super::*;
 use crate::policy::UNLIMITED;
@@ -136,6 +139,36 @@ fn by_groups_the_back_is_an_idle_group() {
 }
 
 #[test]
+fn at_the_front_a_smaller_rank_has_more_weight_and_a_shorter_slice() {
+    let Some(group) = Group::make() else {
+        eprintln!("SKIP: no control group with cpu.idle can be made here");
+        return;
+    };
+    let posix = Posix::open(PosixOptions { groups: Some(&group.0), realtime: false });
+    assert!(posix.wants_ranks());
+    let sleeper = Sleeper::start(Some(group.0.clone()));
+    let weight = || {
+        let file = ["cpu.weight", "cpu.shares"]
+            .into_iter()
+            .find_map(|file| std::fs::read_to_string(group.0.join(file)).ok());
+        file.expect("a weight").trim().parse::<u64>().expect("a number")
+    };
+    let stand = |level, rank| {
+        let standing = Standing { level, rank, fall: 1, ..Standing::FREE };
+        posix.apply(&sleeper.process, standing).expect("it stands");
+        (weight(), sys::attr(sleeper.process.pid()).expect("attributes").runtime_ns)
+    };
+    let long = stand(Level::Front, 500_000_000);
+    let short = stand(Level::Front, 5_000_000);
+    assert!(short.0 > 50 * long.0, "{short:?} {long:?}");
+    // (Before 6.12 there are no slices of one's own: both are 0.)
+    assert!(short.1 < long.1 || (short.1, long.1) == (0, 0), "{short:?} {long:?}");
+    // Who was at the back, where there are no weights, has his own again.
+    stand(Level::Back, 5_000_000);
+    assert_eq!(stand(Level::Front, 5_000_000), short);
+}
+
+#[test]
 fn a_process_without_a_group_of_its_own_is_steered_by_its_class() {
     let Some(group) = Group::make() else {
         eprintln!("SKIP: no control group with cpu.idle can be made here");
@@ -150,7 +183,9 @@ fn a_process_without_a_group_of_its_own_is_steered_by_its_class() {
 #[test]
 fn cpu_time_is_read_and_grows() {
     let sleeper = Sleeper::start(None);
-    let own = Process::new(std::process::id() as i32, Arc::clone(&sleeper.process.pidfd), None);
+    // (Only its pid is used for that.)
+    let unused = Arc::new(OwnedFd::from(std::fs::File::open("/dev/null").expect("a descriptor")));
+    let own = Process::new(std::process::id() as i32, unused, None);
     let before = own.cpu_ns().expect("a clock");
     let mut sum = 0u64;
     while own.cpu_ns().expect("a clock") == before {

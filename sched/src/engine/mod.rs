@@ -20,6 +20,8 @@
 //! - An invocation at the front is taken to run from moment to moment; what it has really used is asked for when its
 //!   slice should have ended ([`Engine::turn`]). Whoever hasn't come forward by then isn't running: where nobody tells of
 //!   blocking, this is how it is found out.
+//! - Who comes to the front is given a core that is nobody's else there: the kernel, left alone, puts two of them on one
+//!   while somebody at the back has the other.
 //! - To be overtaken costs two switches and a moved process, so it has to be worth [`GAIN_NS`] of what is left.
 //!
 //! Under a policy that bounds starvation the bound holds here too: the credit's holder has rank 0, is admitted at
@@ -83,6 +85,10 @@ struct Task {
     seen_ns: u64,
     /// What the kernel has been told.
     level: Level,
+    /// Its core while it is at the front: no other's there.
+    core: u16,
+    /// The kernel hasn't been told of it.
+    unplaced: bool,
 }
 
 type Key = (bool, u64, u64, TaskId);
@@ -169,6 +175,8 @@ impl Engine {
                 seen_used_ns: 0,
                 seen_ns: now_ns,
                 level: Level::Front,
+                core: 0,
+                unplaced: false,
             },
         );
         self.next_turn += 1;
@@ -188,11 +196,12 @@ impl Engine {
             task.place = Place::Back;
         }
         self.tell(now_ns, Event::Start { task: id }, orders);
-        self.align(id, orders);
+        let told = self.align(id, orders);
         if self.ranks
-            && let Some(task) = self.tasks.get(id.0)
+            && !told
+            && let Some(task) = self.tasks.get_mut(id.0)
         {
-            orders.push(Order::Stand(id, task.standing()));
+            orders.push(Order::Stand(id, task.stand()));
         }
     }
 
@@ -344,8 +353,11 @@ impl Engine {
         task.decision = decision;
         task.rank = decision.rank;
         task.slice_left_ns = if decision.class == Class::Fifo { decision.slice_ns.max(1) } else { UNLIMITED };
-        task.turn = self.next_turn;
-        self.next_turn += 1;
+        if !waits {
+            // (Who waits keeps his place among those of the same rank.)
+            task.turn = self.next_turn;
+            self.next_turn += 1;
+        }
         if task.place == Place::Front && decision.class == Class::Fair {
             task.place = Place::Back;
             self.align(id, orders);
@@ -357,17 +369,19 @@ impl Engine {
         }
         if self.ranks
             && has_begun
-            && let Some(task) = self.tasks.get(id.0)
+            && let Some(task) = self.tasks.get_mut(id.0)
         {
-            orders.push(Order::Stand(id, task.standing()));
+            orders.push(Order::Stand(id, task.stand()));
         }
     }
 }
 
 impl Task {
-    fn standing(&self) -> Standing {
+    /// What is to be made true for it now.
+    fn stand(&mut self) -> Standing {
         let slice_ns = if self.decision.class == Class::Fair { self.decision.slice_ns } else { UNLIMITED };
-        Standing { level: self.level, rank: self.rank, fall: self.decision.fall, slice_ns }
+        let core = (std::mem::take(&mut self.unplaced) && self.level == Level::Front).then_some(self.core);
+        Standing { level: self.level, rank: self.rank, fall: self.decision.fall, slice_ns, core }
     }
 
     /// It has really used so much. True: it hasn't run for most of the time since the last look, so it can't have been able

@@ -51,6 +51,9 @@ impl Engine {
     }
 
     fn move_to(&mut self, now_ns: u64, id: TaskId, place: Place, orders: &mut Vec<Order>) {
+        if place == Place::Front {
+            self.give_core(id);
+        }
         if self.is_at(id, Place::Waiting) {
             return self.admit(now_ns, id, place, orders);
         }
@@ -81,18 +84,35 @@ impl Engine {
         }
     }
 
-    /// Tells the kernel, if it doesn't know.
-    pub(super) fn align(&mut self, id: TaskId, orders: &mut Vec<Order>) {
-        let Some(task) = self.tasks.get_mut(id.0) else { return };
+    /// One that nobody at the front has: there is one, since it isn't there yet itself. The one that it had before, if that
+    /// is free.
+    fn give_core(&mut self, id: TaskId) {
+        let taken = |core: u16| {
+            let others = self.begun.iter().filter_map(|begun| self.tasks.get(begun.0));
+            others.into_iter().any(|task| task.place == Place::Front && task.core == core)
+        };
+        let before = self.tasks.get(id.0).map_or(0, |task| task.core);
+        let core = std::iter::once(before).chain(0..).find(|core| !taken(*core)).unwrap_or(before);
+        if let Some(task) = self.tasks.get_mut(id.0) {
+            task.core = core;
+            task.unplaced = self.ranks;
+        }
+    }
+
+    /// Tells the kernel, if it doesn't know. True: something was to be told.
+    pub(super) fn align(&mut self, id: TaskId, orders: &mut Vec<Order>) -> bool {
+        let Some(task) = self.tasks.get_mut(id.0) else { return false };
         let level = match task.place {
             Place::Front => Level::Front,
             Place::Back => Level::Back,
-            Place::Waiting | Place::Stalled | Place::Blocked { .. } => return,
+            Place::Waiting | Place::Stalled | Place::Blocked { .. } => return false,
         };
-        if task.level != level {
+        let news = task.level != level || task.unplaced && level == Level::Front;
+        if news {
             task.level = level;
-            orders.push(Order::Stand(id, task.standing()));
+            orders.push(Order::Stand(id, task.stand()));
         }
+        news
     }
 
     fn rank_now(&self, id: TaskId, now_ns: u64) -> u64 {

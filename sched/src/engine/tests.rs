@@ -13,6 +13,8 @@ struct Running {
     left_ns: u64,
     used_ns: u64,
     level: Level,
+    /// That it was told to go on at.
+    core: Option<u16>,
     wakes_ns: Option<u64>,
 }
 
@@ -33,7 +35,7 @@ struct Node<'a> {
 impl<'a> Node<'a> {
     fn run(policy: Box<dyn Policy + Send>, cores: usize, told: bool, trace: &'a [Job]) -> Self {
         let mut node = Self {
-            engine: Engine::new(policy, cores, false),
+            engine: Engine::new(policy, cores, true),
             trace,
             cores,
             told,
@@ -103,7 +105,12 @@ impl<'a> Node<'a> {
             self.obey(&mut orders);
         }
         let able = self.running.values().filter(|task| task.wakes_ns.is_none() && task.level == Level::Front);
-        self.begun_max = self.begun_max.max(able.count());
+        self.begun_max = self.begun_max.max(able.clone().count());
+        if self.told {
+            let mut cores: Vec<Option<u16>> = able.map(|task| task.core).collect();
+            cores.sort_unstable();
+            assert!(!cores.contains(&None) && cores.windows(2).all(|two| two[0] != two[1]), "{cores:?}");
+        }
     }
 
     fn burst_over(&mut self, id: u32) {
@@ -135,13 +142,15 @@ impl<'a> Node<'a> {
                         let job = self.jobs[&id.0];
                         let left_ns = self.trace[job].bursts_ns[0];
                         let level = Level::Front;
-                        let task = Running { job, burst: 0, left_ns, used_ns: 0, level, wakes_ns: None };
+                        let task =
+                            Running { job, burst: 0, left_ns, used_ns: 0, level, core: None, wakes_ns: None };
                         assert!(self.running.insert(id.0, task).is_none(), "admitted twice");
                         self.engine.sent(self.now_ns, id, orders);
                     }
                     Order::Stand(id, standing) => {
                         if let Some(task) = self.running.get_mut(&id.0) {
                             task.level = standing.level;
+                            task.core = standing.core.or(task.core);
                         }
                     }
                 }
@@ -268,6 +277,32 @@ fn under_sfs_nobody_is_overtaken_within_his_slice() {
     let trace = bimodal(600, 60 * MS, false);
     let node = Node::run(Box::new(Sfs::new(SfsConfig::new(2))), 2, true, &trace);
     assert!(node.begun_max <= 2);
+}
+
+#[test]
+fn of_those_who_wait_and_are_alike_the_first_to_come_is_the_first_to_begin() {
+    let mut predictor = Predictor::default();
+    // One function takes a hair longer than the other: both take half a second.
+    for (function, ms) in [(0, 500), (1, 530)] {
+        (0..8).for_each(|_| predictor.observe(FunctionId(function), None, ms * MS));
+    }
+    let policy = Box::new(SrptPlus::new(SrptPlusConfig::default(), predictor));
+    let mut engine = Engine::new(policy, 1, false);
+    let mut orders = Vec::new();
+    let arrived: Vec<TaskId> =
+        [0, 1, 0, 1, 0].map(|function| engine.arrive(0, FunctionId(function), None, &mut orders)).into();
+    let mut admitted = Vec::new();
+    for _ in &arrived {
+        let Some(Order::Admit(id)) = orders.iter().copied().find(|order| matches!(order, Order::Admit(_)))
+        else {
+            panic!("nobody is admitted: {orders:?}")
+        };
+        admitted.push(id);
+        orders.clear();
+        engine.sent(0, id, &mut orders);
+        engine.exit(0, id, 500 * MS, true, &mut orders);
+    }
+    assert_eq!(admitted, arrived);
 }
 
 #[test]
