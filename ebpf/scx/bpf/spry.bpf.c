@@ -18,7 +18,7 @@
  * is below them; no quota of its own).
  *
  * A task that is about to be put back isn't in a queue yet when the next one is chosen: it is compared with the queue's
- * head, else a nearly finished one would lose its turn.
+ * head, else a nearly finished one would lose its turn. Equal ranks take turns, a slice each.
  */
 #include "kernel.h"
 
@@ -54,8 +54,12 @@ struct standing {
 	u32 fall;
 	/* CPU time in each PERIOD_NS; 0: no limit. */
 	u64 quota_ns;
-	u64 reserved[4];
+	u64 flags;
+	u64 reserved[3];
 };
+
+/* In `flags`. Nobody says when this process's calls begin: one begins whenever it has slept. */
+#define UNORDERED 1ULL
 
 /* What the kernel knows of it. */
 struct account {
@@ -256,6 +260,18 @@ static inline u64 due_of(u32 slot, u64 rank, u64 now)
 		account->due_ns = now + (wait < DUE_NS_MIN ? DUE_NS_MIN : wait);
 	}
 	return account->due_ns;
+}
+
+/* It sleeps. Of a process whose calls nobody tells of that is the end of one: it isn't late for the next. */
+static inline void rest(u32 slot)
+{
+	u32 index = slot - 1;
+	if (!slot)
+		return;
+	struct standing *standing = map_lookup(&spry_standings, &index);
+	struct account *account = map_lookup(&spry_accounts, &index);
+	if (standing && account && standing->flags & UNORDERED)
+		account->due_ns = 0;
 }
 
 /* The CPU time since it was last asked goes to the slot that had it. */
@@ -467,7 +483,7 @@ void spry_dispatch(u64 *context)
 	u64 first = head_rank(MAIN, number), late = NEVER;
 	if (scx_bpf_dsq_nr_queued(OVERDUE) > 0)
 		late = head_rank(OVERDUE, number);
-	if (left && rank <= first && rank <= late) {
+	if (left && rank < first && rank <= late) {
 		count(kept);
 		set_slice(prev, slice_of(left));
 		return;
@@ -503,7 +519,8 @@ void spry_stopping(u64 *context)
 	u64 now = now_ns();
 	if (!cpu)
 		return;
-	charge(slot_of(p), cpu, now);
+	u32 slot = slot_of(p);
+	charge(slot, cpu, now);
 	cpu->slot = 0;
 	cpu->overdue = 0;
 	if (local) {
@@ -516,6 +533,8 @@ void spry_stopping(u64 *context)
 	 */
 	if (context[1])
 		set_slice(p, 0);
+	else
+		rest(slot);
 }
 
 /* Also called for every task that is there already, and for every fork of the machine: the first look must be cheap. */
@@ -558,7 +577,7 @@ s32 spry_init(u64 *context)
 		return failed ?: -12;
 	timer_init(&alarm->timer, &alarms, CLOCK_MONOTONIC);
 	timer_set_callback(&alarm->timer, ring);
-	h->version = 1;
+	h->version = 2;
 	h->state = 1;
 	return 0;
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use parking_lot::Mutex;
 
 use crate::sys::{self, Values};
-use crate::{ACCOUNTS, HEALTH, MARKS, STANDINGS, layout};
+use crate::{ACCOUNTS, HEALTH, MARKS, STANDINGS, folder, layout};
 
 /// Why the scheduler can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,12 @@ pub enum OpenError {
         path: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// Somebody else than root could have put it there.
+    #[error("{what}: the maps there aren't trusted")]
+    Untrusted {
+        /// What is wrong with which folder.
+        what: String,
     },
     /// Another program's maps, or another version's.
     #[error("{} is not a map of this version of spry-scx: {what}", path.display())]
@@ -44,6 +50,9 @@ pub struct Standing {
     /// By how much the rank falls for each nanosecond of CPU.
     pub fall: u32,
 }
+
+/// The largest rank there is: the kernel compares ranks by their difference, as a signed number.
+pub const RANK_MAX: u64 = 1 << 62;
 
 /// How the scheduler is, and what it did so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +121,11 @@ struct Slots {
 impl Scheduler {
     /// Opens the maps that are pinned in `folder`.
     pub fn open(folder: &Path) -> Result<Self, OpenError> {
+        match folder::check(folder) {
+            Ok(None) => {}
+            Ok(Some(what)) => return Err(OpenError::Untrusted { what }),
+            Err(source) => return Err(OpenError::Open { path: folder.to_owned(), source }),
+        }
         let map = |name: &str| {
             let path = folder.join(name);
             sys::open(&path).map_err(|source| OpenError::Open { path, source })
@@ -121,19 +135,23 @@ impl Scheduler {
             move |error: io::Error| OpenError::Mismatch { path, what: error.to_string() }
         };
         let marks = map(MARKS)?;
-        let health = Values::<layout::Health>::map(map(HEALTH)?.as_fd(), false).map_err(differs(HEALTH))?;
-        let standings = Values::map(map(STANDINGS)?.as_fd(), true).map_err(differs(STANDINGS))?;
-        let accounts = Values::map(map(ACCOUNTS)?.as_fd(), false).map_err(differs(ACCOUNTS))?;
+        sys::require_marks(marks.as_fd()).map_err(differs(MARKS))?;
+        let health =
+            Values::<layout::Health>::map(map(HEALTH)?.as_fd(), 1, false).map_err(differs(HEALTH))?;
+        let slots = layout::SLOTS;
+        let standings = Values::map(map(STANDINGS)?.as_fd(), slots, true).map_err(differs(STANDINGS))?;
+        let accounts = Values::map(map(ACCOUNTS)?.as_fd(), slots, false).map_err(differs(ACCOUNTS))?;
         let maps = Maps { marks, standings, accounts, health, free: Mutex::default() };
         let scheduler = Self(Arc::new(maps));
-        let version = scheduler.0.health().version.load(Ordering::Acquire);
+        // SYNC(health): the kernel's side writes `state` last.
         let health = scheduler.health();
-        if !health.running {
-            return Err(OpenError::Ended(health));
-        }
+        let version = scheduler.0.health().version.load(Ordering::Acquire);
         if version != layout::VERSION {
             let what = format!("it has version {version}, this program {}", layout::VERSION);
             return Err(OpenError::Mismatch { path: folder.join(HEALTH), what });
+        }
+        if !health.running {
+            return Err(OpenError::Ended(health));
         }
         Ok(scheduler)
     }
@@ -220,18 +238,39 @@ pub struct Task {
 
 impl Task {
     /// From now on it stands so. No system call; a task that waits already is moved when it is queued next.
-    pub fn stand(&self, Standing { rank, fall }: Standing) {
-        let standing = self.standing();
-        standing.rank.store(rank, Ordering::Relaxed);
-        standing.fall.store(fall, Ordering::Relaxed);
-        // SYNC(standing): what the scheduler reads under this epoch is at least this.
-        standing.epoch.fetch_add(1, Ordering::Release);
+    pub fn stand(&self, standing: Standing) {
+        self.write(standing, 0);
+    }
+
+    /// The next call begins and stands so: it is due anew.
+    pub fn next(&self, standing: Standing) {
+        self.standing().call.fetch_add(1, Ordering::Relaxed);
+        self.write(standing, 0);
     }
 
     /// The next call begins: `ns` of CPU time are predicted for it.
     pub fn begin(&self, ns: u64) {
-        self.standing().call.fetch_add(1, Ordering::Relaxed);
-        self.stand(Standing { rank: ns, fall: 1 });
+        self.next(Standing { rank: ns, fall: 1 });
+    }
+
+    /// Nobody says when its calls begin: it shares this rank, in turns, with whoever has it, and is due anew whenever it
+    /// has slept.
+    pub fn share(&self, rank: u64) {
+        self.write(Standing { rank, fall: 0 }, layout::UNORDERED);
+    }
+
+    /// Whether the scheduler that it was given to still schedules. One load.
+    pub fn is_running(&self) -> bool {
+        self.scheduler.is_running()
+    }
+
+    fn write(&self, Standing { rank, fall }: Standing, flags: u64) {
+        let standing = self.standing();
+        standing.flags.store(flags, Ordering::Relaxed);
+        standing.rank.store(rank.min(RANK_MAX), Ordering::Relaxed);
+        standing.fall.store(fall, Ordering::Relaxed);
+        // SYNC(standing): what the scheduler reads under this epoch is at least this.
+        standing.epoch.fetch_add(1, Ordering::Release);
     }
 
     /// The CPU time that it, its threads and its children have had in this class, up to their last turn, in nanoseconds.
@@ -272,8 +311,10 @@ mod tests {
     #[test]
     fn without_the_scheduler_the_error_says_what_to_look_at() {
         let folder = tempfile::tempdir().expect("a folder");
-        let error = Scheduler::open(folder.path()).expect_err("there is no map");
+        let error = Scheduler::open(&folder.path().join("not-there")).expect_err("there is no map");
         assert!(error.to_string().ends_with("is spry-scx running?"), "{error}");
+        let error = Scheduler::open(folder.path()).expect_err("somewhere else");
+        assert!(matches!(error, OpenError::Untrusted { .. }), "{error}");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64};
 
 /// The layout that this program speaks.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// How many processes can have a slot.
 pub const SLOTS: u32 = 4096;
 
@@ -23,8 +23,13 @@ pub struct Standing {
     pub fall: AtomicU32,
     /// CPU time in each 100 ms; 0: no limit.
     pub quota_ns: AtomicU64,
-    reserved: [u64; 4],
+    /// [`UNORDERED`], or nothing.
+    pub flags: AtomicU64,
+    reserved: [u64; 3],
 }
+
+/// Nobody says when this process's calls begin: one begins whenever it has slept.
+pub const UNORDERED: u64 = 1;
 
 /// What the kernel knows of it.
 #[repr(C)]
@@ -82,5 +87,6 @@ const _: () = assert!(size_of::<Standing>() == 64);
 const _: () = assert!(size_of::<Account>() == 64);
 const _: () = assert!(size_of::<Health>() == 16 + 8 * 8 + 128 + 256);
 const _: () = assert!(std::mem::offset_of!(Standing, quota_ns) == 24);
+const _: () = assert!(std::mem::offset_of!(Standing, flags) == 32);
 const _: () = assert!(std::mem::offset_of!(Account, cpu_ns) == 40);
 const _: () = assert!(std::mem::offset_of!(Health, reason) == 80);

@@ -12,16 +12,20 @@
 //!  Scheduler::health ◄─ load ─── health     heartbeat, exit reason (mmap) ◄──┘
 //! ```
 //!
+//! The folder, and all above it, must be root's and closed to others: both sides refuse one that somebody else could have
+//! filled ([`OpenError::Untrusted`]). A map of another layout or version is refused, too.
+//!
 //! A standing is changed without a system call. When `spry-scx` ends, however it ends, the kernel puts all tasks back into
 //! the fair class by itself, and writes why into the health map, which stays readable for whoever has it open.
 
 mod client;
+mod folder;
 pub mod layout;
 #[cfg(feature = "loader")]
 pub mod loader;
 mod sys;
 
-pub use client::{Health, OpenError, Scheduler, Standing, Task};
+pub use client::{Health, OpenError, RANK_MAX, Scheduler, Standing, Task};
 
 /// Where the maps are pinned unless told otherwise.
 pub const PIN_DIR: &str = "/sys/fs/bpf/spry-scx";

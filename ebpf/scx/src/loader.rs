@@ -100,6 +100,9 @@ fn pin(object: &mut Object, folder: &Path) -> Result<(), LoadError> {
         .map_err(failed("create the folder", folder))?;
     let private = fs::Permissions::from_mode(0o700);
     fs::set_permissions(folder, private).map_err(failed("make private", folder))?;
+    if let Some(what) = crate::folder::check(folder).map_err(failed("look at", folder))? {
+        return Err(failed("use", folder)(io::Error::other(what)));
+    }
     unpin(folder);
     for (name, pinned) in MAPS {
         let path = folder.join(pinned);

@@ -12,6 +12,12 @@ const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_int = 3;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+/// Kinds of maps, and that one may be mapped.
+const ARRAY: u32 = 2;
+const TASK_STORAGE: u32 = 29;
+const MMAPABLE: u32 = 1 << 10;
+/// What `statfs` says of a BPF file system.
+const BPF_FS: libc::c_long = 0xcafe_4a11;
 /// The scheduling class.
 const SCHED_EXT: libc::c_int = 7;
 
@@ -81,6 +87,28 @@ pub(crate) fn info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     Ok(info)
 }
 
+/// Fails unless it can say of processes which slots they have.
+pub(crate) fn require_marks(map: BorrowedFd<'_>) -> io::Result<()> {
+    let info = info(map)?;
+    match (info.kind, info.key_size, info.value_size) {
+        (TASK_STORAGE, 4, 4) => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "it isn't one of a word for each process")),
+    }
+}
+
+/// Whether a folder is one of a BPF file system.
+pub(crate) fn is_bpffs(folder: &Path) -> io::Result<bool> {
+    let folder = CString::new(folder.as_os_str().as_bytes())?;
+    let mut found = std::mem::MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: a string that ends with a zero byte, and room for one structure; both live through the call.
+    let result = unsafe { libc::statfs(folder.as_ptr(), found.as_mut_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has filled it: the call succeeded.
+    Ok(unsafe { found.assume_init() }.f_type == BPF_FS)
+}
+
 /// Writes which slot the process behind `pidfd` has.
 pub(crate) fn mark(map: BorrowedFd<'_>, pidfd: BorrowedFd<'_>, slot: u32) -> io::Result<()> {
     let key = pidfd.as_raw_fd();
@@ -135,14 +163,19 @@ unsafe impl<T: Sync> Send for Values<T> {}
 unsafe impl<T: Sync> Sync for Values<T> {}
 
 impl<T> Values<T> {
-    /// Maps an array whose values are `T`s; `writable`: not for reading only.
-    pub(crate) fn map(map: BorrowedFd<'_>, writable: bool) -> io::Result<Self> {
+    /// Maps an array of that many `T`s; `writable`: not for reading only.
+    pub(crate) fn map(map: BorrowedFd<'_>, entries: u32, writable: bool) -> io::Result<Self> {
         let info = info(map)?;
-        if info.value_size as usize != size_of::<T>() || info.key_size != 4 || info.entries == 0 {
-            let what = format!("its values have {} bytes, not {}", info.value_size, size_of::<T>());
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        let differs = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        if info.kind != ARRAY || info.key_size != 4 || info.flags & MMAPABLE == 0 {
+            return differs("it isn't an array that can be mapped".to_owned());
         }
-        let entries = info.entries as usize;
+        if (info.entries, info.value_size as usize) != (entries, size_of::<T>()) {
+            let expected = size_of::<T>();
+            let (is, bytes) = (info.entries, info.value_size);
+            return differs(format!("it has {is} values of {bytes} bytes, not {entries} of {expected}"));
+        }
+        let entries = entries as usize;
         let access = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
         // SAFETY: a new mapping, nowhere near others.
         let memory = unsafe {

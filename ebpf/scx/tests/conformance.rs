@@ -124,6 +124,67 @@ fn tasks_end_in_the_order_of_their_ranks() {
 }
 
 #[test]
+fn equal_ranks_take_turns() {
+    let Some(running) = Running::start() else { return };
+    let finish = Finish::new();
+    let hogs = [1, 2].map(|number| {
+        let worker = Worker::start(number, Work::Forever, &finish);
+        let task = running.claim(&worker);
+        task.share(50_000_000);
+        (worker, task)
+    });
+    for (worker, _) in &hogs {
+        worker.go();
+    }
+    // Neither has waited for as long as makes him overdue.
+    until("both run", || hogs.iter().all(|(_, task)| task.cpu_ns() > 20_000_000));
+    assert_eq!(running.scheduler.health().counts.overdue, 0);
+}
+
+#[test]
+fn who_sleeps_between_calls_that_nobody_tells_of_is_not_late() {
+    let Some(running) = Running::start() else { return };
+    let finish = Finish::new();
+    // Together longer than what makes a call overdue.
+    let work = Work::Alternate { times: 30, compute: ms(2), sleep: ms(50) };
+    let sleeper = Worker::start(1, work, &finish);
+    let task = running.claim(&sleeper);
+    task.share(50_000_000);
+    // Somebody who goes before it whenever both could run, and sleeps often enough.
+    let first = Worker::start(2, Work::Alternate { times: 60, compute: ms(30), sleep: ms(5) }, &finish);
+    let firsts = running.claim(&first);
+    firsts.share(0);
+    sleeper.go();
+    first.go();
+    let (one, two) = (finish.next(), finish.next());
+    assert_eq!(one + two, 3);
+    assert_eq!(running.scheduler.health().counts.overdue, 0);
+    sleeper.reap();
+    first.reap();
+}
+
+#[test]
+fn maps_that_others_could_have_put_there_are_refused_by_both_sides() {
+    let Some(running) = Running::start() else { return };
+    let open = |mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        fs::set_permissions(&running.folder, mode).expect("it is ours");
+        Scheduler::open(&running.folder)
+    };
+    assert!(matches!(open(0o755), Err(OpenError::Untrusted { .. })));
+    assert!(open(0o700).is_ok());
+    std::os::unix::fs::chown(&running.folder, Some(12_345), None).expect("root gives it away");
+    assert!(matches!(open(0o700), Err(OpenError::Untrusted { .. })));
+    // A map of another kind under the right name.
+    std::os::unix::fs::chown(&running.folder, Some(0), None).expect("root takes it back");
+    let (marks, health) = (running.folder.join("marks"), running.folder.join("health"));
+    fs::remove_file(&marks).expect("unpinned");
+    fs::rename(&health, &marks).expect("renamed");
+    fs::rename(running.folder.join("accounts"), &health).expect("renamed");
+    assert!(matches!(open(0o700), Err(OpenError::Mismatch { .. })));
+}
+
+#[test]
 fn a_shorter_arrival_takes_the_cpu() {
     let Some(running) = Running::start() else { return };
     let finish = Finish::new();
