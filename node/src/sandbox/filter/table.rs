@@ -265,10 +265,8 @@ const PROCESSES: &[c_long] = &[
     libc::SYS_sched_get_priority_max,
     libc::SYS_sched_get_priority_min,
     libc::SYS_sched_rr_get_interval,
-    // downwards only: RLIMIT_NICE and RLIMIT_RTPRIO are 0
-    libc::SYS_sched_setparam,
-    libc::SYS_sched_setscheduler,
     libc::SYS_getpriority,
+    // downwards only: RLIMIT_NICE is 0
     libc::SYS_setpriority,
     libc::SYS_prlimit64,
     libc::SYS_getrusage,
@@ -404,6 +402,10 @@ const FORBIDDEN: &[c_long] = &[
     libc::SYS_process_madvise,
     libc::SYS_pidfd_getfd,
     libc::SYS_kcmp,
+    // the class: whoever may leave SCHED_EXT goes before all who are in it
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_sched_setattr,
     // namespaces, mounts, roots
     libc::SYS_setns,
     libc::SYS_mount,
