@@ -355,6 +355,9 @@ pub struct SchedulerView {
     pub how: String,
     /// Where CPU times and blocking are known from, in words.
     pub signals: String,
+    /// How often a better way was left for a worse one (`sched_ext` for `posix`).
+    #[serde(default)]
+    pub fallbacks: u64,
     /// Invocations that it keeps back.
     pub held: u64,
     /// Those that it has let in, very short functions not counted.

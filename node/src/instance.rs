@@ -3,7 +3,6 @@
 //! The process itself (its reaping, its control socket) is the keeper's; see [`crate::keeper`].
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -83,7 +82,9 @@ pub struct Instance {
     /// When it could first be used.
     pub ready_at: Instant,
     /// The same for the scheduler's backend.
-    pub process: Process,
+    pub process: Arc<Process>,
+    /// The invocation whose standing the process has in the scheduler's backend; 0: none's.
+    stands_for: AtomicU64,
     pidfd: Arc<OwnedFd>,
     /// What the kernel's scheduler notes of it; `None`: nobody notes, or it has ended.
     tracked: ArcSwapOption<Tracked>,
@@ -113,8 +114,8 @@ pub struct Parts {
     pub pid: i32,
     /// Its process.
     pub pidfd: Arc<OwnedFd>,
-    /// The folder of its control group with the cpu controller, if there is one.
-    pub cpu_group: Option<PathBuf>,
+    /// See [`Instance::process`].
+    pub process: Arc<Process>,
     /// What the kernel's scheduler notes of it, where that is to be had.
     pub tracked: Option<Tracked>,
     /// See [`Instance::outbox`].
@@ -138,7 +139,7 @@ pub struct Parts {
 impl Instance {
     /// Puts the parts together; it is ready now.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let process = Process::new(parts.pid, Arc::clone(&parts.pidfd), parts.cpu_group);
+        let process = parts.process;
         // What is tracked counts from now on, the process's clock from its birth.
         let clock_ns = if parts.tracked.is_none() { process.cpu_ns() } else { None };
         Arc::new(Self {
@@ -151,6 +152,7 @@ impl Instance {
             cold: parts.cold,
             ready_at: Instant::now(),
             process,
+            stands_for: AtomicU64::new(0),
             pidfd: parts.pidfd,
             tracked: ArcSwapOption::from_pointee(parts.tracked),
             cpu_taken_ns: AtomicU64::new(clock_ns.unwrap_or(0)),
@@ -216,6 +218,21 @@ impl Instance {
             None => self.process.cpu_ns()?,
         };
         Some(now_ns.saturating_sub(self.cpu_taken_ns.load(Ordering::Relaxed)))
+    }
+
+    /// Its process stands for this invocation from now on.
+    pub fn stand_for(&self, invocation: InvocationId) {
+        self.stands_for.store(invocation.0, Ordering::Relaxed);
+    }
+
+    /// It does so no more. False: it stands for another one by now.
+    pub fn stop_standing_for(&self, invocation: InvocationId) -> bool {
+        self.stands_for.compare_exchange(invocation.0, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Whether it stands for any.
+    pub fn stands_for_any(&self) -> bool {
+        self.stands_for.load(Ordering::Relaxed) != 0
     }
 
     /// Tells of its blocking and waking from now on, under this name, if that is to be had.

@@ -13,7 +13,7 @@ use crate::schedule::{BackendChoice, PolicyChoice, SchedulerChoice};
 pub struct RawScheduler {
     /// `eevdf`, `sfs`, `alps`, `srpt` or `srpt+`.
     pub policy: Option<String>,
-    /// `auto` or `posix`.
+    /// `auto`, `posix` or `sched_ext`.
     pub backend: Option<String>,
     /// True or false.
     pub realtime: Option<bool>,
@@ -38,6 +38,10 @@ pub(super) fn scheduler(written: RawScheduler) -> Result<SchedulerChoice, Config
         },
     };
     let realtime = written.realtime.unwrap_or(default.realtime);
+    if realtime && backend == BackendChoice::SchedExt {
+        let bound_by = "false with backend = \"sched_ext\": a real-time process goes before all others";
+        return bound("scheduler.realtime", "true", bound_by);
+    }
     Ok(SchedulerChoice { policy, backend, realtime, signals: written.signals.unwrap_or(default.signals) })
 }
 

@@ -211,7 +211,14 @@ fn each_refusal_names_key_value_and_bound() {
             "[scheduler]\npolicy = \"cfs\"",
             "scheduler.policy is \"cfs\", but must be one of \"eevdf\", \"sfs\"",
         ),
-        ("[scheduler]\nbackend = \"rt\"", "scheduler.backend is \"rt\""),
+        (
+            "[scheduler]\nbackend = \"rt\"",
+            "scheduler.backend is \"rt\", but must be one of \"auto\", \"posix\", \"sched_ext\"",
+        ),
+        (
+            "[scheduler]\nbackend = \"sched_ext\"\nrealtime = true",
+            "scheduler.realtime is true, but must be false with backend = \"sched_ext\"",
+        ),
         ("[defaults.scale]\nmax = 100", "defaults.scale.max is 100, but must be between 1 and 64"),
         ("[log]\nformat = \"xml\"", "log.format is \"xml\", but must be one of \"text\", \"json\""),
         ("[log]\nlevel = \"=\"", "log.level is \"=\""),

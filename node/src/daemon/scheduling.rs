@@ -13,10 +13,13 @@ use crate::zygote::Executor;
 /// What the bus gets, and in words where CPU times come from.
 pub(super) fn open(config: &Config, executor: &Executor) -> Result<(Cores, String), StartupError> {
     let backend = schedule::open_backend(config.scheduler, executor.cpu_folder());
-    let opened = Scheduler::new(config.scheduler.policy, backend, allowed_cpus().len().max(1));
+    let cores = allowed_cpus().len().max(1);
+    let opened = Scheduler::new(config.scheduler.policy, Arc::clone(&backend), cores);
     let scheduler = opened.map_err(os("make the scheduler's timer"))?;
     if let Some(scheduler) = &scheduler {
-        let (policy, backend) = (scheduler.policy().as_str(), scheduler.backend());
+        let (policy, made) = (scheduler.policy().as_str(), backend);
+        let backend = scheduler.backend();
+        executor.set_backend(made);
         tracing::info!(policy, backend = backend.kind().as_str(), how = backend.describe(), "scheduling");
     }
     let (signals, in_words) = schedule::open_signals(config.scheduler);

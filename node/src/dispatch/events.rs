@@ -60,7 +60,7 @@ impl Dispatcher {
         self.log_output(&sender, id);
         self.settle(id);
         let used = sender.instance.take_used();
-        self.count_usage(&sender.function, id, used.cpu_ns.unwrap_or(0));
+        self.count_usage(&sender, id, used.cpu_ns.unwrap_or(0));
         let instance = Arc::clone(&sender.instance);
         let outcome = Outcome::Answered(Answered { descriptor, instance, at, used });
         let finished = self.inner.borrow_mut().pending.finish(id, outcome);
@@ -80,10 +80,18 @@ impl Dispatcher {
     }
 
     /// An invocation has used so much, and is over.
-    fn count_usage(self: &Rc<Self>, function: &Function, id: InvocationId, cpu_ns: u64) {
+    fn count_usage(
+        self: &Rc<Self>,
+        Sender { function, instance, .. }: &Sender,
+        id: InvocationId,
+        cpu_ns: u64,
+    ) {
         function.usage.observe(cpu_ns);
         if let Some(scheduler) = self.scheduler_of(function) {
             scheduler.over(self, id, cpu_ns, true);
+        }
+        if let Some(scheduler) = self.bus.cores.scheduler.as_deref().filter(|_| function.domain.is_none()) {
+            scheduler.renew(instance);
         }
     }
 

@@ -151,7 +151,7 @@ impl Birth {
             peer,
             pid: process.pid,
             pidfd: Arc::clone(&process.pidfd),
-            cpu_group: process.cpu_group.clone(),
+            process: Arc::clone(&process.process),
             tracked: self.keeper.bus.cores.signals.as_ref().and_then(|signals| signals.track(process.pid)),
             outbox: Arc::new(outbox),
             outbox_name,
@@ -164,6 +164,9 @@ impl Birth {
         });
         if let Some(domain) = &self.function.domain {
             domain.admit(&instance, outbox_fd);
+            if let Some(scheduler) = &self.keeper.bus.cores.scheduler {
+                scheduler.share(&instance);
+            }
         }
         Ok((process, instance))
     }

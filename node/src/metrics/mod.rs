@@ -101,6 +101,8 @@ fn of_the_scheduler(page: &mut Page, node: &Node) {
     ] {
         page.single(name, Kind::Counter, help, counter.load(Ordering::Relaxed));
     }
+    let (name, help) = ("spry_scheduler_fallbacks_total", "How often sched_ext was left for posix.");
+    page.single(name, Kind::Counter, help, scheduler.backend().fallbacks());
     page.family("spry_scheduled_invocations", Kind::Gauge, "Invocations that the policy orders, by place.");
     let back = now.begun.saturating_sub(now.front);
     for (place, count) in [("held", now.waiting), ("front", now.front), ("back", back)] {

@@ -86,6 +86,7 @@ pub fn scheduler(bus: &Bus, signals: &str) -> SchedulerView {
             backend: "none".into(),
             how,
             signals,
+            fallbacks: 0,
             held: 0,
             begun: 0,
         };
@@ -96,6 +97,7 @@ pub fn scheduler(bus: &Bus, signals: &str) -> SchedulerView {
         backend: backend.kind().as_str().into(),
         how: backend.describe(),
         signals,
+        fallbacks: backend.fallbacks(),
         held: now.waiting as u64,
         begun: now.begun as u64,
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use spry_sched::backend::{Backend, Posix, PosixOptions};
+use spry_sched::backend::{Backend, KERNEL, PIN_DIR, Posix, PosixOptions, SchedExt};
 use spry_sched::policy::{Alps, AlpsConfig, Policy, Sfs, SfsConfig, Srpt, SrptPlus, SrptPlusConfig};
 use spry_sched::predict::Predictor;
 use spry_sched::signals::Signals;
@@ -70,15 +70,19 @@ pub enum BackendChoice {
     Auto,
     /// The kernel's own classes.
     Posix,
+    /// A scheduler in BPF, whenever `spry-scx` has loaded it; the kernel's own classes until then.
+    SchedExt,
 }
 
 impl BackendChoice {
     /// Their names in the file.
-    pub const NAMES: [&'static str; 2] = ["auto", "posix"];
+    pub const NAMES: [&'static str; 3] = ["auto", "posix", "sched_ext"];
 
     /// The one with this name.
     pub fn named(name: &str) -> Option<Self> {
-        [Self::Auto, Self::Posix].into_iter().find(|choice| Self::NAMES[*choice as usize] == name)
+        [Self::Auto, Self::Posix, Self::SchedExt]
+            .into_iter()
+            .find(|choice| Self::NAMES[*choice as usize] == name)
     }
 }
 
@@ -117,12 +121,15 @@ impl Default for SchedulerChoice {
 }
 
 /// Opens the backend. `groups`: the control group in which processes have groups of their own, with the cpu controller.
-pub fn open_backend(choice: SchedulerChoice, groups: Option<&Path>) -> Box<dyn Backend> {
-    match choice.backend {
-        BackendChoice::Auto | BackendChoice::Posix => {
-            Box::new(Posix::open(PosixOptions { groups, realtime: choice.realtime }))
-        }
-    }
+pub fn open_backend(choice: SchedulerChoice, groups: Option<&Path>) -> Arc<dyn Backend> {
+    let posix = Posix::open(PosixOptions { groups, realtime: choice.realtime });
+    let wants_sched_ext = match choice.backend {
+        BackendChoice::Posix => false,
+        // (A real-time process would go before all that are in SCHED_EXT.)
+        BackendChoice::Auto => !choice.realtime && Path::new(KERNEL).is_dir(),
+        BackendChoice::SchedExt => true,
+    };
+    if wants_sched_ext { Arc::new(SchedExt::open(Path::new(PIN_DIR), posix)) } else { Arc::new(posix) }
 }
 
 /// Loads the signals, if they are wanted and to be had; and in words what is used.

@@ -13,6 +13,9 @@
 //! very short ([`Usage`]), runs of chains (the kernel sends them from step to step), and everything under
 //! `policy = "eevdf"`.
 //!
+//! Whom no decision is about has a standing, too, where the backend keeps the order itself: [`Scheduler::renew`], [`share`](Scheduler::share).
+//! When it has to take another way ([`Scheduler::look`]), it is told anew of all that have begun.
+//!
 //! Sending happens outside of the lock (it may take other locks), telling the kernel within it, so that two threads can't
 //! leave a process at the level before last.
 
@@ -31,7 +34,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use parking_lot::Mutex;
 use shm_bus::ids::InvocationId;
-use spry_sched::backend::Backend;
+use spry_sched::backend::{Backend, Change, Standing};
 use spry_sched::engine::{Engine, Order};
 use spry_sched::signals::Told;
 use spry_sched::{FunctionId, TaskId};
@@ -48,7 +51,7 @@ use crate::instance::Instance;
 /// See the module.
 pub struct Scheduler {
     policy: PolicyChoice,
-    backend: Box<dyn Backend>,
+    backend: Arc<dyn Backend>,
     timer: TimerFd,
     inner: Mutex<Inner>,
     counts: Counts,
@@ -100,13 +103,14 @@ impl Scheduler {
     /// With nothing to schedule yet. `None`: the policy leaves all to the kernel.
     pub fn new(
         policy: PolicyChoice,
-        backend: Box<dyn Backend>,
+        backend: Arc<dyn Backend>,
         cores: usize,
     ) -> std::io::Result<Option<Arc<Self>>> {
         let Some(made) = policy.policy(cores) else { return Ok(None) };
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-        let engine = Engine::new(made, cores, backend.wants_ranks());
+        let mut engine = Engine::new(made, cores, backend.wants_ranks());
+        engine.tell_anew(backend.wants_ranks(), backend.keeps_order(), &mut Vec::new());
         let inner = Inner {
             engine,
             entries: HashMap::new(),
@@ -219,6 +223,54 @@ impl Scheduler {
         taken.into_iter().map(|(_, queued)| queued).collect()
     }
 
+    /// This process begins something new that no decision is about: it has answered one of those functions that nobody asks
+    /// about.
+    pub fn renew(&self, instance: &Instance) {
+        if self.backend.keeps_order() && !instance.stands_for_any() {
+            self.tell(instance, Standing::FREE);
+        }
+    }
+
+    /// This process's invocations are runs of chains, which the kernel sends: nobody says when one begins.
+    pub fn share(&self, instance: &Instance) {
+        if self.backend.keeps_order() {
+            self.tell(instance, Standing::SHARED);
+        }
+    }
+
+    fn tell(&self, instance: &Instance, standing: Standing) {
+        if let Err(error) = self.backend.apply(&instance.process, standing) {
+            tracing::debug!(pid = instance.process.pid(), %error, "a process could not be moved");
+        }
+    }
+
+    /// Whether the backend has to take another way; if so, it is told anew what holds.
+    fn look(&self, dispatcher: &Rc<Dispatcher>) {
+        match self.backend.look() {
+            None => return,
+            Some(Change::Up) => {
+                let how = self.backend.describe();
+                tracing::info!(
+                    backend = self.backend.kind().as_str(),
+                    how,
+                    "the scheduler's backend has changed"
+                );
+            }
+            Some(Change::Down(why)) => {
+                let (backend, how) = (self.backend.kind().as_str(), self.backend.describe());
+                tracing::warn!(backend, how, why, "spry-scx's scheduler has ended; no call is lost by that");
+            }
+        }
+        let functions = dispatcher.bus().functions.iter().filter_map(|function| function.load_full());
+        for function in functions.filter(|function| function.domain.is_some()) {
+            function.instances().for_each(|instance| self.share(&instance));
+        }
+        self.act(dispatcher, |inner, _| {
+            let (ranks, ends) = (self.backend.wants_ranks(), self.backend.keeps_order());
+            inner.engine.tell_anew(ranks, ends, &mut inner.orders);
+        });
+    }
+
     /// Slices that are over, and who is found to be blocked.
     fn turn(&self, dispatcher: &Rc<Dispatcher>) {
         let bus = Arc::clone(dispatcher.bus());
@@ -309,11 +361,15 @@ impl Scheduler {
                 }
                 Order::Stand(task, standing) => {
                     let Some(entry) = inner.entries.get_mut(&task) else { continue };
+                    let id = entry.id;
                     let Some(instance) = entry.instance(bus) else { continue };
-                    self.counts.moves.fetch_add(1, Ordering::Relaxed);
-                    if let Err(error) = self.backend.apply(&instance.process, standing) {
-                        tracing::debug!(pid = instance.process.pid(), %error, "a process could not be moved");
+                    if !inner.closed.contains(&task) {
+                        instance.stand_for(id);
+                    } else if !instance.stop_standing_for(id) {
+                        continue; // it has been given the next one, and the backend knows
                     }
+                    self.counts.moves.fetch_add(1, Ordering::Relaxed);
+                    self.tell(instance, standing);
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! The scheduler's thread: wakes when a slice should be over, and sends what that lets in.
 //!
 //! It has a bus port of its own to send on. (Answers go to the worker whose request it was; what comes here is what
-//! couldn't be delivered.) While nothing is scheduled it sleeps.
+//! couldn't be delivered.) While nothing is scheduled it sleeps, but for a look at whether `spry-scx` is there, on kernels that can
+//! have it.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use shm_bus::ids::PortIndex;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
+use tokio::time::MissedTickBehavior;
 
 use super::Scheduler;
 use crate::dispatch::{Bus, Dispatcher};
@@ -48,7 +50,8 @@ pub fn run(spec: Spec, ready: std::sync::mpsc::Sender<Result<(), String>>) {
             tokio::try_join!(
                 Rc::clone(&dispatcher).serve_port(),
                 turns(&spec.scheduler, &dispatcher, timer),
-                events(&spec.scheduler, &dispatcher)
+                events(&spec.scheduler, &dispatcher),
+                looks(&spec.scheduler, &dispatcher)
             )
         };
         tokio::select! {
@@ -71,6 +74,17 @@ async fn turns(scheduler: &Scheduler, dispatcher: &Rc<Dispatcher>, timer: OwnedF
         let _ = nix::unistd::read(guard.get_inner(), &mut expirations);
         guard.clear_ready();
         scheduler.turn(dispatcher);
+    }
+}
+
+/// Whether the backend has to take another way, where it ever has to.
+async fn looks(scheduler: &Scheduler, dispatcher: &Rc<Dispatcher>) -> std::io::Result<()> {
+    let Some(every) = scheduler.backend().look_every() else { return Ok(()) };
+    let mut due = tokio::time::interval(every);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        due.tick().await;
+        scheduler.look(dispatcher);
     }
 }
 

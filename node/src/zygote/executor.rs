@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::nursery::Nursery;
+use spry_sched::backend::{Backend, Process, Standing};
+
+use super::nursery::{Nursery, Steward};
 use crate::cgroup::{Arrangement, Controller, Tree};
 use crate::sandbox::{Ability, Probe, null_input};
 use crate::sys::CpuSet;
@@ -82,6 +84,7 @@ pub enum ExecutorError {
 pub struct Executor {
     pub(super) config: ExecutorConfig,
     pub(super) nursery: Nursery,
+    steward: Steward,
     pub(super) tree: Arc<Tree>,
     pub(super) ability: Ability,
     pub(super) null: OwnedFd,
@@ -100,13 +103,29 @@ impl Executor {
             }
             false => Tree::none(),
         };
-        let (nursery, ability) = Nursery::start(tree.clone()).map_err(ExecutorError::Nursery)?;
+        let steward = Steward::default();
+        let started = Nursery::start(tree.clone(), Arc::clone(&steward));
+        let (nursery, ability) = started.map_err(ExecutorError::Nursery)?;
         if let Err(failed) = ability.own_root() {
             tracing::warn!(%failed, "functions have no root of their own: they see the host's files; see `spry doctor`");
         }
         let null = null_input().map_err(ExecutorError::Prepare)?;
         let cpus = CpuSet::mine().map_err(ExecutorError::Prepare)?;
-        Ok(Arc::new(Self { config, nursery, tree, ability, null, cpus }))
+        Ok(Arc::new(Self { config, nursery, steward, tree, ability, null, cpus }))
+    }
+
+    /// From now on this backend hears of every process, from its birth to its end. For once, before any is made.
+    pub fn set_backend(&self, backend: Arc<dyn Backend>) {
+        let _set_before = self.steward.set(backend);
+    }
+
+    /// A process that no decision is about begins something new.
+    pub(super) fn renew(&self, process: &Process) {
+        if let Some(backend) = self.steward.get().filter(|backend| backend.keeps_order())
+            && let Err(error) = backend.apply(process, Standing::FREE)
+        {
+            tracing::debug!(pid = process.pid(), %error, "a process could not be set free");
+        }
     }
 
     /// What holds functions here and what doesn't.

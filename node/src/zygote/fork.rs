@@ -166,14 +166,13 @@ impl Zygote {
         let greeted = tokio::time::timeout(timeout, greeting(&child, &channel)).await;
         greeted.unwrap_or(Err(ForkError::Timeout { awaited: "hello", from: "instance" }))?;
         require_sealed(outbox).map_err(ForkError::NotSealed)?;
-        let (pid, pidfd) = (child.pid, child.pidfd.clone());
+        let (pid, pidfd, process) = (child.pid, child.pidfd.clone(), child.process.clone());
         let executor = Arc::clone(&self.executor);
-        let cpu_group = child.cpu_group.clone();
         Ok(InstanceProcess {
             instance,
             pid,
             pidfd,
-            cpu_group,
+            process,
             stdout,
             stderr,
             control: channel,
@@ -220,6 +219,8 @@ impl Zygote {
         fds.extend([inbox.0, outbox.0, release_page]);
         fds.extend(endpoint.iter().map(AsFd::as_fd));
         link.unanswered = Some(instance);
+        // Somebody waits for the instance; what the zygote has used before is no reason to let others go first.
+        self.executor.renew(&self.child.process);
         if let Err(error) = link.channel.send(&message, &fds).await {
             return Err(ForkError::ZygoteGone(error));
         }
@@ -251,9 +252,9 @@ impl Zygote {
     }
 
     async fn adopt(&self, pid: i32, pidfd: OwnedFd, leaf: Leaf) -> Result<Child, ForkError> {
-        let memory_bytes = self.limits.memory_bytes;
+        let limits = GroupLimits::from(&self.limits);
         let zygote = self.child.pid;
-        let adoption = Adoption { pidfd, pid, uid: self.uid, zygote, leaf, memory_bytes };
+        let adoption = Adoption { pidfd, pid, uid: self.uid, zygote, leaf, limits };
         self.executor.nursery.adopt(adoption).await.map_err(|error| match error {
             AdoptError::Gone => ForkError::DiedUnknown,
             AdoptError::Cgroup(error) => ForkError::Cgroup(error),

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use spry_sched::backend::Process;
 use spry_wire::control::{FromInstance, ToInstance};
 
 use super::channel::{Channel, ChannelError};
@@ -24,8 +24,8 @@ pub struct InstanceProcess {
     pub pid: i32,
     /// Its process.
     pub pidfd: Arc<OwnedFd>,
-    /// The folder of its control group with the cpu controller, if there is one.
-    pub cpu_group: Option<PathBuf>,
+    /// The same for the scheduler's backend.
+    pub process: Arc<Process>,
     /// Its standard output, non-blocking.
     pub stdout: OwnedFd,
     /// Its standard error, non-blocking.

@@ -208,7 +208,7 @@ impl Zygote {
             },
         })?;
         drop((control, writer)); // the plan has copies
-        let spawned = executor.nursery.spawn(plan, leaf, spec.limits.memory_bytes).await;
+        let spawned = executor.nursery.spawn(plan, leaf, GroupLimits::from(&spec.limits)).await;
         let (child, report) = spawned.map_err(os("start a process"))?;
         let mut output = Output::new(reader).map_err(os("watch a pipe"))?;
         let loading = load(&child, report, &channel, &mut output, spec);

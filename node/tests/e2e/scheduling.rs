@@ -125,6 +125,19 @@ fn under_every_policy_all_calls_are_answered_and_status_names_it() {
 }
 
 #[test]
+fn sched_ext_where_there_is_none_is_said_and_replaced() {
+    need_root_and_cc!();
+    let daemon = Daemon::start(&format!("{SRPT_PLUS}backend = \"sched_ext\"\n"));
+    daemon.deploy_python("work", WORK, &[]);
+    assert_eq!(daemon.post("/function/work", b"{\"ms\": 1}").status, 200);
+    let shown = daemon.spry_ok(&["status"]);
+    assert!(shown.contains("srpt+ by posix: ") && shown.contains("; not sched_ext: "), "{shown}");
+    assert_eq!(daemon.spry_json(&["status"])["scheduler"]["fallbacks"], 0);
+    assert_eq!(metric(&daemon, "spry_scheduler_fallbacks_total"), 0);
+    daemon.stop();
+}
+
+#[test]
 fn an_invocation_whose_process_dies_leaves_no_place_behind() {
     need_root_and_cc!();
     let daemon = Daemon::start(SRPT_PLUS);

@@ -6,20 +6,27 @@
 //! | backend | how | ranks |
 //! |---|---|---|
 //! | [`Posix`] | control groups' `cpu.idle`, or `sched_setattr`: idle class, real-time class | two levels; at the front, weights and slices by rank |
-//! | `sched_ext` | ranks in a map that a scheduler in BPF reads | all of them |
+//! | [`SchedExt`] | ranks in memory that a scheduler in BPF reads; [`Posix`] while there is none | all of them |
+//!
+//! A backend hears of every process that it may have to say something of, from its birth to its end ([`Backend::adopt`],
+//! [`Backend::release`]), and of those that no decision is ever about, too.
 //!
 //! A process's level outlasts the invocation, so whoever ends at [`Level::Back`] is set back to [`Level::Front`]: the next
 //! request may be given to it by the bus without anybody being asked.
 
 mod posix;
 mod process;
+mod sched_ext;
 mod share;
 mod sys;
 
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 pub use posix::{Means, Posix, PosixOptions, wake_soon};
 pub use process::Process;
+pub use sched_ext::{KERNEL, PIN_DIR, SchedExt};
 pub use sys::process_cpu_ns;
 
 /// Where a process stands among those of the node.
@@ -44,12 +51,30 @@ pub struct Standing {
     pub slice_ns: u64,
     /// It is to go on there, of the cores of the node (from 0): nobody else at the front is. `None`: where it is.
     pub core: Option<u16>,
+    /// An invocation begins with it.
+    pub begins: bool,
 }
 
+/// What is taken to be left of something that nobody knows.
+const UNKNOWN_NS: u64 = 1_000_000;
+/// Where those stand whose invocations nobody tells of.
+const SHARED_NS: u64 = 50_000_000;
+
 impl Standing {
-    /// Of a process that no decision is about.
-    pub const FREE: Self =
-        Self { level: Level::Front, rank: 0, fall: 0, slice_ns: crate::policy::UNLIMITED, core: None };
+    /// Of a process that no decision is about, at the beginning of something new: it goes ahead as long as that is short.
+    pub const FREE: Self = Self {
+        level: Level::Front,
+        rank: UNKNOWN_NS,
+        fall: 1,
+        slice_ns: crate::policy::UNLIMITED,
+        core: None,
+        begins: true,
+    };
+    /// Of a process that serves invocations which nobody tells of: a fixed place, before the long ones and after the short
+    /// ones, which it shares with others of its kind.
+    pub const SHARED: Self = Self { rank: SHARED_NS, fall: 0, begins: false, ..Self::FREE };
+    /// A rank behind all others.
+    pub const LAST: u64 = spry_scx::RANK_MAX;
 }
 
 /// Which way it is.
@@ -71,8 +96,17 @@ impl Kind {
     }
 }
 
+/// Another way was taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The better one works (again).
+    Up,
+    /// The better one has ended, and why.
+    Down(String),
+}
+
 /// A way to make decisions true. Used by several threads.
-pub trait Backend: Send + Sync {
+pub trait Backend: Send + Sync + std::fmt::Debug {
     /// Which one it is.
     fn kind(&self) -> Kind;
 
@@ -84,8 +118,38 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// Whether it keeps the order itself: then those whom no decision is about need a standing, too.
+    fn keeps_order(&self) -> bool {
+        false
+    }
+
     /// Makes it true. Doesn't block for longer than a system call.
     fn apply(&self, process: &Process, standing: Standing) -> io::Result<()>;
+
+    /// A process of the node's functions has been made, and stands [free](Standing::FREE). It may use so many cores.
+    fn adopt(&self, process: &Arc<Process>, cpu: f64) {
+        let _ = (process, cpu);
+    }
+
+    /// It has ended, and is going to be reaped.
+    fn release(&self, process: &Process) {
+        let _ = process;
+    }
+
+    /// How often it is to [`look`](Self::look); `None`: never.
+    fn look_every(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Finds out whether another way has to be taken, and takes it. After a change every process stands [free](Standing::FREE).
+    fn look(&self) -> Option<Change> {
+        None
+    }
+
+    /// How often a better way was left for a worse one.
+    fn fallbacks(&self) -> u64 {
+        0
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use super::share::{Scale, Weight};
 use super::{Level, sys};
 
@@ -21,6 +23,8 @@ pub struct Process {
     files: OnceLock<Option<GroupFiles>>,
     /// The slice that was asked for last, in microseconds; 0: none was.
     slice_us: AtomicU32,
+    /// Its slot in the scheduler in BPF, while it has one.
+    pub(super) slot: Mutex<Option<spry_scx::Task>>,
 }
 
 /// The files of a control group that say how much of a core it gets, and what was written to them last: what is there
@@ -39,12 +43,24 @@ const UNKNOWN: u32 = u32::MAX;
 impl Process {
     /// `group`: the folder of its control group with the cpu controller, if it has one for itself alone.
     pub fn new(pid: i32, pidfd: Arc<OwnedFd>, group: Option<PathBuf>) -> Self {
-        Self { pid, pidfd, group, files: OnceLock::new(), slice_us: AtomicU32::new(0) }
+        Self {
+            pid,
+            pidfd,
+            group,
+            files: OnceLock::new(),
+            slice_us: AtomicU32::new(0),
+            slot: Mutex::default(),
+        }
     }
 
     /// Its pid. See [`Self::is_alive`].
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Its descriptor.
+    pub(super) fn pidfd(&self) -> &Arc<OwnedFd> {
+        &self.pidfd
     }
 
     /// Whether it hasn't ended. A dead one keeps its pid until its parent has reaped it.

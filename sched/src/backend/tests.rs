@@ -181,6 +181,34 @@ fn a_process_without_a_group_of_its_own_is_steered_by_its_class() {
 }
 
 #[test]
+fn without_the_schedulers_kernel_or_program_the_other_backend_is_used_and_it_is_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let backend = SchedExt::open(&folder.path().join("nothing"), Posix::open(PosixOptions::default()));
+    assert_eq!((backend.kind(), backend.wants_ranks(), backend.fallbacks()), (Kind::Posix, false, 0));
+    assert_eq!(backend.look(), None);
+    let how = backend.describe();
+    assert!(how.starts_with(&Posix::open(PosixOptions::default()).describe()), "{how}");
+    if Path::new(KERNEL).is_dir() {
+        assert!(how.ends_with("is spry-scx running?") && backend.look_every().is_some(), "{how}");
+    } else {
+        let none = "; not sched_ext: the kernel has none (CONFIG_SCHED_CLASS_EXT, Linux 6.12)";
+        assert!(how.ends_with(none) && backend.look_every().is_none(), "{how}");
+    }
+    // Who is known to it is steered all the same.
+    let mut sleeper = Sleeper::start(None);
+    let process = Arc::new(Process::new(sleeper.process.pid(), Arc::clone(sleeper.process.pidfd()), None));
+    backend.adopt(&process, 1.0);
+    if backend.apply(&process, BACK).is_ok() && Posix::open(PosixOptions::default()).means() == Means::Thread
+    {
+        assert_eq!(sleeper.class(), libc::SCHED_IDLE);
+        backend.apply(&process, Standing::FREE).expect("front");
+        assert_eq!(sleeper.class(), libc::SCHED_OTHER);
+    }
+    sleeper.child.kill().expect("kill");
+    backend.release(&process);
+}
+
+#[test]
 fn cpu_time_is_read_and_grows() {
     let sleeper = Sleeper::start(None);
     // (Only its pid is used for that.)

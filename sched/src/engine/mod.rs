@@ -89,6 +89,8 @@ struct Task {
     core: u16,
     /// The kernel hasn't been told of it.
     unplaced: bool,
+    /// It is with an instance, and the kernel hasn't been told.
+    begins: bool,
 }
 
 type Key = (bool, u64, u64, TaskId);
@@ -97,8 +99,10 @@ type Key = (bool, u64, u64, TaskId);
 pub struct Engine {
     policy: Box<dyn Policy + Send>,
     cores: usize,
-    /// Whether every new rank of a task that has begun is an order.
+    /// Whether every new rank of a task that has begun is an order,
     ranks: bool,
+    /// and every end.
+    ends: bool,
     tasks: Slots<Task>,
     free: Vec<u32>,
     opened: u32,
@@ -123,6 +127,7 @@ impl Engine {
             policy,
             cores: cores.max(1),
             ranks,
+            ends: false,
             tasks: Slots::default(),
             free: Vec::new(),
             opened: 0,
@@ -130,6 +135,19 @@ impl Engine {
             begun: Vec::new(),
             next_turn: 0,
             decisions: Vec::new(),
+        }
+    }
+
+    /// The backend does it in another way from now on, and has forgotten what it was told: it is told anew of all that have
+    /// begun. `ends`: see [`Backend::keeps_order`](crate::backend::Backend::keeps_order).
+    pub fn tell_anew(&mut self, ranks: bool, ends: bool, orders: &mut Vec<Order>) {
+        (self.ranks, self.ends) = (ranks, ends);
+        for id in &self.begun {
+            if let Some(task) = self.tasks.get_mut(id.0)
+                && !matches!(task.place, Place::Waiting | Place::Stalled)
+            {
+                orders.push(Order::Stand(*id, task.stand()));
+            }
         }
     }
 
@@ -177,6 +195,7 @@ impl Engine {
                 level: Level::Front,
                 core: 0,
                 unplaced: false,
+                begins: false,
             },
         );
         self.next_turn += 1;
@@ -191,6 +210,7 @@ impl Engine {
     pub fn sent(&mut self, now_ns: u64, id: TaskId, orders: &mut Vec<Order>) {
         let Some(task) = self.tasks.get_mut(id.0).filter(|task| task.place != Place::Waiting) else { return };
         (task.counted_ns, task.seen_ns) = (now_ns, now_ns);
+        task.begins = true;
         if task.place == Place::Stalled {
             // Its turn is looked at now; the process itself is at the front.
             task.place = Place::Back;
@@ -231,13 +251,14 @@ impl Engine {
         self.align(id, orders);
     }
 
-    /// It is over. A process that was at the back is to be set to the front: the next request may be given to it.
-    /// (The order for that comes before its slot is free.)
+    /// It is over. A process that was at the back (or has a rank that counts) is to be set free: the next request may be given to it
+    /// without anybody being asked. (The order for that comes before its slot is free.)
     pub fn exit(&mut self, now_ns: u64, id: TaskId, used_ns: u64, finished: bool, orders: &mut Vec<Order>) {
         let Some(key) = self.key(id) else { return };
         self.waiting.remove(&key);
         self.begun.retain(|begun| *begun != id);
-        if self.tasks.remove(id.0).is_some_and(|task| task.level == Level::Back) {
+        let ends = self.ends;
+        if self.tasks.remove(id.0).is_some_and(|task| task.level == Level::Back || ends) {
             orders.push(Order::Stand(id, Standing::FREE));
         }
         self.tell(now_ns, Event::Exit { task: id, used_ns, finished }, orders);
@@ -379,9 +400,12 @@ impl Engine {
 impl Task {
     /// What is to be made true for it now.
     fn stand(&mut self) -> Standing {
-        let slice_ns = if self.decision.class == Class::Fair { self.decision.slice_ns } else { UNLIMITED };
+        let fair = self.decision.class == Class::Fair;
+        let slice_ns = if fair { self.decision.slice_ns } else { UNLIMITED };
+        let rank = if fair { Standing::LAST } else { self.rank };
         let core = (std::mem::take(&mut self.unplaced) && self.level == Level::Front).then_some(self.core);
-        Standing { level: self.level, rank: self.rank, fall: self.decision.fall, slice_ns, core }
+        let begins = std::mem::take(&mut self.begins);
+        Standing { level: self.level, rank, fall: self.decision.fall, slice_ns, core, begins }
     }
 
     /// It has really used so much. True: it hasn't run for most of the time since the last look, so it can't have been able

@@ -349,6 +349,42 @@ fn whoever_ends_at_the_back_leaves_his_process_at_the_front() {
 }
 
 #[test]
+fn a_backend_with_ranks_hears_of_each_beginning_of_each_new_rank_and_of_each_end() {
+    let mut engine = Engine::new(srpt_plus(), 1, false);
+    let mut orders = Vec::new();
+    engine.tell_anew(true, true, &mut orders);
+    let first = engine.arrive(0, FunctionId(0), None, &mut orders);
+    assert_eq!(orders, [Order::Admit(first)]);
+    engine.sent(0, first, &mut orders);
+    let Some(Order::Stand(id, begun)) = orders.pop() else { panic!("{orders:?}") };
+    assert!(id == first && begun.begins && begun.rank > 0, "{begun:?}");
+    orders.clear();
+    engine.turn(40 * MS, &mut |_| Some(40 * MS), &mut orders);
+    let Some(Order::Stand(id, later)) = orders.pop() else { panic!("{orders:?}") };
+    assert!(id == first && !later.begins && later.rank > begun.rank, "{later:?}");
+    // To a backend that knows nothing of what was said before.
+    orders.clear();
+    engine.tell_anew(false, false, &mut orders);
+    assert_eq!(orders, [Order::Stand(first, Standing { core: None, ..later })]);
+    engine.tell_anew(true, true, &mut orders);
+    orders.clear();
+    engine.exit(42 * MS, first, 40 * MS, true, &mut orders);
+    assert_eq!(orders, [Order::Stand(first, Standing::FREE)]);
+}
+
+#[test]
+fn those_of_the_fair_class_have_the_last_rank() {
+    let mut engine = Engine::new(Box::new(Sfs::new(SfsConfig::new(1))), 1, true);
+    let mut orders = Vec::new();
+    let task = engine.arrive(0, FunctionId(0), None, &mut orders);
+    engine.sent(0, task, &mut orders);
+    orders.clear();
+    engine.turn(1000 * MS, &mut |_| Some(1000 * MS), &mut orders);
+    let last = |order: &Order| matches!(order, Order::Stand(_, standing) if standing.rank == Standing::LAST);
+    assert!(orders.iter().any(last), "{orders:?}");
+}
+
+#[test]
 fn who_was_kept_at_the_back_is_not_taken_for_blocked() {
     let mut engine = Engine::new(srpt_plus(), 1, false);
     let mut orders = Vec::new();

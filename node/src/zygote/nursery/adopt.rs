@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::Child;
 use super::keeper::Keeper;
-use crate::cgroup::{CgroupError, Leaf};
+use crate::cgroup::{CgroupError, GroupLimits, Leaf};
 use crate::sys::{self, Which};
 
 /// Why a process that a zygote presented isn't taken.
@@ -43,7 +43,7 @@ pub(in crate::zygote) struct Adoption {
     pub(in crate::zygote) zygote: i32,
     /// For the new process, unless it was born in one: then the zygote goes there, ahead of its next fork.
     pub(in crate::zygote) leaf: Leaf,
-    pub(in crate::zygote) memory_bytes: u64,
+    pub(in crate::zygote) limits: GroupLimits,
 }
 
 impl Keeper {
@@ -76,7 +76,7 @@ impl Keeper {
             _ if in_place => Ok(()),
             _ => enter(pid, &leaf),
         };
-        match self.know(pid, ours, leaf, adoption.memory_bytes) {
+        match self.know(pid, ours, leaf, adoption.limits) {
             Ok(child) => (checked.map(|()| child), spare),
             Err(error) => (Err(error.into()), spare),
         }

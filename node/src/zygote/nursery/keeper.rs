@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
+use spry_sched::backend::Process;
 use tokio::sync::watch;
 
-use super::{Child, Command};
+use super::{Child, Command, Steward};
 use crate::cgroup::watchdog::Watchdog;
-use crate::cgroup::{Controller, Leaf, Tree};
+use crate::cgroup::{Controller, GroupLimits, Leaf, Tree};
 use crate::sandbox::{self, Plan, StepReport};
 use crate::sys::{self, Which};
 use crate::zygote::exit::Exit;
@@ -31,6 +32,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) pidfd: Arc<OwnedFd>,
+    pub(super) process: Arc<Process>,
     pub(super) exit: watch::Sender<Option<Exit>>,
     pub(super) leaf: Leaf,
     /// A zygote's: where it waits for its next fork.
@@ -53,6 +55,7 @@ pub(super) struct Keeper {
     pub(super) inbox: mpsc::Receiver<Command>,
     pub(super) tree: Arc<Tree>,
     pub(super) watchdog: Option<Arc<Watchdog>>,
+    pub(super) steward: Steward,
     pub(super) forks_under_way: Arc<AtomicUsize>,
     pub(super) known: HashMap<i32, Known>,
     pub(super) leftovers: HashMap<u64, Leftover>,
@@ -67,8 +70,8 @@ impl Keeper {
             self.wait_and_reap(EpollTimeout::NONE);
             loop {
                 match self.inbox.try_recv() {
-                    Ok(Command::Spawn(plan, leaf, memory_bytes, reply)) => {
-                        let _ = reply.send(self.spawn(&plan, leaf, memory_bytes));
+                    Ok(Command::Spawn(plan, leaf, limits, reply)) => {
+                        let _ = reply.send(self.spawn(&plan, leaf, limits));
                     }
                     Ok(Command::Adopt(adoption, reply)) => {
                         let zygote = adoption.zygote;
@@ -112,9 +115,9 @@ impl Keeper {
         }
     }
 
-    fn spawn(&mut self, plan: &Plan, leaf: Leaf, memory_bytes: u64) -> io::Result<(Child, StepReport)> {
+    fn spawn(&mut self, plan: &Plan, leaf: Leaf, limits: GroupLimits) -> io::Result<(Child, StepReport)> {
         let spawned = sandbox::spawn(plan)?;
-        let child = self.know(spawned.pid, spawned.pidfd, leaf, memory_bytes)?;
+        let child = self.know(spawned.pid, spawned.pidfd, leaf, limits)?;
         Ok((child, spawned.report))
     }
 
@@ -123,18 +126,23 @@ impl Keeper {
         pid: i32,
         pidfd: OwnedFd,
         leaf: Leaf,
-        memory_bytes: u64,
+        limits: GroupLimits,
     ) -> io::Result<Child> {
         let pidfd = Arc::new(pidfd);
         let (sender, exit) = watch::channel(None);
         let (told, placed) = watch::channel(false);
         self.epoll.add(&*pidfd, EpollEvent::new(EpollFlags::EPOLLIN, pid as u64))?;
         if let Some(watchdog) = &self.watchdog {
-            watchdog.watch(pid, pidfd.clone(), memory_bytes);
+            watchdog.watch(pid, pidfd.clone(), limits.memory_bytes);
         }
-        let cpu_group = leaf.cpu_folder().map(Path::to_owned);
-        self.known.insert(pid, Known { pidfd: pidfd.clone(), exit: sender, leaf, ahead: None, placed: told });
-        Ok(Child { pid, pidfd, exit, cpu_group, placed })
+        let process = Arc::new(Process::new(pid, pidfd.clone(), leaf.cpu_folder().map(Path::to_owned)));
+        if let Some(backend) = self.steward.get() {
+            backend.adopt(&process, limits.cpu);
+        }
+        let (known, ours) = (pidfd.clone(), process.clone());
+        let known = Known { pidfd: known, process: ours, exit: sender, leaf, ahead: None, placed: told };
+        self.known.insert(pid, known);
+        Ok(Child { pid, pidfd, process, exit, placed })
     }
 
     fn reap(&mut self, pid: i32) {
@@ -150,16 +158,25 @@ impl Keeper {
             Ok(None) => return, // a thread of it lives on; there will be another event
             Err(error) => {
                 tracing::error!("reap process {pid}: {error}");
-                self.known.remove(&pid);
+                if let Some(known) = self.known.remove(&pid) {
+                    self.release(&known);
+                }
                 return;
             }
         };
         let Some(known) = self.known.remove(&pid) else { return };
+        self.release(&known);
         let _ = self.epoll.delete(&*known.pidfd);
         known.exit.send_replace(Some(Exit::new(dead, out_of_memory)));
         self.retire(known.leaf);
         if let Some(leaf) = known.ahead {
             self.retire(leaf);
+        }
+    }
+
+    fn release(&self, known: &Known) {
+        if let Some(backend) = self.steward.get() {
+            backend.release(&known.process);
         }
     }
 

@@ -27,18 +27,18 @@ mod keeper;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use spry_sched::backend::{Backend, Process};
 use tokio::sync::{oneshot, watch};
 
 use super::exit::Exit;
 use crate::cgroup::watchdog::Watchdog;
-use crate::cgroup::{Controller, Leaf, Tree};
+use crate::cgroup::{Controller, GroupLimits, Leaf, Tree};
 use crate::sandbox::{Ability, Plan, StepReport};
 use crate::sys;
 pub(super) use adopt::{AdoptError, Adoption};
@@ -49,8 +49,9 @@ use keeper::{COMMANDS, Keeper};
 pub(super) struct Child {
     pub(super) pid: i32,
     pub(super) pidfd: Arc<OwnedFd>,
+    /// The same for the scheduler's backend.
+    pub(super) process: Arc<Process>,
     pub(super) exit: watch::Receiver<Option<Exit>>,
-    pub(super) cpu_group: Option<PathBuf>,
     /// A zygote's: is it where its next instance is to be born?
     placed: watch::Receiver<bool>,
 }
@@ -86,8 +87,11 @@ impl Drop for Child {
     }
 }
 
+/// Who says whose processes go first, once that is known: he hears of each, from its birth to its end.
+pub(super) type Steward = Arc<OnceLock<Arc<dyn Backend>>>;
+
 enum Command {
-    Spawn(Box<Plan>, Leaf, u64, oneshot::Sender<io::Result<(Child, StepReport)>>),
+    Spawn(Box<Plan>, Leaf, GroupLimits, oneshot::Sender<io::Result<(Child, StepReport)>>),
     Adopt(Box<Adoption>, oneshot::Sender<Result<Child, AdoptError>>),
     PlaceAhead(i32, Leaf),
     Stop,
@@ -122,7 +126,7 @@ impl Drop for ForkUnderWay {
 
 impl Nursery {
     /// Starts the thread, which first finds out what the kernel allows.
-    pub(super) fn start(tree: Arc<Tree>) -> io::Result<(Self, Ability)> {
+    pub(super) fn start(tree: Arc<Tree>, steward: Steward) -> io::Result<(Self, Ability)> {
         let (commands, inbox) = mpsc::channel();
         let (done_sender, done) = watch::channel(false);
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
@@ -139,6 +143,7 @@ impl Nursery {
             inbox,
             tree,
             watchdog: watchdog.clone(),
+            steward,
             forks_under_way: forks_under_way.clone(),
             known: HashMap::new(),
             leftovers: HashMap::new(),
@@ -162,10 +167,10 @@ impl Nursery {
         &self,
         plan: Plan,
         leaf: Leaf,
-        memory_bytes: u64,
+        limits: GroupLimits,
     ) -> io::Result<(Child, StepReport)> {
         let (reply, answer) = oneshot::channel();
-        self.send(Command::Spawn(Box::new(plan), leaf, memory_bytes, reply));
+        self.send(Command::Spawn(Box::new(plan), leaf, limits, reply));
         answer.await.unwrap_or_else(|_| Err(io::Error::other("the nursery has ended")))
     }
 
