@@ -9,7 +9,7 @@ use aya::programs::ProgramType;
 use io_uring::{IoUring, Probe, opcode};
 use memfd::{FileSeal, MemfdOptions};
 use shm_bus::transport::{self, BusError, Kind};
-use spry_sched::backend::{Backend as _, Means, Posix, PosixOptions};
+use spry_sched::backend::{Backend as _, Means, PIN_DIR, Posix, PosixOptions, SchedExt};
 
 use super::{Check, check, error, no, required, yes};
 
@@ -167,7 +167,10 @@ pub(super) fn futex_by_io_uring() -> Check {
 pub(super) fn sched_ext() -> Check {
     let instead = "the kernel's fair class, steered by sched_setattr";
     let outcome = match fs::read_to_string("/sys/kernel/sched_ext/state") {
-        Ok(state) => yes(format!("now {}", state.trim())),
+        Ok(state) => match SchedExt::probe(Path::new(PIN_DIR)) {
+            Ok(()) => yes("spry-scx schedules"),
+            Err(why) => no(format!("the kernel can (now {}), but: {why}", state.trim()), instead),
+        },
         Err(problem) if problem.kind() == io::ErrorKind::NotFound => {
             no("the kernel was built without CONFIG_SCHED_CLASS_EXT (Linux 6.12)", instead)
         }

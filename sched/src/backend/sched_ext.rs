@@ -66,6 +66,11 @@ impl SchedExt {
         this
     }
 
+    /// Whether there is one now whose maps are in `folder`; if not, why.
+    pub fn probe(folder: &Path) -> Result<(), String> {
+        Scheduler::open(folder).map(drop).map_err(|error| error.to_string())
+    }
+
     /// Takes it up: all who live get slots.
     fn take_up(&self, state: &mut State, scheduler: Scheduler) -> Change {
         state.refused = None;
