@@ -22,6 +22,8 @@ pub(crate) enum VmOptions {
     Test,
     /// Of that, only what is done with the installed package.
     TestService,
+    /// Of that, only what is about the sched_ext scheduler.
+    TestScheduler,
     /// The scheduler's trace, with its options.
     Bench(Vec<String>),
     /// Run one command.
@@ -51,6 +53,9 @@ impl VmOptions {
         match args.split_first() {
             Some((first, [])) if first == "test" => return Ok(Self::Test),
             Some((first, [only])) if first == "test" && only == "service" => return Ok(Self::TestService),
+            Some((first, [only])) if first == "test" && only == "scheduler" => {
+                return Ok(Self::TestScheduler);
+            }
             Some((first, rest)) if first == "bench" => return Ok(Self::Bench(rest.to_vec())),
             _ => {}
         }
@@ -114,6 +119,7 @@ pub(crate) fn run(options: &VmOptions) -> Result<(), Failure> {
     match options {
         VmOptions::Test => lane::test(),
         VmOptions::TestService => lane::test_service(),
+        VmOptions::TestScheduler => lane::test_scheduler(),
         VmOptions::Bench(args) => lane::bench(args),
         VmOptions::Run(options) => command(options),
     }
@@ -161,6 +167,7 @@ mod tests {
     fn a_command_and_its_own_options() {
         assert_eq!(parsed("test").expect("it"), VmOptions::Test);
         assert_eq!(parsed("test service").expect("it"), VmOptions::TestService);
+        assert_eq!(parsed("test scheduler").expect("it"), VmOptions::TestScheduler);
         assert_eq!(
             parsed("bench --seed 2").expect("it"),
             VmOptions::Bench(vec!["--seed".into(), "2".into()])

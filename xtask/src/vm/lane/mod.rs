@@ -2,13 +2,14 @@
 //!
 //! | suite | where |
 //! |---|---|
-//! | the sched_ext scheduler ([`scheduler`]) | every kernel; its trace: one CPU that counts instructions |
+//! | the sched_ext scheduler ([`scheduler`]), and the node that uses it ([`node`]) | every kernel; its trace: one CPU that counts instructions |
 //! | control groups, the posix backend ([`groups`]) | one kernel, with cgroup v2 alone |
 //! | the package, installed ([`service`]) | a Debian that systemd starts, twice |
 //!
 //! What can't run on a kernel is skipped with its reason and counted, as everywhere.
 
 mod groups;
+mod node;
 mod scheduler;
 mod service;
 
@@ -54,6 +55,18 @@ pub(crate) fn test() -> Result<(), Failure> {
 pub(crate) fn test_service() -> Result<(), Failure> {
     let mut tally = Tally::default();
     let outcome = service::build(&mut tally)?.map_or(Ok(()), |service| service.run(&mut tally));
+    println!("\n{tally}");
+    outcome
+}
+
+/// The scheduler's suites alone, on every kernel.
+pub(crate) fn test_scheduler() -> Result<(), Failure> {
+    let scheduler = scheduler::build()?;
+    let mut tally = Tally::default();
+    let mut outcome = Ok(());
+    for kernel in &KERNELS {
+        outcome = outcome.and(scheduler.run(kernel, &mut tally));
+    }
     println!("\n{tally}");
     outcome
 }

@@ -1,7 +1,8 @@
-//! The sched_ext scheduler: its conformance suite, and its trace.
+//! The sched_ext scheduler: its conformance suite, the node that uses it, and its trace.
 
 use std::path::PathBuf;
 
+use super::node::{self, Node};
 use super::{SUITE_TIMEOUT, ended_well, shown, suite, test_programs};
 use crate::failure::Failure;
 use crate::suite::Tally;
@@ -11,6 +12,8 @@ use crate::{process, setup};
 
 /// Where the scheduler's figures are taken.
 const BENCH_KERNEL: &str = "6.18";
+/// What is taken along is in the guest's memory.
+const MEMORY_MIB: u32 = 2048;
 const PACKAGE: [&str; 4] = ["--package", "spry-scx", "--features", "loader"];
 
 /// What was built for the guests.
@@ -20,13 +23,23 @@ pub(super) struct Programs {
     trace: PathBuf,
 }
 
+/// The same, and the node.
+pub(super) struct Suites {
+    scheduler: Programs,
+    node: Node,
+}
+
 /// The scheduler beside the fair class and beside SRPT that knows the future; `args` go to the program.
 pub(crate) fn bench(args: &[String]) -> Result<(), Failure> {
-    build()?.trace(args)
+    programs()?.trace(args)
+}
+
+pub(super) fn build() -> Result<Suites, Failure> {
+    Ok(Suites { scheduler: programs()?, node: node::build()? })
 }
 
 /// Builds them; plain builds leave the loader out, so it is looked over by clippy here.
-pub(super) fn build() -> Result<Programs, Failure> {
+fn programs() -> Result<Programs, Failure> {
     setup::packages()?;
     setup::scheduler()?;
     let mut clippy = process::cargo(["clippy"]);
@@ -39,28 +52,38 @@ pub(super) fn build() -> Result<Programs, Failure> {
     Ok(Programs { conformance, loader: debug.join("spry-scx"), trace: debug.join("examples/trace") })
 }
 
-impl Programs {
+impl Suites {
     /// In the guest `SPRY_TEST_SCHED_EXT` says that sched_ext must be there.
     pub(super) fn run(&self, kernel: &'static Kernel, tally: &mut Tally) -> Result<(), Failure> {
         let mut guest = Guest::new(kernel);
-        guest.files = vec![self.conformance.clone(), self.loader.clone()];
+        guest.files = vec![self.scheduler.conformance.clone(), self.scheduler.loader.clone()];
         guest.env = vec![("SPRY_TEST_SCHED_EXT".into(), "1".into())];
         guest.timeout = SUITE_TIMEOUT;
-        let command = [shown(&self.conformance), "--test-threads=1".into(), "--show-output".into()];
-        suite(&guest, "the sched_ext suite", &command, tally)
+        guest.memory_mib = MEMORY_MIB;
+        self.node.equip(&mut guest);
+        // One boot for both.
+        let programs = [(self.scheduler.conformance.as_path(), ""), self.node.tests(kernel)];
+        let commands = programs.map(|(program, tests)| {
+            format!("{} --test-threads=1 --show-output {tests} || failed=1", shown(program))
+        });
+        let script = format!("failed=0; {}; exit $failed", commands.join("; "));
+        let command = ["/bin/sh".into(), "-c".into(), script];
+        suite(&guest, "the sched_ext scheduler, and the node with it,", &command, tally)
     }
 
     /// The scheduler's bar.
     pub(super) fn run_trace(&self, tally: &mut Tally) -> Result<(), Failure> {
         println!();
-        let outcome = self.trace(&[]);
+        let outcome = self.scheduler.trace(&[]);
         match outcome {
             Ok(()) => tally.add_passed(1),
             Err(_) => tally.note_failure(),
         }
         outcome
     }
+}
 
+impl Programs {
     fn trace(&self, args: &[String]) -> Result<(), Failure> {
         let kernel = parts::find(BENCH_KERNEL)?;
         println!("vm: one CPU whose clock counts instructions, Linux {BENCH_KERNEL}");
