@@ -198,11 +198,11 @@ impl Backend for Posix {
     }
 }
 
-/// The kernel's bounds of a slice that is asked for.
+/// The kernel's bounds of a slice that is asked for; 0 is its own.
 const SLICE_NS: std::ops::RangeInclusive<u64> = 100_000..=100_000_000;
 
 fn ask_slice(process: &Process, slice_ns: u64) -> io::Result<()> {
-    let slice_ns = slice_ns.clamp(*SLICE_NS.start(), *SLICE_NS.end());
+    let slice_ns = if slice_ns == 0 { 0 } else { slice_ns.clamp(*SLICE_NS.start(), *SLICE_NS.end()) };
     if !process.changes_slice(slice_ns) {
         return Ok(());
     }

@@ -6,8 +6,14 @@
 //! in between. With a weight in inverse proportion to the rank the shorter one has nearly all of the core, and with a shorter slice it
 //! goes before the longer one at once when it wakes (`PREEMPT_SHORT`, Linux 6.12).
 //!
+//! Whoever is nearly done has what he was born with: nothing is gained any more, and processes of functions that turn out to be
+//! very short keep what they were told last (nobody is asked about those, and with a short slice they would interrupt the
+//! gateway at each call).
+//!
 //! Weights are between groups, so they act where processes have groups of their own side by side; slices also without.
 
+/// Below this rank (but for 0, the first of all) weight and slice are the usual ones.
+const NEARLY_DONE_NS: u64 = 500_000;
 /// The weight that the kernel gives to a new group is that of this rank.
 const USUAL_RANK_NS: u64 = 50_000_000;
 /// A slice is this part of the rank.
@@ -60,6 +66,7 @@ impl Weight {
     /// In inverse proportion to the rank, as far as the kernel goes; in powers of two, so that predictions that waver change
     /// nothing.
     pub(super) fn of_rank(rank: u64) -> Self {
+        let rank = if is_nearly_done(rank) { USUAL_RANK_NS } else { rank };
         Self { rank: rank.clamp(1, 1 << 62).next_power_of_two() }
     }
 
@@ -69,8 +76,15 @@ impl Weight {
     }
 }
 
-/// The slice to ask for.
+fn is_nearly_done(rank: u64) -> bool {
+    (1..NEARLY_DONE_NS).contains(&rank)
+}
+
+/// The slice to ask for; 0: the kernel's own.
 pub(super) fn slice_of_rank_ns(rank: u64) -> u64 {
+    if is_nearly_done(rank) {
+        return 0;
+    }
     let rank = rank.clamp(1, 1 << 62).next_power_of_two();
     (rank / SLICE_DIVISOR).clamp(*SLICE_NS.start(), *SLICE_NS.end())
 }
@@ -84,7 +98,7 @@ mod tests {
         for scale in Scale::ALL {
             let of = |rank| Weight::of_rank(rank).on(scale);
             let weights: Vec<u32> =
-                [0, 1, 400_000, 5_000_000, 50_000_000, 500_000_000, u64::MAX].map(of).into();
+                [0, 600_000, 5_000_000, 20_000_000, 50_000_000, 500_000_000, u64::MAX].map(of).into();
             assert!(weights.is_sorted_by(|a, b| a >= b), "{weights:?}");
             let (low, high) = scale.range().into_inner();
             assert_eq!((u64::from(weights[0]), u64::from(weights[6])), (high, low));
@@ -96,8 +110,14 @@ mod tests {
 
     #[test]
     fn slices_grow_with_ranks_and_are_longer_than_those_of_the_threads_that_decide() {
-        assert_eq!(slice_of_rank_ns(0), 500_000);
+        assert_eq!((slice_of_rank_ns(0), slice_of_rank_ns(1_000_000)), (500_000, 500_000));
         assert!(slice_of_rank_ns(30_000_000) > slice_of_rank_ns(5_000_000));
         assert_eq!(slice_of_rank_ns(u64::MAX), 20_000_000);
+    }
+
+    #[test]
+    fn who_is_nearly_done_has_what_others_have() {
+        assert_eq!(Weight::of_rank(20_000), Weight::of_rank(USUAL_RANK_NS));
+        assert_eq!(slice_of_rank_ns(20_000), 0);
     }
 }
