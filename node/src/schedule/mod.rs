@@ -86,6 +86,8 @@ struct Entry {
     waiting: Option<Queued>,
     /// Who has it, once that was looked up.
     instance: Option<Arc<Instance>>,
+    /// It is over, and that one's process stood for it until then.
+    stood: bool,
 }
 
 /// How things stand.
@@ -156,7 +158,8 @@ impl Scheduler {
         let size_bytes = Some(u64::from(queued.descriptor.length));
         function.usage.opened();
         self.counts.scheduled.fetch_add(1, Ordering::Relaxed);
-        let entry = Entry { function: Arc::clone(function), id, waiting: Some(queued), instance: None };
+        let entry =
+            Entry { function: Arc::clone(function), id, waiting: Some(queued), instance: None, stood: false };
         self.act(dispatcher, |inner, now_ns| {
             let slot = FunctionId(u32::from(function.index.0));
             if function.usage.is_new() {
@@ -361,11 +364,11 @@ impl Scheduler {
                 }
                 Order::Stand(task, standing) => {
                     let Some(entry) = inner.entries.get_mut(&task) else { continue };
-                    let id = entry.id;
+                    let (id, stood) = (entry.id, entry.stood);
                     let Some(instance) = entry.instance(bus) else { continue };
                     if !inner.closed.contains(&task) {
                         instance.stand_for(id);
-                    } else if !instance.stop_standing_for(id) {
+                    } else if !stood {
                         continue; // it has been given the next one, and the backend knows
                     }
                     self.counts.moves.fetch_add(1, Ordering::Relaxed);
@@ -404,6 +407,7 @@ impl Inner {
         entry.function.usage.closed();
         if let Some(instance) = &entry.instance {
             instance.unwatch();
+            entry.stood = instance.stop_standing_for(entry.id);
         }
         self.tasks.remove(&entry.id);
         self.closed.push(task);
