@@ -169,8 +169,10 @@ mod tests {
             assert_eq!(ask(libc::SYS_unshare, libc::CLONE_THREAD as u64, 0), allowed);
             assert_eq!(ask(libc::SYS_unshare, libc::CLONE_NEWUSER as u64, 0), errno(libc::EPERM));
             assert_eq!(ask(libc::SYS_clone3, 0, 0), errno(libc::ENOSYS));
-            for call in [libc::SYS_ptrace, libc::SYS_mount, libc::SYS_setns, libc::SYS_chroot, libc::SYS_bpf]
-            {
+            let of_others =
+                [libc::SYS_ptrace, libc::SYS_mount, libc::SYS_setns, libc::SYS_chroot, libc::SYS_bpf];
+            let class = [libc::SYS_sched_setscheduler, libc::SYS_sched_setattr, libc::SYS_sched_setparam];
+            for call in of_others.into_iter().chain(class) {
                 assert_eq!(ask(call, 0, 0), errno(libc::EPERM), "{call}");
             }
             assert_eq!(ask(4000, 0, 0), errno(libc::ENOSYS), "unknown");
