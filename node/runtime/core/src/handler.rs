@@ -1,6 +1,7 @@
 //! What a language implements to become a runtime.
 
 use spry_wire::control::Init;
+use spry_wire::layer::{Imports, LayerWish};
 
 use crate::request::Request;
 use crate::response::{Response, ResponseError};
@@ -25,6 +26,24 @@ pub trait Handler: Sized {
     /// The threads that loading left behind, by name, for the message of the refusal.
     fn threads(&self) -> Vec<String> {
         crate::sys::other_threads()
+    }
+
+    /// What loading has imported beside the function's own modules, where layers can be made of that.
+    fn imports(&self, init: &Init) -> Imports {
+        let _ = init;
+        Imports::default()
+    }
+
+    /// Imports what several functions have in common, and nothing of theirs: before [`load`](Self::load), in a process
+    /// that becomes a layer. Returns all that is imported then.
+    fn preload(wish: &LayerWish) -> Result<Imports, LoadError> {
+        let _ = wish;
+        Err(LoadError::new("this runtime makes no layers"))
+    }
+
+    /// As [`around_fork`](Self::around_fork), in such a process: the other side is another zygote.
+    fn around_layer(go_on: &mut dyn FnMut() -> Side) -> Side {
+        go_on()
     }
 
     /// Serves one invocation. `Err` (and a panic) fails the invocation and not the instance.

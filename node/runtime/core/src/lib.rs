@@ -14,6 +14,7 @@
 //! - [`handler`]: what a language implements.
 //! - [`request`], [`response`]: one invocation as the handler sees it.
 //! - `zygote`, `fork`, `setup`: from the control socket to a running instance.
+//! - `layer`: a zygote that begins as what another process was.
 //! - `freeze`: between loading and the first fork, so that forks are cheap.
 //! - `serve`, `outbox`: the invocation loop and the memory that answers lie in.
 //! - `input`, `segments`: what a descriptor leads to, and the memory that it lies in.
@@ -29,6 +30,7 @@ pub mod response;
 mod fork;
 mod freeze;
 mod input;
+mod layer;
 mod outbox;
 mod segments;
 mod serve;

@@ -4,7 +4,9 @@
 //! runs in a process with one thread, copied from a process with one thread: no lock can be held by a
 //! thread that doesn't exist, so allocating and using libc is sound there, too.
 
+pub(crate) mod layer;
 pub(crate) mod memory;
+pub(crate) mod switch;
 
 use std::ffi::{c_int, c_void};
 use std::io;

@@ -5,11 +5,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use spry_wire::control::{self, ControlError, FromZygote, Init, ToZygote, ZYGOTE_FD};
+use spry_wire::layer::{Layer, LayerWish};
 
 use crate::fork::fork;
-use crate::freeze::freeze;
+use crate::freeze::{freeze, guard_layer};
 use crate::handler::{Handler, LoadError};
-use crate::sys;
+use crate::layer::PAGEMAP_FD;
+use crate::layer::restore::restore;
+use crate::layer::take::{Taken, take};
+use crate::sys::{self, layer as kernel};
 
 /// Longest text of a [`LoadError`] that is sent: even if every byte of it is escaped, the message fits.
 const MESSAGE_BYTES: usize = control::MESSAGE_MAX / 6 - 1024;
@@ -25,6 +29,7 @@ pub fn run<H: Handler>() -> ! {
         );
         sys::exit_now(64);
     };
+    kernel::keep_pagemap(PAGEMAP_FD);
     // All instances of a function have the same user: without this, one that a request has taken over could write to
     // the memory of the others, and of this zygote, from which all later ones come.
     if let Err(error) = sys::hide_from_own_user() {
@@ -42,9 +47,24 @@ pub fn run<H: Handler>() -> ! {
 }
 
 fn live<H: Handler>(socket: &OwnedFd) -> Result<(), ControlError> {
-    let Some((ToZygote::Init(init), _)) = control::receive::<ToZygote>(socket.as_fd())? else {
-        return Ok(());
+    let mut of_layer = false;
+    let init = loop {
+        match control::receive::<ToZygote>(socket.as_fd())? {
+            Some((ToZygote::Init(init), _)) => break init,
+            Some((ToZygote::Restore, fds)) => {
+                let why = become_layer(fds);
+                return control::send(socket.as_fd(), &FromZygote::NoLayer { why }, &[]);
+            }
+            Some((ToZygote::MakeLayer(wish), _)) => match make_layer::<H>(socket, &wish)? {
+                Made::Over => return Ok(()),
+                Made::Arrived => of_layer = true,
+            },
+            Some((ToZygote::Fork(_), _)) | None => return Ok(()),
+        }
     };
+    if !of_layer {
+        kernel::close(PAGEMAP_FD);
+    }
     let mut handler = match load::<H>(&init) {
         Ok(handler) => handler,
         Err(LoadError { message }) => {
@@ -52,20 +72,70 @@ fn live<H: Handler>(socket: &OwnedFd) -> Result<(), ControlError> {
             return control::send(socket.as_fd(), &FromZygote::Failed { message }, &[]);
         }
     };
+    let imports = handler.imports(&init).bounded();
     handler.flush();
     sys::flush_c_streams();
     let runtime = H::runtime();
     // Once, for all instances.
     sys::rseq_offset();
     let frozen = freeze(&init.freeze);
-    control::send(socket.as_fd(), &FromZygote::Ready { runtime, frozen }, &[])?;
+    if of_layer {
+        kernel::close(PAGEMAP_FD);
+    }
+    control::send(socket.as_fd(), &FromZygote::Ready { runtime, frozen, imports }, &[])?;
     while let Some((message, fds)) = control::receive::<ToZygote>(socket.as_fd())? {
         match message {
             ToZygote::Fork(request) => fork(socket, &mut handler, &request, fds)?,
-            ToZygote::Init(_) => {}
+            ToZygote::Init(_) | ToZygote::MakeLayer(_) | ToZygote::Restore => {}
         }
     }
     Ok(())
+}
+
+/// Becomes another process; returns why that can't be.
+fn become_layer(fds: Vec<OwnedFd>) -> String {
+    match fds.into_iter().next() {
+        Some(file) => match restore(file) {
+            Err(why) => why,
+        },
+        None => "no file came with the wish".to_owned(),
+    }
+}
+
+/// Which of the two processes this is.
+enum Made {
+    /// The layer's: it has done its work.
+    Over,
+    /// A zygote, confined as its function's zygotes are, that goes on from here.
+    Arrived,
+}
+
+fn make_layer<H: Handler>(socket: &OwnedFd, wish: &LayerWish) -> Result<Made, ControlError> {
+    let no = |why: String| {
+        let why = shorten(why, MESSAGE_BYTES);
+        control::send(socket.as_fd(), &FromZygote::NoLayer { why }, &[]).map(|()| Made::Over)
+    };
+    let preloaded = catch_unwind(AssertUnwindSafe(|| H::preload(wish)));
+    let imports = match preloaded {
+        Ok(Ok(imports)) => imports.bounded(),
+        Ok(Err(LoadError { message })) => return no(message),
+        Err(payload) => return no(panic_text(payload.as_ref())),
+    };
+    sys::flush_c_streams();
+    sys::rseq_offset();
+    match take(H::around_layer) {
+        Taken::Refused(why) => no(why),
+        Taken::Written(file, bytes) => {
+            let layer = Layer { imports, bytes };
+            control::send(socket.as_fd(), &FromZygote::Layer(layer), &[file.as_fd()]).map(|()| Made::Over)
+        }
+        Taken::Arrived => {
+            if let Err(why) = guard_layer() {
+                return no(why);
+            }
+            control::send(socket.as_fd(), &FromZygote::Restored, &[]).map(|()| Made::Arrived)
+        }
+    }
 }
 
 fn load<H: Handler>(init: &Init) -> Result<H, LoadError> {

@@ -28,14 +28,53 @@ class Refused(Exception):
     """The function can't be loaded; the message says what to do, a traceback would say nothing more."""
 
 
-# Loading
+# Layers: what several functions import, without any function
 
-def load(code, handler, function_name):
-    """Imports the handler. Returns it and how it is called: "none", "params", "event" or "request"."""
+def preload(modules):
+    """Imports these, as far as they can be. Returns the names of all modules that are there then."""
+    one_thread()
+    for name in modules:
+        if name not in sys.modules:
+            try:
+                importlib.import_module(name)
+            except BaseException:
+                pass  # a module that another one makes up, or that works only within a function
+    platform = sys.modules.get("platform")
+    if hasattr(platform, "_uname_cache"):
+        platform._uname_cache = None  # the host's name differs
+    importlib.invalidate_caches()
+    gc.collect()
+    gc.freeze()
+    return [name for name in sys.modules if isinstance(name, str)]
+
+
+def imports(code):
+    """The names of the modules that are there and none of the function's own, in the order of their import."""
+    found = []
+    for name, module in list(sys.modules.items()):
+        try:
+            file = getattr(module, "__file__", None)
+            places = [file] if file else list(getattr(module, "__path__", ()))
+            if not any(str(place).startswith(code) for place in places):
+                found.append(str(name))
+        except Exception:
+            pass
+    return found
+
+
+def one_thread():
     # Libraries of numbers start their thread pools when they are imported, and a zygote must have one thread.
     # Parallelism is by instances; a function that wants a pool says so in [env].
     for pool in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
         os.environ.setdefault(pool, "1")
+
+
+# Loading
+
+def load(code, handler, function_name):
+    """Imports the handler. Returns it and how it is called: "none", "params", "event" or "request"."""
+    one_thread()
+    os.environ["SPRY_FUNCTION"] = function_name
     module_name, colon, name = handler.partition(":")
     if not (module_name and colon and name):
         raise Refused(f"handler = {handler!r} is not of the form \"module:function\"")

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use spry_runtime::{Failure, Handler, LoadError, Request, Response, Side};
 use spry_wire::control::Init;
+use spry_wire::layer::{Imports, LayerWish};
 
 use crate::answer::Writer;
 use crate::capi::Serving;
@@ -15,6 +16,7 @@ use crate::{CallError, arguments, capi};
 
 const AUTHORS_MODULE: &str = include_str!("spry.py");
 const GLUE: &str = include_str!("glue.py");
+const GLUE_NAME: &str = "_spry_glue";
 
 /// How the handler wants to be called.
 #[derive(Debug, Clone, Copy)]
@@ -141,11 +143,32 @@ impl Handler for Python {
 
     fn load(init: &Init) -> Result<Self, LoadError> {
         pyo3::Python::attach(|py| {
-            let own = |error: PyErr| LoadError::new(format!("the runtime's own Python code failed: {error}"));
-            module(py, AUTHORS_MODULE, "<spry>", "spry").map_err(own)?;
-            let glue = module(py, GLUE, "<spry glue>", "_spry_glue").map_err(own)?;
+            let glue = own_modules(py)?;
             Self::new(py, init, &glue).map_err(|error| LoadError::new(describe(&glue, &error)))
         })
+    }
+
+    fn imports(&self, init: &Init) -> Imports {
+        pyo3::Python::attach(|py| {
+            let modules = self.glue.bind(py).call_method1("imports", (&init.code,));
+            let modules = modules.and_then(|modules| modules.extract());
+            // What a function has done to `sys.modules` is no reason not to run it.
+            Imports { modules: modules.unwrap_or_default() }
+        })
+    }
+
+    fn preload(wish: &LayerWish) -> Result<Imports, LoadError> {
+        pyo3::Python::attach(|py| {
+            let glue = own_modules(py)?;
+            let modules = glue.call_method1("preload", (&wish.modules,));
+            let modules = modules.and_then(|modules| modules.extract());
+            let modules = modules.map_err(|error| LoadError::new(describe(&glue, &error)))?;
+            Ok(Imports { modules })
+        })
+    }
+
+    fn around_layer(go_on: &mut dyn FnMut() -> Side) -> Side {
+        pyo3::Python::attach(|py| capi::around_fork(py, go_on))
     }
 
     fn around_fork(&mut self, clone: &mut dyn FnMut() -> Side) -> Side {
@@ -183,6 +206,17 @@ impl Handler for Python {
             }
         });
     }
+}
+
+/// The runtime's own modules, which are there already in a process that was a layer.
+fn own_modules(py: pyo3::Python<'_>) -> Result<Bound<'_, PyModule>, LoadError> {
+    let own = |error: PyErr| LoadError::new(format!("the runtime's own Python code failed: {error}"));
+    let there = py.import("sys").and_then(|sys| sys.getattr("modules"));
+    if let Ok(glue) = there.and_then(|modules| modules.get_item(GLUE_NAME)) {
+        return glue.cast_into().map_err(|error| own(error.into()));
+    }
+    module(py, AUTHORS_MODULE, "<spry>", "spry").map_err(own)?;
+    module(py, GLUE, "<spry glue>", GLUE_NAME).map_err(own)
 }
 
 /// Makes a module of source text and puts it where `import` finds it.

@@ -21,6 +21,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::freeze::{FreezeWish, Frozen};
+use crate::layer::{Imports, Layer, LayerWish};
 
 /// Where a zygote finds its control socket.
 pub const ZYGOTE_FD: RawFd = 3;
@@ -34,6 +35,10 @@ pub const FDS_MAX: usize = 12;
 pub enum ToZygote {
     /// Load the function.
     Init(Init),
+    /// Import packages, write this process down, and end.
+    MakeLayer(LayerWish),
+    /// Become the process that the layer's file beside this message describes; then comes [`Self::Init`].
+    Restore,
     /// Make an instance. Beside it, in this order: the instance's control socket, stdout, stderr, an epoll descriptor
     /// that is ready when one of those two holds bytes ([`crate::output::watch`]), the inbox segment, the outbox
     /// segment, the release page, then the transport's endpoint (1 or 2).
@@ -90,6 +95,18 @@ pub enum FromZygote {
         /// What has become of its memory.
         #[serde(default)]
         frozen: Frozen,
+        /// What it has imported.
+        #[serde(default)]
+        imports: Imports,
+    },
+    /// The layer is made: its file is beside the message, and the process ends.
+    Layer(Layer),
+    /// The zygote is now what the layer's process was, and waits for [`ToZygote::Init`].
+    Restored,
+    /// It can't be, or there is no layer; the process ends.
+    NoLayer {
+        /// Why.
+        why: String,
     },
     /// The function can't be loaded; the zygote ends.
     Failed {

@@ -4,11 +4,13 @@
 //!   code alike, so decoding checks everything and never panics.
 //! - [`control`]: the messages of the control sockets (seqpacket, one message a packet, fds beside it).
 //! - [`freeze`]: what becomes of a zygote's memory between the two.
+//! - [`layer`]: what several functions have in common.
 //! - [`output`]: what tells an instance that it has printed something.
 #![deny(unsafe_code)]
 
 pub mod control;
 pub mod frame;
 pub mod freeze;
+pub mod layer;
 pub mod output;
 mod sys;

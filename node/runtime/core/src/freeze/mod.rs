@@ -32,6 +32,8 @@ use std::time::Instant;
 
 use spry_wire::freeze::{Freeze, FreezeWish, Frozen};
 
+use crate::layer::PAGEMAP_FD;
+use crate::sys::layer as kernel;
 use crate::sys::memory::{self, Exchange};
 
 /// Less than this is not worth a memfd and a filter: copying its page tables costs less than what freezing adds to
@@ -134,6 +136,15 @@ fn to_huge_pages(wish: &FreezeWish) -> Result<Frozen, String> {
     }
 }
 
+/// What a layer brought is frozen already: keeps calls from working that would tell the difference.
+pub(crate) fn guard_layer() -> Result<(), String> {
+    let maps =
+        fs::read_to_string("/proc/self/maps").map_err(|error| format!("read /proc/self/maps: {error}"))?;
+    let ranges = plan::of_layer(&maps);
+    memory::add_filter(&mut guard::compile(&ranges))
+        .map_err(|error| format!("system calls can't be filtered, and MADV_DONTNEED must be: {error}"))
+}
+
 /// What is to be frozen, by address.
 fn found(page: usize, gap: usize) -> Result<Vec<plan::Mapping>, String> {
     memory::trim_heap();
@@ -141,6 +152,12 @@ fn found(page: usize, gap: usize) -> Result<Vec<plan::Mapping>, String> {
         fs::read_to_string("/proc/self/smaps").map_err(|error| format!("read /proc/self/smaps: {error}"))?;
     let mut found = Vec::new();
     for mapping in plan::mappings(&smaps, memory::stack_address()) {
+        if mapping.of_layer {
+            let touched = kernel::own_pages(PAGEMAP_FD, &mapping.range)
+                .map_err(|errno| format!("read the page map: {}", io::Error::from_raw_os_error(errno)))?;
+            found.extend(plan::cut(&mapping, &touched, page, plan::LAYER_GAP));
+            continue;
+        }
         if mapping.of_file {
             found.push(mapping);
             continue;

@@ -5,11 +5,16 @@
 
 use std::ops::Range;
 
+use crate::layer::SHOWN_NAME;
+
 /// A private file mapping longer than this is frozen only if it was written to all over: its copy is a whole one.
 const SPARSE_FILE: usize = 1 << 20;
 /// Memory that was never touched is left out of a piece from this many bytes on. Shorter gaps are taken along: a
 /// mapping in many pieces costs more than the gap.
 pub(super) const GAP: usize = 256 << 10;
+
+/// The same in memory of a layer: what is taken along isn't shared any more.
+pub(super) const LAYER_GAP: usize = 32 << 10;
 
 /// One mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +26,8 @@ pub(super) struct Mapping {
     pub(super) of_file: bool,
     /// Without reserved memory (`MAP_NORESERVE`).
     pub(super) no_reserve: bool,
+    /// Of a layer's file ([`crate::layer`]), which stays where nobody has written.
+    pub(super) of_layer: bool,
 }
 
 /// A stretch of one mapping that is to be frozen.
@@ -52,6 +59,12 @@ pub(super) fn mappings(smaps: &str, stack: usize) -> Vec<Mapping> {
     found
 }
 
+/// Where a layer's file is mapped, by the text of `/proc/self/maps`.
+pub(super) fn of_layer(maps: &str) -> Vec<Range<usize>> {
+    let begun = maps.lines().filter_map(Seen::begin).map(|seen| seen.mapping);
+    begun.filter(|mapping| mapping.of_layer).map(|mapping| mapping.range).collect()
+}
+
 /// What has been read of one mapping so far.
 #[derive(Debug)]
 struct Seen {
@@ -75,13 +88,14 @@ impl Seen {
         {
             protection |= if letter == b'-' { 0 } else { bit };
         }
-        let mapping = Mapping { range, protection, of_file: inode != "0", no_reserve: false };
+        let of_layer = words.next().is_some_and(|name| name == SHOWN_NAME);
+        let mapping = Mapping { range, protection, of_file: inode != "0", no_reserve: false, of_layer };
         Some(Self { mapping, private: private == b'p', anonymous: 0, swapped: 0, key: false })
     }
 
     fn mapping(&self, flags: &str, stack: usize) -> Option<Mapping> {
-        let Mapping { range, protection, of_file, .. } = &self.mapping;
-        let sparse = *of_file && range.len() > SPARSE_FILE && self.anonymous < range.len() / 2;
+        let Mapping { range, protection, of_file, of_layer, .. } = &self.mapping;
+        let sparse = *of_file && !of_layer && range.len() > SPARSE_FILE && self.anonymous < range.len() / 2;
         // Executable memory: code that a compiler has made in this process. It is little, and moving it brings
         // nothing but trouble with those that protect it.
         let readable = protection & (libc::PROT_READ | libc::PROT_EXEC) == libc::PROT_READ;
@@ -110,8 +124,7 @@ fn kibibytes(value: &str) -> usize {
     value.trim().trim_end_matches(" kB").parse().map_or(0, |kib: usize| kib << 10)
 }
 
-/// Cuts what was never touched out of an anonymous mapping, where it is long. `touched` has a byte per page, by
-/// `mincore`.
+/// Cuts what was never touched out of a mapping, where it is long. `touched` has a byte per page, by `mincore`.
 pub(super) fn cut(mapping: &Mapping, touched: &[u8], page: usize, gap: usize) -> Vec<Mapping> {
     let mut pieces: Vec<Mapping> = Vec::new();
     let start = mapping.range.start;
@@ -126,6 +139,9 @@ pub(super) fn cut(mapping: &Mapping, touched: &[u8], page: usize, gap: usize) ->
     else {
         return pieces;
     };
+    if mapping.of_layer {
+        return pieces; // the rest is shared with other functions
+    }
     // Short untouched ends are taken along, so that the mapping stays one.
     if first - start < gap {
         pieces[0].range.start = start;
@@ -227,7 +243,8 @@ mod tests {
     #[test]
     fn long_untouched_stretches_are_cut_out() {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let whole = Mapping { range: 0..100 * PAGE, protection, of_file: false, no_reserve: false };
+        let whole =
+            Mapping { range: 0..100 * PAGE, protection, of_file: false, no_reserve: false, of_layer: false };
         let cut_at = |touched: &[usize]| -> Vec<(usize, usize)> {
             let mut pages = vec![0; 100];
             touched.iter().for_each(|page| pages[*page] = 0xf1);
@@ -244,7 +261,7 @@ mod tests {
 
     #[test]
     fn pieces_lie_one_after_another_in_the_file() {
-        let at = |range| Mapping { range, protection: 1, of_file: false, no_reserve: false };
+        let at = |range| Mapping { range, protection: 1, of_file: false, no_reserve: false, of_layer: false };
         let (pieces, len) = lay_out(vec![at(0x1000..0x3000), at(0x9000..0xa000)]);
         assert_eq!(pieces.iter().map(|piece| piece.offset).collect::<Vec<_>>(), [0, 0x2000]);
         assert_eq!(len, 0x3000);

@@ -90,6 +90,12 @@ pub(crate) fn without_signals<R>(act: impl FnOnce() -> R) -> R {
     }
 }
 
+/// The bytes of words.
+pub(crate) fn as_bytes(words: &mut [u64]) -> &mut [u8] {
+    // SAFETY: bytes have no other alignment and no invalid values; the borrow goes on.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), std::mem::size_of_val(words)) }
+}
+
 /// An address on the stack in use.
 pub(crate) fn stack_address() -> usize {
     let here = 0_u8;

@@ -9,6 +9,7 @@ mod emitting;
 mod freezing;
 mod harness;
 mod hostile;
+mod layers;
 mod native;
 mod process;
 mod python;

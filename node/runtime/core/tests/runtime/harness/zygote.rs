@@ -10,6 +10,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use spry_wire::control::{self, FromZygote, Init, ToZygote};
 use spry_wire::freeze::{FreezeWish, Frozen};
+use spry_wire::layer::{Imports, Layer, LayerWish};
 
 use super::build;
 use super::instance::Instance;
@@ -22,6 +23,7 @@ pub(crate) struct Zygote {
     pub(crate) log: OwnedFd,
     pub(crate) runtime: String,
     pub(crate) frozen: Frozen,
+    pub(crate) imports: Imports,
 }
 
 pub(super) fn seqpacket() -> (OwnedFd, OwnedFd) {
@@ -46,11 +48,47 @@ impl Zygote {
     /// A Python function in a folder.
     pub(crate) fn python_at(code: &Path, handler: &str) -> Result<Self, String> {
         let dir = tempfile::tempdir().expect("tempdir");
-        fs::copy(build::python_module(), dir.path().join("_spry.abi3.so")).expect("copy module");
-        let mut command = Command::new("/usr/bin/python3");
-        command.args(["-s", "-B", "-X", "utf8", "-c", include_str!("../../../../python/src/bootstrap.py")]);
-        command.env("SPRY_RUNTIME_DIR", dir.path());
-        Self::start(command, code, handler, FreezeWish::default())
+        Self::start(interpreter(dir.path()), code, handler, FreezeWish::default())
+    }
+
+    /// A process that imports these and is written down. `runtime` is a folder that stays as long as the layer is used.
+    pub(crate) fn layer(runtime: &Path, modules: &[&str]) -> Result<(OwnedFd, Layer), String> {
+        Self::layer_with(runtime, modules, Path::new("/nonexistent"))
+    }
+
+    /// The same, with modules in another folder.
+    pub(crate) fn layer_with(
+        runtime: &Path,
+        modules: &[&str],
+        site: &Path,
+    ) -> Result<(OwnedFd, Layer), String> {
+        let mut command = interpreter(runtime);
+        command.env("PYTHONPATH", site);
+        let mut process = Self::spawn(command, Path::new("/"));
+        let wish = LayerWish { modules: modules.iter().map(|name| (*name).to_owned()).collect() };
+        control::send(process.control.as_fd(), &ToZygote::MakeLayer(wish), &[]).expect("send");
+        match process.hear() {
+            Some((FromZygote::Layer(layer), mut fds)) => {
+                assert!(process.process.wait().expect("wait").success(), "a layer's process ends");
+                Ok((fds.remove(0), layer))
+            }
+            Some((FromZygote::NoLayer { why }, _)) => Err(why),
+            other => panic!("{other:?} came for MakeLayer; the log: {}", process.log()),
+        }
+    }
+
+    /// A Python function whose zygote begins as what the layer's process was.
+    pub(crate) fn python_on(layer: &OwnedFd, code: &Path, handler: &str) -> Result<Self, String> {
+        let mut zygote = Self::spawn(Command::new(build::native_loader()), code);
+        control::send(zygote.control.as_fd(), &ToZygote::Restore, &[layer.as_fd()]).expect("send");
+        match zygote.hear() {
+            Some((FromZygote::Restored, _)) => zygote.init(code, handler, FreezeWish::default()),
+            Some((FromZygote::NoLayer { why }, _)) => Err(why),
+            other => {
+                let log = zygote.log();
+                panic!("{other:?} came for Restore; {:?}, the log: {log}", zygote.process.wait())
+            }
+        }
     }
 
     /// A native function.
@@ -64,39 +102,54 @@ impl Zygote {
         Self::start(Command::new(build::native_loader()), library.parent().expect("folder"), &handler, wish)
     }
 
-    fn start(mut command: Command, code: &Path, handler: &str, freeze: FreezeWish) -> Result<Self, String> {
+    fn start(command: Command, code: &Path, handler: &str, freeze: FreezeWish) -> Result<Self, String> {
+        Self::spawn(command, code).init(code, handler, freeze)
+    }
+
+    fn spawn(mut command: Command, code: &Path) -> Self {
         let (control, theirs) = seqpacket();
         let (log, log_write) = pipe();
         // Above the place it is to be put at, so that dup2 clears close-on-exec.
         let theirs = fcntl(&theirs, FcntlArg::F_DUPFD_CLOEXEC(100)).expect("fcntl");
         command.current_dir(code).env("SPRY_FUNCTION", "under-test").env("PYTHONHASHSEED", "0");
         command.stdin(Stdio::null()).stdout(log_write.try_clone().expect("dup")).stderr(log_write);
-        // SAFETY: dup2 is async-signal-safe; fd 3 is nobody's in the child.
+        // SAFETY: both calls are async-signal-safe; fd 3 is nobody's in the child. What cargo has left open goes, too.
         unsafe {
             command.pre_exec(move || match libc::dup2(theirs, control::ZYGOTE_FD) {
                 -1 => Err(std::io::Error::last_os_error()),
-                _ => Ok(()),
+                _ => {
+                    libc::syscall(libc::SYS_close_range, 4, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+                    Ok(())
+                }
             })
         };
         let process = command.spawn().expect("start zygote");
         nix::unistd::close(theirs).expect("close");
-        drop(command);
-        let mut zygote = Self { process, control, log, runtime: String::new(), frozen: Frozen::default() };
+        Self {
+            process,
+            control,
+            log,
+            runtime: String::new(),
+            frozen: Frozen::default(),
+            imports: Imports::default(),
+        }
+    }
+
+    fn init(mut self, code: &Path, handler: &str, freeze: FreezeWish) -> Result<Self, String> {
         let init = Init {
             name: "under-test".to_owned(),
             handler: handler.to_owned(),
             code: code.to_string_lossy().into_owned(),
             freeze,
         };
-        control::send(zygote.control.as_fd(), &ToZygote::Init(init), &[]).expect("send Init");
-        match zygote.hear() {
-            Some((FromZygote::Ready { runtime, frozen }, _)) => {
-                zygote.runtime = runtime;
-                zygote.frozen = frozen;
-                Ok(zygote)
+        control::send(self.control.as_fd(), &ToZygote::Init(init), &[]).expect("send Init");
+        match self.hear() {
+            Some((FromZygote::Ready { runtime, frozen, imports }, _)) => {
+                (self.runtime, self.frozen, self.imports) = (runtime, frozen, imports);
+                Ok(self)
             }
             Some((FromZygote::Failed { message }, _)) => Err(message),
-            other => panic!("{other:?} came for Init; the log: {}", super::drain(&zygote.log)),
+            other => panic!("{other:?} came for Init; the log: {}", super::drain(&self.log)),
         }
     }
 
@@ -126,6 +179,15 @@ impl Zygote {
     pub(crate) fn log(&self) -> String {
         super::drain(&self.log)
     }
+}
+
+/// The system's Python, as spryd starts it; the runtime's module is put into the folder.
+fn interpreter(runtime: &Path) -> Command {
+    fs::copy(build::python_module(), runtime.join("_spry.abi3.so")).expect("copy module");
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-s", "-B", "-X", "utf8", "-c", include_str!("../../../../python/src/bootstrap.py")]);
+    command.env("SPRY_RUNTIME_DIR", runtime);
+    command
 }
 
 impl Drop for Zygote {
