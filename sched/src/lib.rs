@@ -2,6 +2,7 @@
 //! [`backend`] and [`signals`] make system calls.
 //!
 //! - [`keepalive`]: how long idle processes stay, and which go first when memory is short.
+//! - [`layers`]: which packages are imported once for several functions.
 //! - [`pool`]: how many single-use instances are kept ready.
 //! - [`placement`]: whether a function's instances run on the core where the request landed.
 //! - [`predict`]: how much CPU time an invocation has left, learnt from the ones before it.
@@ -17,6 +18,7 @@
 pub mod backend;
 pub mod engine;
 pub mod keepalive;
+pub mod layers;
 pub mod placement;
 pub mod policy;
 pub mod pool;

@@ -178,6 +178,7 @@ impl Zygote {
             control: channel,
             child,
             executor,
+            _layer: self.layer.clone(),
         })
     }
 

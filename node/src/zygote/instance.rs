@@ -11,6 +11,7 @@ use spry_wire::control::{FromInstance, ToInstance};
 use super::channel::{Channel, ChannelError};
 use super::executor::Executor;
 use super::exit::Exit;
+use super::layer::Layer;
 use super::nursery::Child;
 use crate::cgroup::Controller;
 use crate::sys::{self, CpuSet};
@@ -33,6 +34,8 @@ pub struct InstanceProcess {
     pub(super) control: Channel,
     pub(super) child: Child,
     pub(super) executor: Arc<Executor>,
+    /// Whose memory it shares.
+    pub(super) _layer: Option<Arc<Layer>>,
 }
 
 impl InstanceProcess {

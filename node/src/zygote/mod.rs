@@ -10,16 +10,20 @@
 //! - [`InstanceProcess`] and [`Zygote`] kill what they stand for when they are dropped. Whatever happens, the
 //!   nursery reaps the process, kills what it leaves in its control group, and puts the group away.
 //!
+//! - [`Layer`] is what zygotes of several functions can begin from: packages, imported.
 //! - [`Task`] is neither: a confined tool that does one thing and ends.
 //!
 //! What the processes do inside is `node/runtime`; what they say is `spry_wire::control`.
 
 mod channel;
+mod confine;
+mod error;
 mod executor;
 mod exit;
 mod fork;
 mod instance;
 mod interpreter;
+mod layer;
 mod nursery;
 mod output;
 mod spec;
@@ -27,11 +31,13 @@ mod start;
 mod task;
 
 pub use channel::ChannelError;
+pub use error::StartError;
 pub use executor::{Executor, ExecutorConfig, ExecutorError, Launch};
 pub use exit::{Exit, ExitHow};
 pub use fork::{ForkError, ForkRequest};
 pub use instance::InstanceProcess;
 pub use interpreter::{InterpreterError, check_interpreter, find_interpreter};
+pub use layer::{Layer, LayerSpec};
 pub use spec::{Egress, ProcessLimits, Runtime, ZygoteSpec};
-pub use start::{StartError, Zygote};
+pub use start::Zygote;
 pub use task::{Task, TaskSpec};

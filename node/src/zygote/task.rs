@@ -12,11 +12,12 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
 
+use super::confine::{confined, own_user, rlimits};
+use super::error::StartError;
 use super::executor::Executor;
 use super::exit::Exit;
 use super::nursery::Child;
 use super::spec::ProcessLimits;
-use super::start::{StartError, confined, own_user, rlimits};
 use super::{check_interpreter, output};
 use crate::cgroup::{FunctionGroup, GroupLimits};
 use crate::sandbox::{Confinement, Descriptors, Plan, Program, Root, filter};

@@ -18,6 +18,7 @@ use nix::errno::Errno;
 use shm_bus::segment::Writer;
 use spry_wire::control::{self, Fork, FromInstance, FromZygote, ToZygote, ZYGOTE_FD};
 use spry_wire::freeze::Frozen;
+use spry_wire::layer::Imports;
 
 /// The variable that makes this program a zygote.
 pub const MARK: &str = "SPRY_TEST_ZYGOTE";
@@ -72,7 +73,14 @@ fn main() -> ! {
         _ => {}
     }
     std::io::stdout().flush().expect("flush");
-    say(&socket, &FromZygote::Ready { runtime: "test".to_owned(), frozen: Frozen::default() });
+    say(
+        &socket,
+        &FromZygote::Ready {
+            runtime: "test".to_owned(),
+            frozen: Frozen::default(),
+            imports: Imports::default(),
+        },
+    );
     while let Ok(Some((message, fds))) = control::receive::<ToZygote>(socket.as_fd()) {
         if let ToZygote::Fork(fork) = message {
             answer(&socket, zygote, instance, &fork, fds);
