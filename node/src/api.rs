@@ -260,6 +260,9 @@ pub struct FunctionView {
     /// What its zygote has done to its memory, so that forks are cheap; none when there is no zygote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frozen: Option<Frozen>,
+    /// How its zygote began; none when there is no zygote, and where nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<ZygoteStart>,
     /// Requests that wait.
     pub queued: u64,
     /// What became of its calls.
@@ -269,6 +272,40 @@ pub struct FunctionView {
     /// The versions that are kept, the newest first; empty in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub versions: Vec<VersionView>,
+}
+
+/// How a zygote began.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ZygoteStart {
+    /// From the wish to a loaded function.
+    pub took_ms: f64,
+    /// Modules that it found imported, in the layer that it began from; none: it began by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_modules: Option<u32>,
+    /// How long it took when it began by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alone_ms: Option<f64>,
+    /// Why it didn't begin from the layer that there was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+/// Packages that are imported once for several functions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerView {
+    /// The packages that its functions ask for.
+    pub packages: Vec<String>,
+    /// Whose zygotes begin from it.
+    pub functions: Vec<String>,
+    /// Modules that are imported in it.
+    pub modules: u32,
+    /// Memory that it holds.
+    pub memory: Size,
+    /// How long it took to make.
+    pub took_ms: f64,
+    /// Why there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A version of a function that is kept.
@@ -334,6 +371,12 @@ pub struct StatusView {
     /// The policy that says when idle processes go.
     #[serde(default)]
     pub keepalive: String,
+    /// What functions import is imported once: in these.
+    #[serde(default)]
+    pub layers: Vec<LayerView>,
+    /// Memory that these may hold at most.
+    #[serde(default)]
+    pub layers_memory: Size,
     /// Calls of all functions since the start.
     pub calls: Calls,
     /// Records of calls.

@@ -19,7 +19,7 @@ use spry_wire::freeze::Frozen;
 use tokio::sync::Notify;
 
 use crate::activation::History;
-use crate::api::ZygoteState;
+use crate::api::{ZygoteStart, ZygoteState};
 use crate::chain::Domain;
 use crate::inbox::Inbox;
 use crate::instance::Instance;
@@ -102,6 +102,7 @@ pub struct Function {
     prewarm: AtomicBool,
     zygote: Mutex<(ZygoteState, Option<String>)>,
     frozen: Mutex<Option<Frozen>>,
+    start: Mutex<Option<ZygoteStart>>,
     queue: Mutex<VecDeque<Queued>>,
     queue_len: AtomicUsize,
     /// Requests served, and how many of them [`Self::take_uses`] has told of.
@@ -143,6 +144,7 @@ impl Function {
             prewarm: AtomicBool::new(false),
             zygote: Mutex::new((ZygoteState::None, None)),
             frozen: Mutex::default(),
+            start: Mutex::default(),
             queue: Mutex::default(),
             queue_len: AtomicUsize::new(0),
             uses: AtomicU64::new(0),
@@ -220,6 +222,17 @@ impl Function {
     pub fn frozen(&self) -> Option<Frozen> {
         let frozen = self.frozen.lock().clone();
         frozen.filter(|_| self.zygote_state() == ZygoteState::Ready)
+    }
+
+    /// Notes how its zygote has begun.
+    pub fn set_start(&self, start: ZygoteStart) {
+        *self.start.lock() = Some(start);
+    }
+
+    /// How its zygote has begun, while there is one.
+    pub fn start(&self) -> Option<ZygoteStart> {
+        let start = self.start.lock().clone();
+        start.filter(|_| self.zygote_state() == ZygoteState::Ready)
     }
 
     /// Where its zygote is.

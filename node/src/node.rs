@@ -17,7 +17,8 @@ use tokio::sync::oneshot;
 
 use crate::api::{
     ActivationView, Applied, ApplyError, Calls, ChainView, DeployError, Deployed, Engine, FunctionView,
-    Instances, LogLine, LogPage, PassedOver, RemoveError, Reply, StatusView, Unavailable, UsageView,
+    Instances, LayerView, LogLine, LogPage, PassedOver, RemoveError, Reply, StatusView, Unavailable,
+    UsageView,
 };
 use crate::budget::Budget;
 use crate::calls::policy::Policy;
@@ -67,6 +68,7 @@ pub struct Node {
     chains: ArcSwap<Chains>,
     /// Chains that are stored and can't be served.
     broken: Mutex<BTreeMap<String, ChainView>>,
+    layers: Mutex<Vec<LayerView>>,
     bus: Arc<Bus>,
     budget: Arc<Budget>,
     keeper: UnboundedSender<ToKeeper>,
@@ -89,6 +91,7 @@ impl Node {
             names,
             chains,
             broken: Mutex::default(),
+            layers: Mutex::default(),
             bus,
             budget,
             keeper,
@@ -130,6 +133,16 @@ impl Node {
             // It ended between the two steps: a newer version, or none, is in the table by now.
             std::hint::spin_loop();
         }
+    }
+
+    /// Says which package layers there are from now on.
+    pub(crate) fn set_layers(&self, layers: Vec<LayerView>) {
+        *self.layers.lock() = layers;
+    }
+
+    /// The package layers that there are, and those that can't be.
+    pub fn layers(&self) -> Vec<LayerView> {
+        self.layers.lock().clone()
     }
 
     /// The function of that name.
@@ -377,6 +390,8 @@ impl Engine for Node {
             memory_promised: Size::bytes(self.budget.promised_bytes()),
             memory_budget: Size::bytes(self.budget.limit_bytes()),
             keepalive: self.fixed.config.keepalive.name().to_owned(),
+            layers: self.layers(),
+            layers_memory: self.fixed.config.layers_memory(),
             calls: total,
             records: self.fixed.recorder.counts(),
             later: Default::default(),

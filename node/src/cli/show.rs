@@ -4,8 +4,8 @@ use super::table::{Table, ago, instant, pairs, span};
 use spry_wire::freeze::{Freeze, Frozen};
 
 use crate::api::{
-    ActivationView, Calls, FunctionState, FunctionView, Instances, LogLine, LogStream, SchedulerView,
-    StatusView, ZygoteState,
+    ActivationView, Calls, FunctionState, FunctionView, Instances, LayerView, LogLine, LogStream,
+    SchedulerView, StatusView, ZygoteStart, ZygoteState,
 };
 use crate::units::Size;
 
@@ -47,7 +47,10 @@ pub(super) fn function(view: &FunctionView) -> String {
         rows.push(("problem", problem.replace('\n', "\n         ")));
     }
     rows.extend([
-        ("zygote", zygote(view.zygote).into()),
+        (
+            "zygote",
+            view.start.as_ref().map_or_else(|| zygote(view.zygote).into(), |start| begun(view, start)),
+        ),
         ("memory", view.frozen.as_ref().map_or("-".into(), frozen)),
         ("instances", instances(view.instances)),
         ("queued", view.queued.to_string()),
@@ -102,8 +105,10 @@ pub(super) fn status(view: &StatusView) -> String {
         ("queued", view.queued.to_string()),
         ("memory", memory(view)),
         ("keepalive", view.keepalive.clone()),
-        ("calls", calls(&view.calls)),
+        ("layers", layers(view)),
     ]);
+    rows.extend(view.layers.iter().map(|one| ("", layer(one))));
+    rows.push(("calls", calls(&view.calls)));
     let (records, bytes) = (&view.records, Size::bytes(view.records.kept_bytes));
     rows.push((
         "records",
@@ -230,6 +235,52 @@ fn frozen(frozen: &Frozen) -> String {
     };
     let took = format!("{what}, took {:.1} ms", frozen.took_us as f64 / 1e3);
     frozen.why.as_ref().map_or(took.clone(), |why| format!("{took}; {why}"))
+}
+
+/// How a zygote began, and what that saved.
+fn begun(view: &FunctionView, start: &ZygoteStart) -> String {
+    let state = zygote(view.zygote);
+    let how = match (start.layer_modules, start.alone_ms) {
+        (None, _) => return format!("{state}, began by itself in {:.0} ms{}", start.took_ms, problem(start)),
+        (Some(modules), alone_ms) => {
+            let alone =
+                alone_ms.map(|alone_ms| format!(" (by itself: {alone_ms:.0} ms)")).unwrap_or_default();
+            format!("began from a layer of {modules} modules in {:.0} ms{alone}", start.took_ms)
+        }
+    };
+    format!("{state}, {how}")
+}
+
+fn problem(start: &ZygoteStart) -> String {
+    start.problem.as_ref().map(|problem| format!("; {problem}")).unwrap_or_default()
+}
+
+/// A layer, or why there is none, on a line.
+fn layer(layer: &LayerView) -> String {
+    let functions = layer.functions.join(", ");
+    let packages = match layer.packages.is_empty() {
+        true => "the standard library".to_owned(),
+        false => layer.packages.join(", "),
+    };
+    match &layer.problem {
+        Some(problem) => format!("none of {packages} for {functions}: {problem}"),
+        None => format!(
+            "{} modules of {packages} for {functions}: {}, made in {:.0} ms",
+            layer.modules,
+            layer.memory.rounded(),
+            layer.took_ms
+        ),
+    }
+}
+
+/// All of them.
+fn layers(view: &StatusView) -> String {
+    if view.layers_memory == Size::default() {
+        return "switched off (zygotes.layers_memory)".into();
+    }
+    let there = view.layers.iter().filter(|layer| layer.problem.is_none());
+    let bytes = there.clone().map(|layer| layer.memory.as_bytes()).sum();
+    format!("{}, {} of {}", there.count(), Size::bytes(bytes).rounded(), view.layers_memory.rounded())
 }
 
 pub(super) fn zygote(state: ZygoteState) -> &'static str {

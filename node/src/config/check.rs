@@ -43,6 +43,7 @@ impl TryFrom<RawConfig> for Config {
             runtime_dir: optional("runtime_dir", raw.runtime_dir)?,
             uid_base: count("uid_base", raw.uid_base, i64::from(UID_BASE), 65_536, highest)? as u32,
             freeze: freeze(raw.zygotes.freeze.as_deref())?,
+            layers_memory: layers_memory(raw.zygotes.layers_memory)?,
             queue,
             asynchronous: raw.asynchronous.check()?,
             activations: raw.activations.check()?,
@@ -151,6 +152,12 @@ fn freeze(written: Option<&str>) -> Result<Freeze, ConfigError> {
             bound("zygotes.freeze", format!("\"{text}\""), "one of \"auto\", \"memfd\", \"huge\", \"off\"")
         }
     }
+}
+
+fn layers_memory(written: Option<Quantity>) -> Result<Option<Size>, ConfigError> {
+    let (least, most) = (Size::default(), Size::gib(1024));
+    let of = |written| size("zygotes.layers_memory", Some(written), least, least, most);
+    written.map(of).transpose()
 }
 
 /// What is promised to functions when nothing is said: so many percent of the machine's memory.

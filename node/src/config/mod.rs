@@ -156,6 +156,8 @@ pub struct Config {
     pub uid_base: u32,
     /// What zygotes do to their memory, so that forks are cheap.
     pub freeze: Freeze,
+    /// Memory of all package layers, when something is said of it: see [`Self::layers_memory`].
+    pub layers_memory: Option<Size>,
     /// Bounds of the queues.
     pub queue: Queue,
     /// Asynchronous calls.
@@ -292,6 +294,13 @@ impl Config {
             }
         };
         raw.under(flags).try_into()
+    }
+
+    /// Memory of all package layers; 0: there are none.
+    pub fn layers_memory(&self) -> Size {
+        /// Of what is promised to functions, they may have one part in so many when nothing is said.
+        const PART: u64 = 10;
+        self.layers_memory.unwrap_or(Size::bytes(self.memory_budget.as_bytes() / PART))
     }
 
     /// Checks one file by itself (`spry check-config`).

@@ -172,6 +172,8 @@ pub struct RawPython {
 pub struct RawZygotes {
     /// `auto`, `memfd`, `huge` or `off`.
     pub freeze: Option<String>,
+    /// A size.
+    pub layers_memory: Option<Quantity>,
 }
 
 /// `[queue]` as written.

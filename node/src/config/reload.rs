@@ -22,7 +22,7 @@ impl Config {
             ("activations", self.activations != wanted.activations),
             ("node", self.memory_budget != wanted.memory_budget),
             ("keepalive", self.keepalive != wanted.keepalive),
-            ("zygotes", self.freeze != wanted.freeze),
+            ("zygotes", self.freeze != wanted.freeze || self.layers_memory != wanted.layers_memory),
             ("async", self.asynchronous != wanted.asynchronous),
             ("api_token_file", self.api_token_file != wanted.api_token_file),
             ("log.format", self.log_format != wanted.log_format),

@@ -134,6 +134,7 @@ impl Keeper {
         let (store, gone) = (Arc::clone(&self.store), name.clone());
         off_the_loop(move || store.remove(&gone)).await?;
         self.noted_uses.borrow_mut().remove(name.as_str());
+        self.layers_changed();
         self.sweep_packages().await;
         tracing::info!(function = name.as_str(), "removed");
         Ok(())

@@ -113,6 +113,10 @@ impl Keeper {
                 return Err(short); // whoever ends
             }
             if !std::mem::replace(&mut pushed_out, true) {
+                self.layers.give_way();
+                if let Ok(promise) = self.memory.budget.promise(bytes) {
+                    return Ok(promise);
+                }
                 let missing_bytes = bytes - short.free_bytes;
                 let freed_bytes = self.push_out(missing_bytes, function);
                 if freed_bytes == 0 && !insist {

@@ -1,6 +1,6 @@
 //! The thread that makes and ends processes: zygotes, instances, their deaths, scaling, redeploys.
 //!
-//! One task tends each function ([`tend`]); it alone gives its function processes and ends idle ones, but for those that
+//! What several functions import is imported once ([`layers`]). One task tends each function ([`tend`]); it alone gives its function processes and ends idle ones, but for those that
 //! must go because memory is short ([`memory`]). Births
 //! ([`birth`]) and deaths ([`death`]) are tasks of their own, so that a slow one holds up nothing. All run on one
 //! thread, spryd's main thread; the processes' parent is the nursery of [`crate::zygote`], a thread of its own.
@@ -9,6 +9,7 @@ mod birth;
 mod chains;
 mod death;
 mod deploy;
+mod layers;
 mod memory;
 mod recency;
 mod segments;
@@ -42,6 +43,7 @@ use crate::secrets::Secrets;
 use crate::store::{PlannedChain, Recalled, Staged, Store, StoredFunction};
 use crate::zygote::Executor;
 
+use layers::Layers;
 use memory::Memory;
 pub use tend::ToTender;
 
@@ -124,6 +126,7 @@ pub struct Keeper {
     /// The release page of all instances that answer once.
     silent_release: OnceCell<ReleaseWriter>,
     memory: Memory,
+    layers: Layers,
     /// CPUs that spryd may use.
     cores: u32,
     free_routes: Arc<FreeRoutes>,
@@ -170,7 +173,9 @@ pub struct Parts {
 impl Keeper {
     /// A keeper that tends nothing yet.
     pub fn new(parts: Parts) -> Rc<Self> {
+        let layers = Layers::new(&parts.node.config(), parts.executor.needs_own_users());
         Rc::new(Self {
+            layers,
             node: parts.node,
             bus: parts.bus,
             executor: parts.executor,
@@ -203,6 +208,7 @@ impl Keeper {
 
     /// Works through the mailbox until every sender is gone.
     pub async fn run(self: Rc<Self>, mut mailbox: UnboundedReceiver<ToKeeper>) {
+        tokio::task::spawn_local(Rc::clone(&self).tend_layers());
         while let Some(message) = mailbox.recv().await {
             match message {
                 ToKeeper::Place { function, at_home } => {
@@ -284,6 +290,7 @@ impl Keeper {
     pub async fn close(&self) {
         self.closing.set(true);
         self.packages.close();
+        self.layers.close();
         self.note_uses().await;
         let tenders: Vec<_> = self.tended.borrow().values().cloned().collect();
         for tender in tenders {

@@ -86,6 +86,20 @@ fn of_the_node(page: &mut Page, node: &Node) {
         page.sample(&[("outcome", "sent")], spans.sent.load(Ordering::Relaxed));
         page.sample(&[("outcome", "dropped")], spans.dropped.load(Ordering::Relaxed));
     }
+    let layers = node.layers();
+    let layers: Vec<_> = layers.iter().filter(|layer| layer.problem.is_none()).collect();
+    page.single(
+        "spry_package_layers",
+        Kind::Gauge,
+        "Sets of packages that are imported once for the zygotes of several functions.",
+        layers.len(),
+    );
+    page.single(
+        "spry_package_layer_bytes",
+        Kind::Gauge,
+        "Memory that they hold.",
+        layers.iter().map(|layer| layer.memory.as_bytes()).sum::<u64>(),
+    );
     of_the_scheduler(page, node);
     of_spryd(page);
 }

@@ -44,6 +44,7 @@ pub fn view(function: &Function) -> FunctionView {
         instances: instances(function),
         zygote,
         frozen: function.frozen(),
+        start: function.start(),
         queued: function.waiting() as u64,
         calls: calls(&function.counts),
         deployed_unix_ms: stored.deployed_unix_ms,

@@ -301,8 +301,28 @@ pub fn probe() -> Vec<Probe> {
             }
         },
     });
+    probes.push(Probe { name: "package layers", outcome: layers() });
     probes.extend(cgroup::probe());
     probes
+}
+
+/// What zygotes need that begin as what another process was. Whether a given set of packages can be a layer is said by
+/// `spry status`.
+fn layers() -> Outcome {
+    let instead = "every zygote imports its packages itself";
+    let no = |why: &str| Outcome::No { why: why.to_owned(), instead };
+    if !cfg!(target_arch = "x86_64") {
+        return no("only on x86-64 so far");
+    }
+    if let Err(errno) = sys::seccomp_filter_available() {
+        return no(errno.desc());
+    }
+    for file in ["/proc/self/pagemap", "/proc/self/timers"] {
+        if let Err(error) = std::fs::File::open(file) {
+            return no(&format!("{file}: {error}"));
+        }
+    }
+    Outcome::Yes { detail: "Python's packages are imported once for several functions".to_owned() }
 }
 
 fn lacks(why: &str) -> Outcome {

@@ -3,8 +3,10 @@
 //! It begins as its runtime, or from a [`Layer`]. Either way it is the same process to the kernel: what confines it is
 //! [`begin`]'s, and done before either.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::channel::{Channel, ChannelError};
 use super::confine::{Beginning, Begun, begin, confined};
@@ -38,6 +40,7 @@ pub struct Zygote {
     imports: Imports,
     /// What it began from.
     pub(super) layer: Option<Arc<Layer>>,
+    restored_after: Option<Duration>,
     loading_output: String,
     output: Mutex<Option<OwnedFd>>,
 }
@@ -66,21 +69,27 @@ impl Zygote {
         let group = executor.tree.function(&spec.name)?;
         let beginning = if layer.is_some() { Beginning::Layer } else { Beginning::Runtime };
         let Begun { child, report, channel, mut output } = begin(executor, spec, beginning, &group).await?;
-        let loading = load(&child, report, &channel, &mut output, spec, layer);
+        let restored_after = Cell::new(None);
+        let loading =
+            load(&child, report, &channel, &mut output, spec, layer.map(|layer| (layer, &restored_after)));
         let loaded = tokio::time::timeout(executor.config.start_timeout, loading).await;
+        let by_layer = |error: StartError| match layer {
+            Some(_) if restored_after.get().is_none() => StartError::Layer { why: error.to_string() },
+            _ => error,
+        };
         let (runtime, frozen, imports) = match loaded {
             Ok(Ok(ready)) => ready,
             Ok(Err(failure)) => {
                 child.kill();
                 let exit = child.exited_or_lost().await;
                 output.drain_now();
-                return Err(failure.explain(exit, output.text()));
+                return Err(by_layer(failure.explain(exit, output.text())));
             }
             Err(_) => {
                 child.kill();
                 output.drain_now();
                 let after = executor.config.start_timeout;
-                return Err(StartError::Timeout { after, output: output.text() });
+                return Err(by_layer(StartError::Timeout { after, output: output.text() }));
             }
         };
         output.drain_now();
@@ -96,9 +105,15 @@ impl Zygote {
             frozen,
             imports,
             layer: layer.cloned(),
+            restored_after: restored_after.get(),
             loading_output: output.text(),
             output: Mutex::new(Some(output.into_pipe())),
         })
+    }
+
+    /// How long it took to begin from its layer, before its function was loaded.
+    pub fn restored_after(&self) -> Option<Duration> {
+        self.restored_after
     }
 
     /// What it has imported, as it says.
@@ -180,8 +195,9 @@ async fn load(
     channel: &Channel,
     output: &mut Output,
     spec: &ZygoteSpec,
-    layer: Option<&Arc<Layer>>,
+    layer: Option<(&Arc<Layer>, &Cell<Option<Duration>>)>,
 ) -> Result<Ready, LoadFailure> {
+    let begun = Instant::now();
     let conversation = async {
         if let Some(failed) =
             confined(report).await.map_err(|error| LoadFailure::Channel(ChannelError::Wait(error)))?
@@ -192,10 +208,10 @@ async fn load(
             ChannelError::Closed => LoadFailure::Died,
             error => LoadFailure::Channel(error),
         };
-        if let Some(layer) = layer {
+        if let Some((layer, restored_after)) = layer {
             channel.send(&ToZygote::Restore, &[layer.file().as_fd()]).await.map_err(failed)?;
             match channel.receive::<FromZygote>().await.map_err(failed)? {
-                (FromZygote::Restored, fds) if fds.is_empty() => {}
+                (FromZygote::Restored, fds) if fds.is_empty() => restored_after.set(Some(begun.elapsed())),
                 (FromZygote::NoLayer { why }, _) => return Err(LoadFailure::Layer(why)),
                 _ => return Err(LoadFailure::Protocol),
             }

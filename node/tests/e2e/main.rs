@@ -15,6 +15,7 @@ mod crash;
 mod errors;
 mod http;
 mod later;
+mod layers;
 mod life;
 mod memory;
 mod outage;

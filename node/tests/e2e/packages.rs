@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 
 use crate::daemon::Daemon;
 
-const PYTHON: &str = "/usr/bin/python3";
+pub(crate) const PYTHON: &str = "/usr/bin/python3";
 
 /// Makes a wheel: a zip with the module and what pip wants to know about it.
 const MAKE_WHEEL: &str = r#"
@@ -81,7 +81,7 @@ with tarfile.open(f"{folder}/tattler-1.0.tar.gz", "w:gz") as archive:
 "#;
 
 /// A folder of packages that functions' installer can read.
-fn links() -> tempfile::TempDir {
+pub(crate) fn links() -> tempfile::TempDir {
     let folder = tempfile::Builder::new().prefix("spry-links-").tempdir().expect("a folder");
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("opened to all");
     folder
@@ -92,7 +92,7 @@ fn python(program: &str, arguments: &[&str]) {
     assert!(status.expect("python runs").success());
 }
 
-fn wheel(links: &Path, name: &str, version: &str, source: &str) {
+pub(crate) fn wheel(links: &Path, name: &str, version: &str, source: &str) {
     let file = links.join("source.py");
     fs::write(&file, source).expect("written");
     python(MAKE_WHEEL, &[text(links), name, version, text(&file)]);
@@ -103,7 +103,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-fn configuration(links: &Path, more: &str) -> String {
+pub(crate) fn configuration(links: &Path, more: &str) -> String {
     format!("[packages]\nindex = \"none\"\nfind_links = {:?}\n{more}", text(links))
 }
 
@@ -112,13 +112,16 @@ fn err(output: &Output) -> String {
 }
 
 /// Ends the test early where there is no pip to test with; says so.
+#[macro_export]
 macro_rules! need_pip {
     () => {
         $crate::need_root_and_cc!();
-        let has = Command::new(PYTHON).args(["-I", "-m", "pip", "--version"]).output();
+        let has = std::process::Command::new($crate::packages::PYTHON)
+            .args(["-I", "-m", "pip", "--version"])
+            .output();
         if !has.is_ok_and(|output| output.status.success()) {
             assert!(std::env::var_os("SPRY_TEST_ALL").is_none(), "SPRY_TEST_ALL is set, but there is no pip");
-            println!("SKIPPED: {PYTHON} has no pip");
+            println!("SKIPPED: {} has no pip", $crate::packages::PYTHON);
             return;
         }
     };

@@ -164,7 +164,7 @@ pub(super) async fn start_zygote(
     }
     progress.say("starting its zygote …");
     let begun = Instant::now();
-    let zygote = Rc::new(Zygote::start(&keeper.executor, &spec).await?);
+    let zygote = Rc::new(keeper.start_process(function, &spec).await?);
     let took_ns = begun.elapsed().as_nanos() as u64;
     keeper.bus.totals.zygote.observe(took_ns);
     Ok(Started { zygote, promise, took_ns })

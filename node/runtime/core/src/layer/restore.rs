@@ -127,8 +127,11 @@ impl<'t> Current<'t> {
     }
 }
 
-/// From where to where the kernel's own mappings go.
-fn pair_up(current: &Current<'_>, table: &Table) -> Result<Vec<(Range<usize>, Range<usize>)>, String> {
+/// From where to where a mapping of the kernel's own goes.
+type Move = (Range<usize>, Range<usize>);
+
+/// What moves there are.
+fn pair_up(current: &Current<'_>, table: &Table) -> Result<Vec<Move>, String> {
     let wanted: Vec<&Region> = table.regions.iter().filter(|region| region.kind == Kind::Kernel).collect();
     let pairs: Option<Vec<_>> = wanted
         .iter()
@@ -164,7 +167,7 @@ fn calls(
     table: &Table,
     files: &Files,
     layer: i32,
-    kernels: &[(Range<usize>, Range<usize>)],
+    kernels: &[Move],
     bridge: Bridge,
     blob: &mut [u64],
 ) -> Vec<Call> {
@@ -220,8 +223,8 @@ fn calls(
     call(libc::SYS_close_range, [4, below, 0, 0, 0, 0], false);
     call(libc::SYS_close_range, [above, u32::MAX as usize, 0, 0, 0, 0], false);
 
-    for index in 0..11 {
-        blob[index] = table.word(at::MEMORY_MAP + index);
+    for (index, word) in blob.iter_mut().enumerate().take(11) {
+        *word = table.word(at::MEMORY_MAP + index);
     }
     blob[12] = u64::from(u32::MAX) << 32; // no auxiliary vector; exe_fd -1
     let (set_mm, map) = (libc::PR_SET_MM as usize, libc::PR_SET_MM_MAP as usize);

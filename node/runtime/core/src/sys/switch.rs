@@ -202,7 +202,7 @@ pub(crate) unsafe fn arrive(arrival: &Arrival<'_>) -> std::io::Error {
         if libc::mprotect(place, PART, libc::PROT_READ | libc::PROT_EXEC) != 0 {
             return Error::last_os_error();
         }
-        let calls_end = calls_at + arrival.calls.len() * size_of::<Call>();
+        let calls_end = calls_at + size_of_val(arrival.calls);
         std::arch::asm!(
             "jmp rax",
             in("rax") start, in("rdi") calls_at, in("rsi") calls_end, in("rdx") context_at,

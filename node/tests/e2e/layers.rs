@@ -1,0 +1,395 @@
+//! Package layers: shared where that is right, without a trace of anybody's code, and never what a function fails for.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use crate::daemon::Daemon;
+use crate::need_pip;
+use crate::packages::{configuration, links, wheel};
+
+const USER: &str = "import tiny\ndef main(params):\n    return {\"value\": tiny.VALUE}\n";
+
+/// The layers that there are: whose they are.
+fn layers(daemon: &Daemon) -> Vec<Vec<String>> {
+    let status = daemon.spry_json(&["status"]);
+    let layers = status["layers"].as_array().expect("a list").iter();
+    let made = layers.filter(|layer| layer.get("problem").is_none());
+    made.map(|layer| serde_json::from_value(layer["functions"].clone()).expect("names")).collect()
+}
+
+fn problems(daemon: &Daemon) -> Vec<String> {
+    let status = daemon.spry_json(&["status"]);
+    let layers = status["layers"].as_array().expect("a list").iter();
+    layers.filter_map(|layer| Some(layer.get("problem")?.as_str()?.to_owned())).collect()
+}
+
+fn has_layer(daemon: &Daemon, functions: &[&str]) -> bool {
+    layers(daemon).iter().any(|layer| layer == functions)
+}
+
+/// Deploys the same code again, whose imports are known by now.
+fn again(daemon: &Daemon, name: &str, source: &str, settings: &[&str]) -> serde_json::Value {
+    daemon.deploy_python(name, source, settings);
+    daemon.spry_json(&["describe", name])["start"].clone()
+}
+
+/// The zygotes of functions without instances, by function: each has a user of its own.
+fn zygote(daemon: &Daemon, name: &str) -> i32 {
+    let mut found = daemon.children().into_iter().filter(|pid| {
+        fs::read(format!("/proc/{pid}/environ")).is_ok()
+            && fs::read_link(format!("/proc/{pid}/cwd"))
+                .is_ok_and(|cwd| cwd.to_string_lossy().contains(&format!("/{name}/")))
+    });
+    let pid = found.next().expect("a zygote");
+    assert_eq!(found.next(), None, "one of them");
+    pid
+}
+
+/// What confines a process, as the kernel tells it; without what differs between two processes of one function.
+fn confinement(pid: i32) -> BTreeMap<String, String> {
+    let mut all = BTreeMap::new();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let wanted = [
+        "Umask",
+        "Uid",
+        "Gid",
+        "Groups",
+        "Threads",
+        "SigBlk",
+        "SigIgn",
+        "SigCgt",
+        "CapInh",
+        "CapPrm",
+        "CapEff",
+        "CapBnd",
+        "CapAmb",
+        "NoNewPrivs",
+        "Seccomp",
+        "Cpus_allowed",
+        "FDSize",
+    ];
+    for (key, value) in status.lines().filter_map(|line| line.split_once(':')) {
+        if wanted.contains(&key) {
+            all.insert(key.to_owned(), value.trim().to_owned());
+        }
+    }
+    let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}")).expect("read");
+    all.insert("limits".to_owned(), read("limits"));
+    all.insert("oom".to_owned(), read("oom_score_adj"));
+    let mounts = read("mountinfo");
+    let mounts = mounts.lines().map(|line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let code = |path: &str| path.replace("/2/code", "/1/code");
+        format!("{} {} {}", code(words[3]), code(words[4]), words[5])
+    });
+    // The one of the two has its small program in its root, besides.
+    let mounts: Vec<String> = mounts.filter(|line| !line.contains("/runtime/")).collect();
+    all.insert("mounts".to_owned(), mounts.join("\n"));
+    for namespace in ["net", "mnt", "ipc", "uts", "cgroup", "user", "pid"] {
+        let link = |of: &str| fs::read_link(format!("/proc/{of}/ns/{namespace}")).expect("a link");
+        let shared = if link(&pid.to_string()) == link("self") { "the host's" } else { "its own" };
+        all.insert(format!("{namespace} namespace"), shared.to_owned());
+    }
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).expect("descriptors").flatten().map(|entry| {
+        let link = fs::read_link(entry.path()).unwrap_or_default();
+        let kind = link.to_string_lossy().split(':').next().unwrap_or_default().to_owned();
+        format!("{} {kind}", entry.file_name().to_string_lossy())
+    });
+    let mut fds: Vec<String> = fds.collect();
+    fds.sort();
+    all.insert("descriptors".to_owned(), fds.join(", "));
+    all
+}
+
+#[test]
+fn functions_with_the_same_packages_share_one_and_are_confined_as_without() {
+    need_pip!();
+    let links = links();
+    wheel(links.path(), "tiny", "1.0", "VALUE = 1\nimport decimal, sqlite3\n");
+    wheel(links.path(), "tiny", "2.0", "VALUE = 2\nimport decimal, sqlite3\n");
+    let daemon = Daemon::start(&configuration(links.path(), ""));
+    let (first, newer) = (["packages=tiny==1.0"], ["packages=tiny==2.0"]);
+    daemon.deploy_python("one", USER, &first);
+    let alone = confinement(zygote(&daemon, "one"));
+    assert_eq!(daemon.spry_json(&["describe", "one"])["start"].get("layer_modules"), None);
+    daemon.deploy_python("two", USER, &first);
+    daemon.deploy_python("newer", USER, &newer);
+    daemon.until("one layer for two, another for the third", |daemon| {
+        has_layer(daemon, &["one", "two"]) && has_layer(daemon, &["newer"])
+    });
+    for (name, settings, value) in [("one", &first, 1), ("two", &first, 1), ("newer", &newer, 2)] {
+        let start = again(&daemon, name, USER, settings);
+        assert!(start["layer_modules"].as_u64().is_some_and(|count| count > 50), "{start}");
+        if name == "one" {
+            assert_eq!(confinement(zygote(&daemon, "one")), alone, "nothing else than by itself");
+        }
+        let maps = fs::read_to_string(format!("/proc/{}/maps", zygote(&daemon, name))).expect("maps");
+        assert!(maps.contains("/memfd:spry-layer"), "{maps}");
+        assert_eq!(daemon.post(&format!("/function/{name}"), b"{}").json()["value"], value);
+    }
+    let told = daemon.spry_ok(&["describe", "one"]);
+    assert!(told.contains("began from a layer of") && told.contains("(by itself: "), "{told}");
+    let told = daemon.spry_ok(&["status"]);
+    assert!(told.contains("modules of tiny==1.0 for one, two: "), "{told}");
+    let metrics = String::from_utf8_lossy(&daemon.get("/metrics").body).into_owned();
+    assert!(metrics.contains("spry_package_layers 2"), "{metrics}");
+
+    for name in ["one", "two", "newer"] {
+        daemon.spry_ok(&["remove", name]);
+    }
+    daemon.until("a layer that nobody needs goes", |daemon| layers(daemon).is_empty());
+    daemon.until("and its memory comes back", |daemon| {
+        daemon.spry_json(&["status"])["memory_promised"] == "0B"
+    });
+    daemon.stop();
+}
+
+#[test]
+fn nothing_of_a_function_is_in_the_layer_of_another() {
+    need_pip!();
+    let links = links();
+    wheel(links.path(), "tiny", "1.0", "VALUE = 1\nSEEN = []\nimport decimal\n");
+    let daemon = Daemon::start(&configuration(links.path(), ""));
+    let poison = "import tiny, sys\ntiny.VALUE = 'poison'\ntiny.SEEN.append('poison')\nsys.poison = 1\n\
+                  def main(params):\n    tiny.SEEN.append(1)\n    return {'value': tiny.VALUE}\n";
+    let clean = "import tiny, sys\ndef main(params):\n    \
+                 return {'value': tiny.VALUE, 'seen': tiny.SEEN, 'sys': hasattr(sys, 'poison'),\n            \
+                 'main': [m for m in sys.modules if m == 'poison']}\n";
+    let settings = ["packages=tiny"];
+    daemon.deploy_python("poison", poison, &settings);
+    daemon.until("its layer", |daemon| has_layer(daemon, &["poison"]));
+    assert!(again(&daemon, "poison", poison, &settings).get("layer_modules").is_some());
+    assert_eq!(daemon.post("/function/poison", b"{}").json()["value"], "poison");
+    daemon.deploy_python("clean", clean, &settings);
+    daemon.until("it is shared", |daemon| has_layer(daemon, &["clean", "poison"]));
+    assert!(again(&daemon, "clean", clean, &settings).get("layer_modules").is_some());
+    let seen = daemon.post("/function/clean", b"{}").json();
+    assert_eq!(seen, serde_json::json!({"value": 1, "seen": [], "sys": false, "main": []}));
+    daemon.stop();
+}
+
+/// Who has a module of a package's name in its own code gets its own, and no layer with the other.
+#[test]
+fn a_function_gets_only_what_it_would_have_imported() {
+    need_pip!();
+    let links = links();
+    wheel(links.path(), "tiny", "1.0", "import decimal\nVALUE = decimal.__name__, decimal.__file__\n");
+    let daemon = Daemon::start(&configuration(links.path(), ""));
+    let settings = ["packages=tiny"];
+    daemon.deploy_python("usual", USER, &settings);
+    daemon.until("a layer", |daemon| has_layer(daemon, &["usual"]));
+    // Its own file is called as the standard library's module is.
+    let source = "import tiny\nMINE = True\ndef main(params):\n    return {'value': tiny.VALUE[1]}\n";
+    for _ in 0..2 {
+        daemon.deploy_python("decimal", source, &["packages=tiny", "handler=decimal:main"]);
+        let answer = daemon.post("/function/decimal", b"{}").json();
+        let file = answer["value"].as_str().expect("a path").to_owned();
+        assert!(file.contains("/functions/"), "its own: {file}");
+    }
+    daemon.stop();
+}
+
+/// A package that behaves differently while a layer is made: whatever it does, its functions go on without one.
+#[test]
+fn a_package_that_spoils_its_layer_spoils_nothing_else() {
+    need_pip!();
+    let links = links();
+    let spoil = |what: &str| {
+        format!(
+            "import os\nVALUE = 1\nif os.environ.get('SPRY_FUNCTION', '').startswith('_layer'):\n    {what}\n"
+        )
+    };
+    for (version, what) in [
+        ("1.0", "os.kill(os.getpid(), 9)"),
+        ("2.0", "import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()"),
+        ("3.0", "FILE = open('/dev/null')"),
+        ("4.0", "os.write(3, b'nonsense')"),
+        ("5.0", "import wave, colorsys"),
+        ("6.0", "os._exit(0)"),
+    ] {
+        wheel(links.path(), "tiny", version, &spoil(what));
+    }
+    let daemon = Daemon::start(&configuration(links.path(), ""));
+    for (version, says) in [
+        ("1.0", "was killed by SIGKILL"),
+        ("2.0", "importing starts threads"),
+        ("3.0", "importing leaves 1 files open"),
+        ("4.0", "malformed"),
+        ("5.0", "importing brings more than the functions import: "),
+        ("6.0", "exited with code 0"),
+    ] {
+        let settings = format!("packages=tiny=={version}");
+        daemon.deploy_python("f", USER, &[&settings]);
+        daemon.until("there is none", |daemon| !problems(daemon).is_empty());
+        let found = problems(&daemon);
+        assert!(found.iter().any(|problem| problem.contains(says)), "{version}: {found:?}");
+        let start = again(&daemon, "f", USER, &[&settings]);
+        assert_eq!(start.get("layer_modules"), None, "{start}");
+        assert_eq!(daemon.post("/function/f", b"{}").json()["value"], 1);
+        daemon.spry_ok(&["remove", "f"]);
+        daemon.until("forgotten", |daemon| problems(daemon).is_empty());
+    }
+    daemon.stop();
+}
+
+#[test]
+fn hostile_code_on_a_layer_reaches_neither_the_layer_nor_a_neighbour() {
+    need_pip!();
+    let links = links();
+    wheel(links.path(), "tiny", "1.0", "VALUE = 1\nimport decimal, ctypes, signal\n");
+    let daemon = Daemon::start(&configuration(links.path(), ""));
+    let settings = ["packages=tiny"];
+    let neighbour = "import tiny, decimal, ctypes, signal, os\nPID = os.getpid()\n\
+                     def main(params):\n    return {'value': tiny.VALUE, 'pid': PID}\n";
+    daemon.deploy_python("neighbour", neighbour, &settings);
+    daemon.until("a layer", |daemon| has_layer(daemon, &["neighbour"]));
+    assert!(again(&daemon, "neighbour", neighbour, &settings).get("layer_modules").is_some());
+    let pid = daemon.post("/function/neighbour", b"{}").json()["pid"].as_i64().expect("a number");
+    let source = format!(
+        r#"
+import tiny, decimal, ctypes, signal, os
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(what):
+    try:
+        return repr(what())
+    except BaseException as error:
+        return type(error).__name__
+def call(name, *arguments):
+    ctypes.set_errno(0)
+    result = getattr(libc, name)(*arguments)
+    return "refused" if result == -1 and ctypes.get_errno() else str(result)
+def ranges():
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            if "/memfd:spry-layer" in line and " rw-p " in line:
+                start, end = line.split()[0].split("-")
+                yield int(start, 16), int(end, 16)
+NEIGHBOUR, SPRYD = {pid}, {spryd}
+def hostile():
+    start, end = max(ranges(), key=lambda r: r[1] - r[0])
+    size = end - start
+    return {{
+        "descriptors": sorted(fd for fd in range(1024) if attempt(lambda: os.fstat(fd)) not in ("OSError",)),
+        "empty": call("madvise", ctypes.c_void_p(start), ctypes.c_size_t(size), 4),
+        "map": attempt(lambda: open(f"/proc/self/map_files/{{start:x}}-{{end:x}}", "rb")),
+        "pagemap": attempt(lambda: open("/proc/self/pagemap", "rb")),
+        "mem": attempt(lambda: open("/proc/self/mem", "r+b")),
+        "kill": attempt(lambda: os.kill(NEIGHBOUR, 0)),
+        "kill spryd": attempt(lambda: os.kill(SPRYD, 0)),
+        "ptrace": call("ptrace", 16, NEIGHBOUR, None, None),
+        "neighbour": attempt(lambda: open(f"/proc/{{NEIGHBOUR}}/maps").read(10)),
+        "setns": call("unshare", 0x10000000),
+        "root": attempt(lambda: os.setuid(0)),
+        "write": attempt(lambda: open(tiny.__file__, "a")),
+    }}
+SEEN = hostile() if any(ranges()) else {{}}
+tiny.VALUE = 666
+def main(params):
+    return SEEN
+"#,
+        spryd = daemon.pid()
+    );
+    daemon.deploy_python("hostile", &source, &settings);
+    assert_eq!(
+        daemon.post("/function/hostile", b"{}").json(),
+        serde_json::json!({}),
+        "by itself there is no layer"
+    );
+    daemon.until("it is shared", |daemon| has_layer(daemon, &["hostile", "neighbour"]));
+    assert!(again(&daemon, "hostile", &source, &settings).get("layer_modules").is_some());
+    let seen = daemon.post("/function/hostile", b"{}").json();
+    assert_eq!(seen["descriptors"], serde_json::json!([0, 1, 2, 3, 9]), "{seen}");
+    for (attempt, outcomes) in [
+        ("empty", &["refused"][..]),
+        ("map", &["PermissionError", "FileNotFoundError"]),
+        ("pagemap", &["PermissionError", "FileNotFoundError"]),
+        ("mem", &["PermissionError", "FileNotFoundError"]),
+        ("kill", &["PermissionError", "ProcessLookupError"]),
+        ("kill spryd", &["PermissionError", "ProcessLookupError"]),
+        ("ptrace", &["refused"]),
+        ("neighbour", &["PermissionError", "FileNotFoundError"]),
+        ("setns", &["refused"]),
+        ("root", &["PermissionError"]),
+        ("write", &["OSError", "PermissionError"]),
+    ] {
+        let outcome = seen[attempt].as_str().expect("text");
+        assert!(outcomes.contains(&outcome), "{attempt}: {seen}");
+    }
+    assert_eq!(daemon.post("/function/neighbour", b"{}").json()["value"], 1);
+    assert!(again(&daemon, "neighbour", neighbour, &settings).get("layer_modules").is_some());
+    assert_eq!(daemon.post("/function/neighbour", b"{}").json()["value"], 1);
+    daemon.stop();
+}
+
+/// What a layer was mapped from is replaced under it: the next start does without, and a layer of the new files is made.
+#[test]
+fn a_layer_whose_files_have_changed_is_made_anew() {
+    need_pip!();
+    let daemon = Daemon::start("");
+    let source = "import decimal\ndef main(params):\n    return {'value': str(decimal.Decimal(1))}\n";
+    daemon.deploy_python("f", source, &[]);
+    daemon.until("a layer", |daemon| has_layer(daemon, &["f"]));
+    let module = daemon.state().join("runtime");
+    let files = walk(&module);
+    let module = files.iter().find(|path| path.ends_with("_spry.abi3.so")).expect("the runtime's module");
+    let bytes = fs::read(module).expect("read");
+    let modes = fs::metadata(module).expect("there").permissions();
+    fs::remove_file(module).expect("removed");
+    fs::write(module, bytes).expect("written");
+    fs::set_permissions(module, modes).expect("chmod");
+    let start = again(&daemon, "f", source, &[]);
+    assert!(start["problem"].as_str().is_some_and(|problem| problem.contains("has changed")), "{start}");
+    assert_eq!(daemon.post("/function/f", b"{}").json()["value"], "1");
+    daemon.until("another", |daemon| {
+        has_layer(daemon, &["f"]) && again(daemon, "f", source, &[]).get("layer_modules").is_some()
+    });
+    assert_eq!(daemon.post("/function/f", b"{}").json()["value"], "1");
+    daemon.stop();
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(folder).expect("listed").flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn after_a_crash_it_is_known_what_to_make_a_layer_of() {
+    need_pip!();
+    let mut daemon = Daemon::start("");
+    let source = "import decimal\ndef main(params):\n    return {'value': str(decimal.Decimal(1))}\n";
+    daemon.deploy_python("one", source, &[]);
+    daemon.deploy_python("two", &source.replace("value", "other"), &[]);
+    daemon.until("a layer", |daemon| has_layer(daemon, &["one", "two"]));
+    daemon.until("it is written down", |daemon| daemon.state().join("imports.json").exists());
+    daemon.crash_and_restart();
+    assert_eq!(daemon.post("/function/one", b"{}").json()["value"], "1");
+    daemon.until("a layer", |daemon| has_layer(daemon, &["one", "two"]));
+    // A crash may leave nonsense, too.
+    fs::write(daemon.state().join("imports.json"), b"{").expect("written");
+    daemon.crash_and_restart();
+    assert_eq!(daemon.post("/function/two", b"{}").json()["other"], "1");
+    daemon.stop();
+}
+
+#[test]
+fn without_memory_for_them_there_are_none() {
+    need_pip!();
+    let daemon = Daemon::start("[zygotes]\nlayers_memory = 0\n");
+    let source = "import decimal\ndef main(params):\n    return {}\n";
+    daemon.deploy_python("f", source, &[]);
+    assert_eq!(again(&daemon, "f", source, &[]), serde_json::Value::Null);
+    assert!(daemon.spry_ok(&["status"]).contains("switched off (zygotes.layers_memory)"));
+    assert!(!daemon.state().join("imports.json").exists());
+    daemon.stop();
+    // A function's need goes before a layer's.
+    let daemon = Daemon::start("[node]\nmemory_budget = \"512MiB\"\n");
+    let limits = ["limits.memory=128MiB", "scale.idle=1h"];
+    daemon.deploy_python("f", source, &limits);
+    daemon.until("a layer", |daemon| has_layer(daemon, &["f"]));
+    let large = ["limits.memory=192MiB"];
+    let deployed = daemon.try_deploy_python("large", source, &large);
+    assert!(deployed.status.success(), "{}", String::from_utf8_lossy(&deployed.stderr));
+    assert!(layers(&daemon).is_empty() || daemon.post("/function/large", b"{}").status == 200);
+    assert_eq!(daemon.post("/function/large", b"{}").status, 200);
+    daemon.stop();
+}
