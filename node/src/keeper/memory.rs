@@ -113,12 +113,13 @@ impl Keeper {
                 return Err(short); // whoever ends
             }
             if !std::mem::replace(&mut pushed_out, true) {
-                self.layers.give_way();
+                let missing_bytes = bytes - short.free_bytes;
+                let of_layers_bytes = self.layers.give_way();
                 if let Ok(promise) = self.memory.budget.promise(bytes) {
                     return Ok(promise);
                 }
-                let missing_bytes = bytes - short.free_bytes;
-                let freed_bytes = self.push_out(missing_bytes, function);
+                let of_others_bytes = missing_bytes.saturating_sub(of_layers_bytes);
+                let freed_bytes = of_layers_bytes + self.push_out(of_others_bytes, function);
                 if freed_bytes == 0 && !insist {
                     return Err(short);
                 }

@@ -17,6 +17,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use spry_wire::control::{FromZygote, ToZygote};
 use spry_wire::freeze::Freeze;
 use spry_wire::layer::{Imports, LayerWish};
+use tokio::sync::Notify;
 
 use super::channel::ChannelError;
 use super::confine::{Beginning, Begun, begin, confined};
@@ -62,11 +63,13 @@ pub struct Layer {
 }
 
 impl Layer {
-    /// Makes one. `promise` is of the memory that is used meanwhile; what the layer doesn't hold is given back.
+    /// Makes one. `promise` is of the memory that is used meanwhile; what the layer doesn't hold is given back. Who rings
+    /// `stop` needs that memory more.
     pub async fn make(
         executor: &Arc<Executor>,
         spec: LayerSpec,
         promise: Promise,
+        stop: &Notify,
     ) -> Result<Self, StartError> {
         let begun_at = Instant::now();
         let group = executor.tree.function(&spec.name)?;
@@ -109,6 +112,7 @@ impl Layer {
             biased;
             told = tokio::time::timeout(timeout, conversation) => told,
             () = drained => unreachable!("never ends"),
+            () = stop.notified() => Ok(Err(StartError::Layer { why: "memory is short".to_owned() })),
         };
         child.kill(); // it has nothing more to do
         let exit = child.exited_or_lost().await;

@@ -74,7 +74,9 @@ impl Zygote {
             load(&child, report, &channel, &mut output, spec, layer.map(|layer| (layer, &restored_after)));
         let loaded = tokio::time::timeout(executor.config.start_timeout, loading).await;
         let by_layer = |error: StartError| match layer {
-            Some(_) if restored_after.get().is_none() => StartError::Layer { why: error.to_string() },
+            Some(_) if restored_after.get().is_none() && !matches!(error, StartError::Layer { .. }) => {
+                StartError::Layer { why: error.to_string() }
+            }
             _ => error,
         };
         let (runtime, frozen, imports) = match loaded {

@@ -46,6 +46,10 @@ pub(super) struct Layers {
     failures: RefCell<HashMap<(GroundKey, Vec<String>), u32>>,
     changed: Notify,
     not_before: Cell<Option<Instant>>,
+    /// What is promised to the layer that is being made.
+    making_bytes: Cell<u64>,
+    /// Rung to have it given up.
+    stop: Notify,
     next: Cell<u64>,
     /// Bytes of all layers at most; 0: there are none.
     budget_bytes: u64,
@@ -98,6 +102,8 @@ impl Layers {
             failures: RefCell::default(),
             changed: Notify::new(),
             not_before: Cell::new(None),
+            making_bytes: Cell::new(0),
+            stop: Notify::new(),
             next: Cell::new(0),
             budget_bytes,
             uid_gid: has_users.then_some((uid, uid)),
@@ -158,10 +164,25 @@ impl Layers {
         }
     }
 
-    /// Lets go of layers that no process shares. Memory is short.
-    pub(super) fn give_way(&self) {
+    /// Memory is short: lets go of layers that no process shares, and of the one that is being made. Returns how much
+    /// will come back.
+    pub(super) fn give_way(&self) -> u64 {
         self.not_before.set(Some(Instant::now() + SHORT_FOR));
-        self.built.borrow_mut().retain(|built| Arc::strong_count(&built.layer) > 1);
+        let mut bytes = self.making_bytes.get();
+        if bytes > 0 {
+            self.stop.notify_one();
+        }
+        self.built.borrow_mut().retain(|built| {
+            let is_shared = Arc::strong_count(&built.layer) > 1;
+            bytes += if is_shared { 0 } else { built.layer.bytes() };
+            is_shared
+        });
+        bytes
+    }
+
+    /// Whether layers have given way of late.
+    fn is_short(&self) -> bool {
+        self.not_before.get().is_some_and(|at| at > Instant::now())
     }
 
     /// Lets go of all. The node ends.
@@ -284,7 +305,7 @@ impl Keeper {
     /// Makes one layer. False: there is nothing to make, or no memory.
     async fn make_layer(&self) -> bool {
         let Some(plan) = self.layers.next() else { return false };
-        if self.layers.not_before.get().is_some_and(|at| at > Instant::now()) {
+        if self.layers.is_short() {
             return false;
         }
         let ground = self.layers.grounds.borrow().get(&plan.ground).cloned();
@@ -312,8 +333,10 @@ impl Keeper {
             memory_bytes,
             modules: plan.modules.clone(),
         };
-        let made = Layer::make(&self.executor, spec, promise).await;
-        if self.closing.get() {
+        self.layers.making_bytes.set(memory_bytes);
+        let made = Layer::make(&self.executor, spec, promise, &self.layers.stop).await;
+        self.layers.making_bytes.set(0);
+        if self.closing.get() || (made.is_err() && self.layers.is_short()) {
             return false;
         }
         let problem = match made {
