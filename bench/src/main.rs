@@ -9,7 +9,7 @@ use spry_bench::load::{self, Pace, Plan, Target, Until};
 use spry_bench::node::Programs;
 use spry_bench::stop::Stop;
 use spry_bench::suite::{
-    self, SuiteError, chain, chaos, density, http, idle, isolation, later, overload, redeploy, soak,
+    self, SuiteError, chain, chaos, density, http, idle, isolation, later, layers, overload, redeploy, soak,
 };
 use spry_bench::{floor, keepalive, micro, pingpong, report, sched, sys};
 
@@ -41,6 +41,8 @@ enum Command {
     Async(Suite<later::Options>),
     /// What idle instances take: one of each language, and a node full of functions.
     Density(Suite<density::Options>),
+    /// What it saves that functions' packages are imported once.
+    Layers(Suite<layers::Options>),
     /// Ten times as many requests as can be served: goodput, waits, refusals, memory.
     Overload(Suite<overload::Options>),
     /// Scheduling policies on a real node: turnarounds beside eevdf's.
@@ -183,6 +185,7 @@ fn run(command: Command) -> Result<ExitCode, SuiteError> {
         Command::Idle(suite) => Ok(finish(&idle::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Async(suite) => Ok(finish(&later::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Density(suite) => Ok(finish(&density::run(&suite.options, &suite.programs, &stop)?, &suite)),
+        Command::Layers(suite) => Ok(finish(&layers::run(&suite.options, &suite.programs, &stop)?, &suite)),
         Command::Overload(suite) => {
             Ok(finish(&overload::run(&suite.options, &suite.programs, &stop)?, &suite))
         }

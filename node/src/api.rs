@@ -290,6 +290,13 @@ pub struct ZygoteStart {
     pub problem: Option<String>,
 }
 
+impl ZygoteStart {
+    /// Of one that began by itself, though there may have been a layer.
+    pub fn alone(took: std::time::Duration, problem: Option<String>) -> Self {
+        Self { took_ms: took.as_secs_f64() * 1e3, layer_modules: None, alone_ms: None, problem }
+    }
+}
+
 /// Packages that are imported once for several functions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerView {

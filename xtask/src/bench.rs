@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::{process, setup};
 
 /// Every benchmark, and for criterion's its bench targets.
-const BENCHES: [(&str, Kind); 15] = [
+const BENCHES: [(&str, Kind); 16] = [
     ("ipc", Kind::Criterion(&["transports", "allocator", "descriptor"])),
     ("fork", Kind::Criterion(&["fork"])),
     ("http", Kind::Node),
@@ -28,6 +28,7 @@ const BENCHES: [(&str, Kind); 15] = [
     ("idle", Kind::Node),
     ("async", Kind::Node),
     ("density", Kind::Node),
+    ("layers", Kind::Node),
     ("overload", Kind::Node),
     ("sched", Kind::Node),
     ("load", Kind::Node),

@@ -23,7 +23,7 @@ The project's own commands. Usage: cargo xtask COMMAND
                              chain     hops from function to function beside the bare bus and HTTP calls
                              isolation a process for every request, beside a shared one, the floor and CGI
                              keepalive keep-alive policies on a simulated node
-                             soak redeploy chaos idle density async overload sched load   (docs/benchmarks.md)
+                             soak redeploy chaos idle density layers async overload sched load   (docs/benchmarks.md)
                            further ARGS go to the benchmark: `bench http --help` lists http's
   fuzz [TARGET] [--seconds N]
                            fuzz one target, or all of them (default: 20 s each)

@@ -107,7 +107,7 @@ fn full(functions: usize, programs: &Programs, stop: &Stop) -> Result<Vec<Row>, 
     ])
 }
 
-fn call(node: &Node, name: &str) -> Result<(), SuiteError> {
+pub(super) fn call(node: &Node, name: &str) -> Result<(), SuiteError> {
     let path = format!("/function/{name}");
     let request = Target::new(node.address, "GET", &path, b"", b"".as_slice().into()).request;
     let what = match http1::call(node.address, &request, TIMEOUT) {
@@ -118,13 +118,13 @@ fn call(node: &Node, name: &str) -> Result<(), SuiteError> {
     Err(NodeError::Warm { path, what }.into())
 }
 
-fn pids(node: &Node) -> Result<BTreeSet<i32>, SuiteError> {
+pub(super) fn pids(node: &Node) -> Result<BTreeSet<i32>, SuiteError> {
     let tree = process::tree(node.pid()).map_err(process_error("spryd"))?;
     Ok(tree.into_iter().map(|process| Pid::as_raw(process.pid)).collect())
 }
 
 /// `None`: it has ended.
-fn pss_kib(pid: i32) -> Option<f64> {
+pub(super) fn pss_kib(pid: i32) -> Option<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
     line.trim().trim_end_matches(" kB").parse().ok()
@@ -137,7 +137,7 @@ fn available_mib() -> f64 {
 }
 
 /// A function that imports NumPy, which spryd installs.
-fn with_numpy(parent: &Path) -> Result<std::path::PathBuf, SuiteError> {
+pub(super) fn with_numpy(parent: &Path) -> Result<std::path::PathBuf, SuiteError> {
     let folder = parent.join("with-numpy");
     let files = [
         (

@@ -8,6 +8,7 @@ pub mod http;
 pub mod idle;
 pub mod isolation;
 pub mod later;
+pub mod layers;
 pub mod overload;
 pub mod redeploy;
 pub mod sched;

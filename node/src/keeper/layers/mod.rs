@@ -219,7 +219,10 @@ impl Keeper {
         spec: &ZygoteSpec,
     ) -> Result<Zygote, StartError> {
         let Some((key, ground)) = self.layers.key(&function.stored, spec) else {
-            return Zygote::start(&self.executor, spec).await;
+            let begun = Instant::now();
+            let zygote = Zygote::start(&self.executor, spec).await?;
+            function.set_start(ZygoteStart::alone(begun.elapsed(), None));
+            return Ok(zygote);
         };
         let chosen = self.layers.choose(&key);
         let mut failed = None;
@@ -250,8 +253,7 @@ impl Keeper {
             tracing::warn!(function = function.name(), %error, "a zygote couldn't begin from its layer, and did by itself");
             self.layers.failed(layer, &key, &error);
         }
-        let took_ms = took.as_secs_f64() * 1e3;
-        function.set_start(ZygoteStart { took_ms, layer_modules: None, alone_ms: None, problem });
+        function.set_start(ZygoteStart::alone(took, problem));
         let limit_bytes = spec.limits.memory_bytes;
         let version = Version::new(
             zygote.imports().modules.clone(),
