@@ -347,6 +347,25 @@ fn numpy_from_the_index() {
         daemon.try_deploy_python("sum", source, &["packages=numpy==2.2.6 six", "limits.memory=256MiB"]);
     assert!(deployed.status.success(), "{}", err(&deployed));
     assert_eq!(daemon.post("/function/sum", b"{}").json(), serde_json::json!({"sum": 45, "six": "1.17.0"}));
+    // The example, twice: then its zygote finds NumPy imported.
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/percentiles");
+    daemon.spry_ok(&["deploy", text(&example)]);
+    let answer = daemon.post("/function/percentiles", br#"{"values": [1, 2, 3, 4, 100]}"#).json();
+    assert_eq!((&answer["count"], &answer["percentiles"]["50"]), (&5.into(), &3.0.into()), "{answer}");
+    let layer_of_numpy = |daemon: &Daemon| {
+        let status = daemon.spry_json(&["status"]);
+        let layers = status["layers"].as_array().expect("a list").iter();
+        let functions = layers.map(|layer| layer["functions"].to_string() + &layer["problem"].to_string());
+        functions.collect::<Vec<_>>().contains(&"[\"percentiles\"]null".to_owned())
+    };
+    daemon.until("a layer with NumPy", layer_of_numpy);
+    daemon.spry_ok(&["deploy", text(&example)]);
+    let start = daemon.spry_json(&["describe", "percentiles"])["start"].clone();
+    assert!(start["layer_modules"].as_u64().is_some_and(|count| count > 100), "{start}");
+    let answer = daemon.post("/function/percentiles", br#"{"values": [1, 2, 3, 4, 100]}"#).json();
+    assert_eq!(answer["percentiles"]["50"], 3.0, "{answer}");
+    let refused = daemon.post("/function/percentiles", br#"{"values": []}"#).json();
+    assert!(refused["error"].is_string(), "{refused}");
     daemon.stop();
 
     // What is small comes from the index itself, as on a node that nobody has configured.
