@@ -281,6 +281,8 @@ fn resolve(tree: &Tree, path: &Path) -> Result<PathBuf, &'static str> {
     let mut todo: Vec<Component<'_>> = path.components().rev().collect();
     let mut at = PathBuf::new();
     let mut links = 0;
+    // `components` drops what `file/` and `file/.` end with, which to the kernel is a step into the file.
+    let mut wants_folder = ends_in_a_step(path);
     while let Some(part) = todo.pop() {
         match part {
             Component::RootDir | Component::Prefix(_) => return Err("is absolute"),
@@ -300,13 +302,19 @@ fn resolve(tree: &Tree, path: &Path) -> Result<PathBuf, &'static str> {
                     return Err("has no usable target");
                 }
                 at.pop();
+                wants_folder |= todo.is_empty() && ends_in_a_step(target);
                 todo.extend(target.components().rev());
             }
-            Some(Kind::File { .. }) if !todo.is_empty() => return Err("goes through a file"),
+            Some(Kind::File { .. }) if wants_folder || !todo.is_empty() => return Err("goes through a file"),
             Some(_) => {}
         }
     }
     Ok(at)
+}
+
+fn ends_in_a_step(path: &Path) -> bool {
+    let text = path.as_os_str().as_bytes();
+    text.ends_with(b"/") || text.ends_with(b"/.")
 }
 
 #[cfg(test)]

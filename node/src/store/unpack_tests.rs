@@ -193,6 +193,15 @@ fn long_names_and_global_headers_are_understood() {
     assert!(outer.path().join("root").join(long).is_file());
 }
 
+#[test]
+fn a_link_into_a_file_is_refused() {
+    for target in ["../b/.", "../b/", "../b/x", "../b/./."] {
+        let (_outer, result) = try_bytes(&archive(&[Raw::file("b", b"x"), Raw::link("c/a", target)]));
+        let text = result.expect_err(target).to_string();
+        assert!(text.contains("goes through a file"), "{target}: {text}");
+    }
+}
+
 /// Names from a small alphabet, so that they meet; targets with every kind of step.
 fn any_entry() -> impl Strategy<Value = (u8, String, String)> {
     let part = prop_oneof![Just("a"), Just("b"), Just("c"), Just(".."), Just(".")];
