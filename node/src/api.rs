@@ -263,6 +263,9 @@ pub struct FunctionView {
     /// How its zygote began; none when there is no zygote, and where nothing is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<ZygoteStart>,
+    /// With `isolation = "request"`: whether its instances are rewound after each request; none when there is no zygote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewound: Option<Rewound>,
     /// Requests that wait.
     pub queued: u64,
     /// What became of its calls.
@@ -313,6 +316,14 @@ pub struct LayerView {
     /// Why there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// Whether a function's instances go back to what they were after each request, instead of ending.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewound {
+    /// Why not, if not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// A version of a function that is kept.

@@ -26,6 +26,7 @@ use crate::instance::Instance;
 pub use crate::metrics::Counts;
 use crate::schedule::Usage;
 use crate::store::StoredFunction;
+use crate::zygote::rewind::Listener;
 
 /// An invocation that waits for an idle instance.
 #[derive(Debug)]
@@ -103,6 +104,13 @@ pub struct Function {
     zygote: Mutex<(ZygoteState, Option<String>)>,
     frozen: Mutex<Option<Frozen>>,
     start: Mutex<Option<ZygoteStart>>,
+    /// Where its processes ask before some calls, if its instances are rewound.
+    listener: ArcSwapOption<Listener>,
+    rewinding: Mutex<Option<Result<(), String>>>,
+    /// It has as many instances as it may have: nobody needs to be told that another is wanted.
+    full: AtomicBool,
+    /// Instances in a row that could not be rewound for what their requests have done.
+    spoiled: AtomicU32,
     queue: Mutex<VecDeque<Queued>>,
     queue_len: AtomicUsize,
     /// Requests served, and how many of them [`Self::take_uses`] has told of.
@@ -145,6 +153,10 @@ impl Function {
             zygote: Mutex::new((ZygoteState::None, None)),
             frozen: Mutex::default(),
             start: Mutex::default(),
+            listener: ArcSwapOption::const_empty(),
+            rewinding: Mutex::default(),
+            full: AtomicBool::new(false),
+            spoiled: AtomicU32::new(0),
             queue: Mutex::default(),
             queue_len: AtomicUsize::new(0),
             uses: AtomicU64::new(0),
@@ -235,6 +247,38 @@ impl Function {
         start.filter(|_| self.zygote_state() == ZygoteState::Ready)
     }
 
+    /// Notes where its zygote's processes ask, and whether its instances are rewound, or why not.
+    pub fn set_rewinding(&self, listener: Option<Arc<Listener>>, rewinding: Result<(), String>) {
+        self.listener.store(listener);
+        *self.rewinding.lock() = Some(rewinding);
+        self.spoiled.store(0, Ordering::Relaxed);
+    }
+
+    /// Where its processes ask before some calls, if they do.
+    pub fn listener(&self) -> arc_swap::Guard<Option<Arc<Listener>>> {
+        self.listener.load()
+    }
+
+    /// Whether its instances are rewound, or why not, while there is a zygote.
+    pub fn rewinding(&self) -> Option<Result<(), String>> {
+        let rewinding = self.rewinding.lock().clone();
+        rewinding.filter(|_| self.zygote_state() == ZygoteState::Ready)
+    }
+
+    /// An instance was rewound, or was to be and could not.
+    pub fn rewound(&self, is_so: bool) {
+        if !is_so {
+            self.spoiled.fetch_add(1, Ordering::Relaxed);
+        } else if self.spoiled.load(Ordering::Relaxed) != 0 {
+            self.spoiled.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Instances in a row that could not.
+    pub fn spoiled_in_a_row(&self) -> u32 {
+        self.spoiled.load(Ordering::Relaxed)
+    }
+
     /// Where its zygote is.
     pub fn zygote_state(&self) -> ZygoteState {
         self.zygote.lock().0
@@ -243,6 +287,22 @@ impl Function {
     /// Why it can't serve, when it can't.
     pub fn problem(&self) -> Option<String> {
         self.zygote.lock().1.clone()
+    }
+
+    /// Notes whether it may have more instances.
+    pub fn set_full(&self, is_full: bool) {
+        self.full.store(is_full, Ordering::SeqCst);
+        // SYNC(full): with the fence in `want_instance`. Whoever has queued a request and sees it full is seen in the queue by
+        // whoever says that it isn't, and looks then.
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    /// Somebody waits for an instance: the keeper makes another, where there may be one.
+    pub fn want_instance(&self) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if !self.full.load(Ordering::SeqCst) {
+            self.bell.notify_one();
+        }
     }
 
     /// Notes how many instances are being made.

@@ -20,6 +20,7 @@ use spry_sched::signals::Tracked;
 
 use crate::activation::Stream;
 use crate::sys;
+use crate::zygote::rewind::Gate;
 
 /// What an instance's process has used for a call, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,6 +86,8 @@ pub struct Instance {
     pub process: Arc<Process>,
     /// The invocation whose standing the process has in the scheduler's backend; 0: none's.
     stands_for: AtomicU64,
+    /// If it is rewound after each answer: where it waits.
+    pub gate: Option<Arc<Gate>>,
     pidfd: Arc<OwnedFd>,
     /// What the kernel's scheduler notes of it; `None`: nobody notes, or it has ended.
     tracked: ArcSwapOption<Tracked>,
@@ -134,6 +137,8 @@ pub struct Parts {
     pub stderr: OwnedFd,
     /// Bytes of output kept per invocation.
     pub output_max: usize,
+    /// See [`Instance::gate`].
+    pub gate: Option<Arc<Gate>>,
 }
 
 impl Instance {
@@ -142,7 +147,8 @@ impl Instance {
         let process = parts.process;
         // What is tracked counts from now on, the process's clock from its birth.
         let clock_ns = if parts.tracked.is_none() { process.cpu_ns() } else { None };
-        Arc::new(Self {
+        let gate = parts.gate.clone();
+        let instance = Arc::new(Self {
             peer: parts.peer,
             pid: parts.pid,
             outbox: parts.outbox,
@@ -173,7 +179,12 @@ impl Instance {
                 max_bytes: parts.output_max,
             }),
             has_output: AtomicBool::new(false),
-        })
+            gate: parts.gate,
+        });
+        if let Some(gate) = gate {
+            gate.set_instance(&instance);
+        }
+        instance
     }
 
     /// Ends the process at once. Whoever reaps it learns the (first) reason from [`Self::doom`].
@@ -348,6 +359,17 @@ impl Instance {
         self.output.lock().drain();
     }
 
+    /// Reads what is in the pipes; true if they are empty now.
+    pub fn drain_whole_output(&self) -> bool {
+        let mut output = self.output.lock();
+        let before = output.held_bytes;
+        let is_whole = output.drain();
+        if output.held_bytes > before {
+            self.has_output.store(true, Ordering::SeqCst);
+        }
+        is_whole
+    }
+
     /// Takes the output since the last call. `more`: the pipes may hold some that wasn't read yet.
     pub fn take_output(&self, more: bool) -> Option<Taken> {
         if !more && !self.has_output.load(Ordering::SeqCst) {
@@ -388,8 +410,10 @@ struct Output {
 const DRAIN_MAX: usize = 256 * 1024;
 
 impl Output {
-    fn drain(&mut self) {
+    /// True: until there was no more, rather than until it was enough.
+    fn drain(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
+        let mut is_whole = true;
         for (pipe, stream) in self.pipes.iter().zip([Stream::Stdout, Stream::Stderr]) {
             let mut total = 0;
             while total < DRAIN_MAX {
@@ -398,6 +422,7 @@ impl Output {
                     break;
                 }
                 total += len;
+                is_whole &= total < DRAIN_MAX;
                 let room = self.max_bytes.saturating_sub(self.held_bytes).min(len);
                 self.held_bytes += room;
                 self.dropped_bytes += (len - room) as u64;
@@ -408,6 +433,7 @@ impl Output {
                 }
             }
         }
+        is_whole
     }
 }
 

@@ -10,13 +10,16 @@
 
 pub mod confine;
 mod process;
+pub mod rewind;
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-pub use process::{Dead, HowEnded, PidfdInfo, Which, kill_hard, pidfd_info, pidfd_open, pidfd_signal, wait};
+pub use process::{
+    Dead, HowEnded, PidfdInfo, Which, kill_hard, pidfd_info, pidfd_open, pidfd_signal, take_fd, wait,
+};
 use tokio::io::unix::AsyncFd;
 
 /// What [`clone3_fork`] returned as.

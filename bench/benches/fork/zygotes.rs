@@ -252,5 +252,6 @@ pub(super) fn spec(name: &str, runtime: Runtime, handler: &str, code: PathBuf) -
         egress: Egress::None,
         single_use: false,
         freeze: Freeze::default(),
+        rewind: Err("forks are what is measured".to_owned()),
     }
 }

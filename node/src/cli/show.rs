@@ -4,7 +4,7 @@ use super::table::{Table, ago, instant, pairs, span};
 use spry_wire::freeze::{Freeze, Frozen};
 
 use crate::api::{
-    ActivationView, Calls, FunctionState, FunctionView, Instances, LayerView, LogLine, LogStream,
+    ActivationView, Calls, FunctionState, FunctionView, Instances, LayerView, LogLine, LogStream, Rewound,
     SchedulerView, StatusView, ZygoteStart, ZygoteState,
 };
 use crate::units::Size;
@@ -55,7 +55,7 @@ pub(super) fn function(view: &FunctionView) -> String {
         ("instances", instances(view.instances)),
         ("queued", view.queued.to_string()),
         ("calls", calls(&view.calls)),
-        ("isolation", view.isolation.to_string()),
+        ("isolation", isolation(view)),
         (
             "limits",
             format!(
@@ -222,6 +222,17 @@ pub(super) fn state(state: FunctionState) -> &'static str {
         FunctionState::Starting => "starting",
         FunctionState::Broken => "broken",
         FunctionState::Removing => "removing",
+    }
+}
+
+/// How its requests are kept apart, and how that is done.
+fn isolation(view: &FunctionView) -> String {
+    match &view.rewound {
+        None => view.isolation.to_string(),
+        Some(Rewound { why: None }) => format!("{}, instances are rewound in place", view.isolation),
+        Some(Rewound { why: Some(why) }) => {
+            format!("{}, an instance each, which isn't rewound: {why}", view.isolation)
+        }
     }
 }
 

@@ -44,6 +44,7 @@ impl TryFrom<RawConfig> for Config {
             uid_base: count("uid_base", raw.uid_base, i64::from(UID_BASE), 65_536, highest)? as u32,
             freeze: freeze(raw.zygotes.freeze.as_deref())?,
             layers_memory: layers_memory(raw.zygotes.layers_memory)?,
+            rewind: rewind(raw.zygotes.rewind.as_deref())?,
             queue,
             asynchronous: raw.asynchronous.check()?,
             activations: raw.activations.check()?,
@@ -140,6 +141,14 @@ fn transport(written: Option<&str>) -> Result<TransportChoice, ConfigError> {
         Some(other) => {
             bound("transport", format!("\"{other}\""), "one of \"auto\", \"sockmap\", \"futex\", \"broker\"")
         }
+    }
+}
+
+fn rewind(written: Option<&str>) -> Result<bool, ConfigError> {
+    match written {
+        Some("auto") => Ok(true),
+        None | Some("off") => Ok(false),
+        Some(text) => bound("zygotes.rewind", format!("\"{text}\""), "one of \"auto\", \"off\""),
     }
 }
 

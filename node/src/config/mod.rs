@@ -158,6 +158,8 @@ pub struct Config {
     pub freeze: Freeze,
     /// Memory of all package layers, when something is said of it: see [`Self::layers_memory`].
     pub layers_memory: Option<Size>,
+    /// Whether instances that serve one request at a time are rewound after it, where that can be done.
+    pub rewind: bool,
     /// Bounds of the queues.
     pub queue: Queue,
     /// Asynchronous calls.

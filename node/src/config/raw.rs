@@ -174,6 +174,8 @@ pub struct RawZygotes {
     pub freeze: Option<String>,
     /// A size.
     pub layers_memory: Option<Quantity>,
+    /// `auto` or `off`.
+    pub rewind: Option<String>,
 }
 
 /// `[queue]` as written.

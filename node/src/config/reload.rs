@@ -22,7 +22,11 @@ impl Config {
             ("activations", self.activations != wanted.activations),
             ("node", self.memory_budget != wanted.memory_budget),
             ("keepalive", self.keepalive != wanted.keepalive),
-            ("zygotes", self.freeze != wanted.freeze || self.layers_memory != wanted.layers_memory),
+            (
+                "zygotes",
+                (self.freeze, self.rewind) != (wanted.freeze, wanted.rewind)
+                    || self.layers_memory != wanted.layers_memory,
+            ),
             ("async", self.asynchronous != wanted.asynchronous),
             ("api_token_file", self.api_token_file != wanted.api_token_file),
             ("log.format", self.log_format != wanted.log_format),
@@ -80,6 +84,7 @@ mod tests {
             ("[node]\nmemory_budget = \"1GiB\"", Some("node")),
             ("[keepalive]\npolicy = \"greedy-dual\"", Some("keepalive")),
             ("[zygotes]\nfreeze = \"off\"", Some("zygotes")),
+            ("[zygotes]\nrewind = \"auto\"", Some("zygotes")),
             ("[log]\nformat = \"json\"", Some("log.format")),
             ("[trace]\notlp = \"http://127.0.0.1/\"", Some("trace")),
             ("[tls]\ncertificate = \"/x\"\nkey = \"/y\"", Some("tls")),

@@ -32,6 +32,7 @@ impl Dispatcher {
                 None => self.look.notified().await,
             }
             let (due, next) = self.inner.borrow().pending.due(Instant::now());
+            let next = [next, self.end_late()].into_iter().flatten().min();
             self.next_look.set(next.map(|next| next.max(Instant::now() + LOOK_PAUSE)));
             for id in due {
                 self.expire(id);

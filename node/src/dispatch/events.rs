@@ -62,7 +62,9 @@ impl Dispatcher {
         let used = sender.instance.take_used();
         self.count_usage(&sender, id, used.cpu_ns.unwrap_or(0));
         let instance = Arc::clone(&sender.instance);
-        let outcome = Outcome::Answered(Answered { descriptor, instance, at, used });
+        let unread = Arc::new(());
+        let kept = Arc::clone(&unread);
+        let outcome = Outcome::Answered(Answered { descriptor, instance, at, used, unread: kept });
         let finished = self.inner.borrow_mut().pending.finish(id, outcome);
         let is_run = descriptor.route & CHAIN_BIT != 0;
         match finished {
@@ -76,7 +78,7 @@ impl Dispatcher {
             None if !is_run => sender.instance.discard(&descriptor),
             None => {}
         }
-        self.back_in_service(&sender);
+        self.back_in_service(&sender, unread);
     }
 
     /// An invocation has used so much, and is over.
@@ -101,7 +103,7 @@ impl Dispatcher {
         let Some(sender) = self.sender(&descriptor) else { return };
         self.log_output(&sender, id);
         self.send_on(id, descriptor.step, place_of(&descriptor));
-        self.back_in_service(&sender);
+        self.back_in_service(&sender, Arc::default());
     }
 
     /// Sends a run to one of its steps, or queues it there.
@@ -175,7 +177,7 @@ impl Dispatcher {
         if let Some(scheduler) = self.scheduler_of(&function) {
             scheduler.stalled(self, InvocationId(descriptor.invocation));
         }
-        function.bell.notify_one();
+        function.want_instance();
         self.pump(&function);
     }
 
@@ -190,7 +192,7 @@ impl Dispatcher {
         if let Some(scheduler) = self.scheduler_of(&function) {
             scheduler.stalled(self, id);
         }
-        function.bell.notify_one();
+        function.want_instance();
         self.pump(&function);
     }
 
@@ -242,8 +244,11 @@ impl Dispatcher {
     }
 
     /// An instance has answered: what it may do next.
-    fn back_in_service(self: &Rc<Self>, sender: &Sender) {
-        if sender.single_use {
+    fn back_in_service(self: &Rc<Self>, sender: &Sender, unread: Arc<()>) {
+        if let Some(gate) = &sender.instance.gate {
+            let (gate, dispatcher) = (Arc::clone(gate), Rc::clone(self));
+            tokio::task::spawn_local(async move { dispatcher.rewind(gate, unread).await });
+        } else if sender.single_use {
             // After the tasks that have just been woken: its end takes a core for a while, and the client waits.
             let instance = Arc::clone(&sender.instance);
             tokio::task::spawn_local(async move { instance.kill(Doom::Used) });

@@ -19,6 +19,7 @@
 mod deadlines;
 mod events;
 mod pending;
+mod rewind;
 mod run;
 mod trails;
 
@@ -190,6 +191,8 @@ pub struct Dispatcher {
     /// When [`Self::serve_deadlines`] looks next; `None`: when it is told.
     next_look: Cell<Option<Instant>>,
     look: Notify,
+    /// Instances that have answered, and haven't come to the stub yet.
+    awaited: rewind::Awaited,
 }
 
 struct Inner {
@@ -211,8 +214,8 @@ impl Dispatcher {
         let pending = Slab::new(port_index, seed);
         let trails = Trails::new(port_index);
         let inner = RefCell::new(Inner { port, events: Vec::with_capacity(64), pending, trails });
-        let (next_look, look) = (Cell::new(None), Notify::new());
-        Ok(Rc::new(Self { bus, port_index, cpu, inner, next_look, look }))
+        let (next_look, look, awaited) = (Cell::new(None), Notify::new(), rewind::Awaited::default());
+        Ok(Rc::new(Self { bus, port_index, cpu, inner, next_look, look, awaited }))
     }
 
     /// What all dispatchers share.
@@ -226,6 +229,7 @@ impl Dispatcher {
         let (id, target, descriptor) = match &request.job {
             Job::Function { function, block } => {
                 let target = Arc::clone(function);
+                self.look_after(&target);
                 let mut descriptor = Descriptor { route: function.index.0, ..Descriptor::default() };
                 descriptor.source = PORT_BIT | u32::from(self.port_index.0);
                 block.describe(&mut descriptor);
@@ -282,7 +286,7 @@ impl Dispatcher {
         self.bus.totals.pool_misses.fetch_add(1, Ordering::Relaxed);
         // (Without a limit: it has been counted as waiting before.)
         let _ = function.enqueue(queued, usize::MAX);
-        function.bell.notify_one();
+        function.want_instance();
         self.bus.tell_waiting(function);
         false
     }
@@ -325,7 +329,7 @@ impl Dispatcher {
             self.bus.queued.fetch_sub(1, Ordering::Relaxed);
             return Err(Refusal::QueueFull { limit });
         }
-        function.bell.notify_one();
+        function.want_instance();
         self.bus.tell_waiting(function);
         // An instance may have become idle between the look and the queueing, with nobody to notice.
         self.pump(function);

@@ -54,6 +54,8 @@ pub struct Answered {
     pub at: Instant,
     /// What its process has used for it.
     pub used: Used,
+    /// Kept as long as the answer may be read from where it lies.
+    pub unread: Arc<()>,
 }
 
 /// How an invocation ended.

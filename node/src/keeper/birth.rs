@@ -161,6 +161,7 @@ impl Birth {
             stdout: duplicate(process.stdout.as_fd())?,
             stderr: duplicate(process.stderr.as_fd())?,
             output_max: self.keeper.node.config().log_volume.as_usize(),
+            gate: process.gate.clone(),
         });
         if let Some(domain) = &self.function.domain {
             domain.admit(&instance, outbox_fd);

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use shm_bus::ids::FunctionIndex;
+use shm_bus::transport::Kind;
 use tokio::sync::oneshot;
 
 use super::{Keeper, ToTender, off_the_loop, tend};
@@ -212,7 +213,33 @@ impl Keeper {
             },
             single_use: manifest.isolation == Isolation::Request,
             freeze: self.node.config().freeze,
+            rewind: self.may_rewind(stored),
         })
+    }
+
+    /// Whether this function's instances shall be rewound, or why not.
+    fn may_rewind(&self, stored: &StoredFunction) -> Result<(), String> {
+        let manifest = &stored.manifest;
+        if manifest.isolation != Isolation::Request {
+            return Err("its instances keep what they have".to_owned());
+        }
+        if !self.node.config().rewind {
+            return Err("switched off (zygotes.rewind)".to_owned());
+        }
+        if !self.executor.needs_own_users() {
+            return Err("spryd isn't root: it may not look into functions' processes".to_owned());
+        }
+        let transport = self.bus.transport.kind();
+        if transport != Kind::Sockmap {
+            return Err(format!("the transport {} shares memory or messages with spryd", transport.name()));
+        }
+        // These have code of the function's choice run before the runtime has begun, which is when it is trusted.
+        let early =
+            manifest.env.keys().find(|key| ["LD_", "PYTHON"].iter().any(|start| key.starts_with(start)));
+        if let Some(key) = early {
+            return Err(format!("its variable {key} changes how its runtime starts"));
+        }
+        zygote::rewind::probe()
     }
 }
 

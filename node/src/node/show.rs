@@ -7,11 +7,12 @@ use shm_bus::transport::Transport;
 use crate::activation::{Line, Start, Stream};
 use crate::api::{
     ActivationView, Calls, ChainView, FunctionState, FunctionView, Instances, LogLine, LogStream, MemberView,
-    SchedulerView, StartKind, StepTime, ZygoteState,
+    Rewound, SchedulerView, StartKind, StepTime, ZygoteState,
 };
 use crate::chain::Chain;
 use crate::dispatch::Bus;
 use crate::function::{Counts, Entered, Function};
+use crate::manifest::Isolation;
 use crate::records::{StoredLine, StoredRecord};
 use crate::units::Size;
 
@@ -45,6 +46,10 @@ pub fn view(function: &Function) -> FunctionView {
         zygote,
         frozen: function.frozen(),
         start: function.start(),
+        rewound: function
+            .rewinding()
+            .filter(|_| manifest.isolation == Isolation::Request)
+            .map(|rewinding| Rewound { why: rewinding.err() }),
         queued: function.waiting() as u64,
         calls: calls(&function.counts),
         deployed_unix_ms: stored.deployed_unix_ms,

@@ -302,6 +302,13 @@ pub fn probe() -> Vec<Probe> {
         },
     });
     probes.push(Probe { name: "package layers", outcome: layers() });
+    probes.push(Probe {
+        name: "rewinding",
+        outcome: match crate::zygote::rewind::probe() {
+            Ok(()) => Outcome::Yes { detail: "isolation = \"request\" without a fork for each".to_owned() },
+            Err(why) => Outcome::No { why, instead: "with isolation = \"request\" each request is a fork" },
+        },
+    });
     probes.extend(cgroup::probe());
     probes
 }

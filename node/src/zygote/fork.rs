@@ -17,13 +17,14 @@ use std::sync::Arc;
 
 use shm_bus::segment::{SegmentError, require_sealed};
 use shm_bus::transport::Kind;
-use spry_wire::control::{Fork, FromInstance, FromZygote, SegmentSpec, ToZygote};
+use spry_wire::control::{Fork, FromInstance, FromZygote, SegmentSpec, ToInstance, ToZygote};
 
 use super::channel::{Channel, ChannelError};
 use super::exit::Exit;
 use super::instance::InstanceProcess;
 use super::nursery::{AdoptError, Adoption, Child};
 use super::output;
+use super::rewind::{self, Gate, Holdings, Plan, Subject};
 use super::start::Zygote;
 use crate::cgroup::{CgroupError, GroupLimits, Leaf};
 
@@ -97,6 +98,12 @@ pub enum ForkError {
         /// From whom.
         from: &'static str,
     },
+    /// It can't be rewound. The zygote's next ones aren't to be.
+    #[error("the new instance can't be rewound, the next won't be: {why}")]
+    Rewind {
+        /// Why.
+        why: String,
+    },
     /// Its control group.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -146,7 +153,27 @@ enum Answer {
 impl Zygote {
     /// Makes an instance. It is confined like its zygote, in a control group of its own, has said hello and
     /// sealed its outbox; it isn't on the bus yet. Safe to call side by side, and to give up on.
+    ///
+    /// It is rewound ([`super::rewind`]) if this zygote's instances are.
     pub async fn fork(&self, request: ForkRequest<'_>) -> Result<InstanceProcess, ForkError> {
+        let forked = self.fork_one(request);
+        let Some(listener) = &self.listener else { return forked.await };
+        let looking = async {
+            listener.look().await;
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            forked = forked => forked.inspect_err(|error| {
+                if let ForkError::Rewind { why } = error {
+                    self.stop_rewinding(why.clone());
+                }
+            }),
+            () = looking => unreachable!("never ends"),
+        }
+    }
+
+    async fn fork_one(&self, request: ForkRequest<'_>) -> Result<InstanceProcess, ForkError> {
         let os = |operation| move |source| ForkError::Os { operation, source };
         let timeout = self.executor.config.fork_timeout;
         let leaf = self.group.lease("instance", &GroupLimits::from(&self.limits))?;
@@ -157,15 +184,44 @@ impl Zygote {
         let watch = watch.map_err(os("watch the pipes"))?;
         let instance = request.instance;
         let outbox = request.outbox.0;
+        let held = match (&self.listener, self.rewinding()) {
+            (Some(listener), Ok(())) => {
+                let bus = request.endpoint.first().ok_or(io::ErrorKind::InvalidInput.into());
+                let inode = |fd: BorrowedFd<'_>| rewind::inode(fd).map_err(io::Error::from);
+                let found = bus.and_then(|bus| {
+                    rewind::fill_outbox(outbox)?;
+                    let (stdout, stderr) = (inode(stdout.as_fd())?, inode(stderr.as_fd())?);
+                    let gate = Gate::new(Arc::clone(listener), outbox.try_clone_to_owned()?);
+                    Ok((gate, Holdings { stdout, stderr, bus: inode(bus.as_fd())? }))
+                });
+                Some(found.map_err(os("prepare to rewind an instance"))?)
+            }
+            _ => None,
+        };
         let handed = [control, stdout_writer, stderr_writer, watch];
-        let child = self.ask(request, handed, leaf).await.inspect_err(|error| {
+        let child = self.ask(request, handed, leaf, held.is_some()).await.inspect_err(|error| {
             if error.ends_zygote() {
                 self.kill();
             }
         })?;
-        let greeted = tokio::time::timeout(timeout, greeting(&child, &channel)).await;
-        greeted.unwrap_or(Err(ForkError::Timeout { awaited: "hello", from: "instance" }))?;
-        require_sealed(outbox).map_err(ForkError::NotSealed)?;
+        let born = async {
+            match &held {
+                None => greeting(&child, &channel, Greeting::Hello).await.map(drop),
+                Some((gate, holdings)) => hold(&child, &channel, gate, *holdings).await,
+            }
+        };
+        let gate = held.as_ref().map(|(gate, _)| Arc::clone(gate));
+        let born = tokio::time::timeout(timeout, born).await;
+        let born = born.unwrap_or(Err(ForkError::Timeout { awaited: "hello", from: "instance" }));
+        let born = born.and_then(|()| require_sealed(outbox).map_err(ForkError::NotSealed));
+        let born = born.and_then(|()| match &gate {
+            None => Ok(()),
+            Some(gate) => gate.begin().map_err(|errno| os("let a new instance go on")(errno.into())),
+        });
+        if let (Err(_), Some(gate)) = (&born, &gate) {
+            gate.listener().forget(child.pid);
+        }
+        born?;
         let (pid, pidfd, process) = (child.pid, child.pidfd.clone(), child.process.clone());
         let executor = Arc::clone(&self.executor);
         Ok(InstanceProcess {
@@ -175,6 +231,7 @@ impl Zygote {
             process,
             stdout,
             stderr,
+            gate,
             control: channel,
             child,
             executor,
@@ -188,10 +245,11 @@ impl Zygote {
         request: ForkRequest<'_>,
         handed: [OwnedFd; 4],
         leaf: Leaf,
+        rewind: bool,
     ) -> Result<Child, ForkError> {
         let mut link = self.link.lock().await;
         let _under_way = self.executor.nursery.fork_begins();
-        let exchange = self.exchange(&mut link, request, handed, leaf);
+        let exchange = self.exchange(&mut link, request, handed, leaf, rewind);
         let exchange = tokio::time::timeout(self.executor.config.fork_timeout, exchange);
         tokio::select! {
             biased;
@@ -209,13 +267,15 @@ impl Zygote {
         request: ForkRequest<'_>,
         handed: [OwnedFd; 4],
         leaf: Leaf,
+        rewind: bool,
     ) -> Result<Child, ForkError> {
         self.settle(link).await?;
         self.child.placed().await;
         let ForkRequest { instance, transport, endpoint, inbox, outbox, release_page, payload_max } = request;
         let transport = transport.name().to_owned();
-        let message =
-            ToZygote::Fork(Fork { instance, transport, inbox: inbox.1, outbox: outbox.1, payload_max });
+        let (inbox_spec, outbox_spec) = (inbox.1, outbox.1);
+        let fork = Fork { instance, transport, inbox: inbox_spec, outbox: outbox_spec, payload_max, rewind };
+        let message = ToZygote::Fork(fork);
         let mut fds: Vec<BorrowedFd<'_>> = handed.iter().map(AsFd::as_fd).collect();
         fds.extend([inbox.0, outbox.0, release_page]);
         fds.extend(endpoint.iter().map(AsFd::as_fd));
@@ -293,8 +353,15 @@ async fn answer(link: &mut Link) -> Result<Answer, ForkError> {
     Ok(answer)
 }
 
-/// Waits for an instance's first message.
-async fn greeting(child: &Child, channel: &Channel) -> Result<(), ForkError> {
+/// An instance's first message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Greeting {
+    Hello,
+    Hold { registers: u64 },
+}
+
+/// Waits for it; it is of the same kind as `wanted`.
+async fn greeting(child: &Child, channel: &Channel, wanted: Greeting) -> Result<Greeting, ForkError> {
     let message = tokio::select! {
         biased;
         message = channel.receive::<FromInstance>() => message,
@@ -304,18 +371,52 @@ async fn greeting(child: &Child, channel: &Channel) -> Result<(), ForkError> {
             None => return Err(ForkError::Died(exit)),
         },
     };
-    match message {
-        Ok((FromInstance::Hello, _)) => Ok(()),
-        Ok((FromInstance::Failed { step, message }, _)) => Err(ForkError::Setup { step, message }),
-        Ok((FromInstance::Map { .. }, _)) => Err(ForkError::Setup {
-            step: "say hello".to_owned(),
-            message: "it asked for a segment before it was ready".to_owned(),
-        }),
+    let unexpected = |what: &str| ForkError::Setup { step: "say hello".to_owned(), message: what.to_owned() };
+    match (message, wanted) {
+        (Ok((FromInstance::Hello, _)), Greeting::Hello) => Ok(Greeting::Hello),
+        (Ok((FromInstance::Hold { registers }, _)), Greeting::Hold { .. }) => {
+            Ok(Greeting::Hold { registers })
+        }
+        (Ok((FromInstance::Failed { step, message }, _)), _) => Err(ForkError::Setup { step, message }),
+        (Ok((FromInstance::Map { .. }, _)), _) => {
+            Err(unexpected("it asked for a segment before it was ready"))
+        }
+        (Ok((FromInstance::Hello | FromInstance::Hold { .. }, _)), _) => {
+            Err(unexpected("it is of another kind than was asked for"))
+        }
         // the process is on its way out; how it ended says more
-        Err(ChannelError::Closed) => {
+        (Err(ChannelError::Closed), _) => {
             child.kill();
             Err(ForkError::Died(child.exited_or_lost().await))
         }
-        Err(error) => Err(ForkError::Instance(error)),
+        (Err(error), _) => Err(ForkError::Instance(error)),
     }
+}
+
+/// Holds a new instance in the stub, as it is to be before each of its requests.
+async fn hold(
+    child: &Child,
+    channel: &Channel,
+    gate: &Arc<Gate>,
+    holdings: Holdings,
+) -> Result<(), ForkError> {
+    let Greeting::Hold { registers } = greeting(child, channel, Greeting::Hold { registers: 0 }).await?
+    else {
+        unreachable!("it is of the kind that was asked for");
+    };
+    let refused = |why: String| ForkError::Rewind { why };
+    let outbox = rewind::inode(gate.outbox()).map_err(|errno| refused(errno.to_string()))?;
+    let plan =
+        Plan::make(Subject { pid: child.pid, registers, outbox }, gate.listener().written().as_deref());
+    let plan = plan.map_err(|error| refused(error.to_string()))?;
+    gate.listener().know(child.pid, Arc::clone(gate));
+    channel.send(&ToInstance::Plan, &[plan.file.as_fd()]).await.map_err(ForkError::Instance)?;
+    tokio::select! {
+        () = gate.arrived_first() => {}
+        // It could not map, or not seal: it has said so in its output.
+        exit = child.exited_or_lost() => return Err(refused(format!("it {exit} when it was to be held"))),
+    }
+    rewind::check(child.pid, &plan, holdings).map_err(refused)?;
+    gate.set_plan(plan);
+    Ok(())
 }

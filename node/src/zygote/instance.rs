@@ -13,6 +13,7 @@ use super::executor::Executor;
 use super::exit::Exit;
 use super::layer::Layer;
 use super::nursery::Child;
+use super::rewind::Gate;
 use crate::cgroup::Controller;
 use crate::sys::{self, CpuSet};
 
@@ -31,6 +32,8 @@ pub struct InstanceProcess {
     pub stdout: OwnedFd,
     /// Its standard error, non-blocking.
     pub stderr: OwnedFd,
+    /// If it is rewound: where it waits after each answer.
+    pub gate: Option<Arc<Gate>>,
     pub(super) control: Channel,
     pub(super) child: Child,
     pub(super) executor: Arc<Executor>,
@@ -90,6 +93,9 @@ impl Drop for InstanceProcess {
     fn drop(&mut self) {
         if self.exit().is_none() {
             self.kill();
+        }
+        if let Some(gate) = &self.gate {
+            gate.listener().forget(self.pid);
         }
     }
 }

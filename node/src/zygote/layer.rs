@@ -86,6 +86,7 @@ impl Layer {
             egress: Egress::None,
             single_use: true,
             freeze: Freeze::Off,
+            rewind: Err("it serves nothing".to_owned()),
         };
         let Begun { child, report, channel, mut output } =
             begin(executor, &process, Beginning::Runtime, &group).await?;

@@ -26,6 +26,7 @@ mod interpreter;
 mod layer;
 mod nursery;
 mod output;
+pub mod rewind;
 mod spec;
 mod start;
 mod task;

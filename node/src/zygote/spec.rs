@@ -36,6 +36,8 @@ pub struct ZygoteSpec {
     pub single_use: bool,
     /// What it does to its memory once its function is loaded.
     pub freeze: Freeze,
+    /// Whether its instances shall be rewound ([`super::rewind`]), or why not.
+    pub rewind: Result<(), String>,
 }
 
 /// What runs a function.

@@ -17,13 +17,16 @@ use super::fork::Link;
 use super::layer::Layer;
 use super::nursery::Child;
 use super::output::Output;
+use super::rewind::{self, Gate, Listener};
 use super::spec::{ProcessLimits, ZygoteSpec};
 use crate::cgroup::{FunctionGroup, GroupLimits};
 use crate::sandbox::{StepFailed, StepReport};
+use crate::sys;
 use parking_lot::Mutex;
 use spry_wire::control::{FromZygote, Init, ToZygote};
-use spry_wire::freeze::{FreezeWish, Frozen};
+use spry_wire::freeze::{Freeze, FreezeWish, Frozen};
 use spry_wire::layer::Imports;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 /// A process that has loaded its function and forks instances of it. Dropping it kills it; its instances live on.
 #[derive(Debug)]
@@ -43,6 +46,11 @@ pub struct Zygote {
     restored_after: Option<Duration>,
     loading_output: String,
     output: Mutex<Option<OwnedFd>>,
+    /// Where its processes ask, if they do.
+    pub(super) listener: Option<Arc<Listener>>,
+    /// Why its instances aren't rewound, if they aren't.
+    no_rewinding: Mutex<Option<String>>,
+    arrivals: Mutex<Option<UnboundedReceiver<Arc<Gate>>>>,
 }
 
 impl Zygote {
@@ -79,7 +87,7 @@ impl Zygote {
             }
             _ => error,
         };
-        let (runtime, frozen, imports) = match loaded {
+        let Ready { runtime, frozen, imports, asks } = match loaded {
             Ok(Ok(ready)) => ready,
             Ok(Err(failure)) => {
                 child.kill();
@@ -96,7 +104,17 @@ impl Zygote {
         };
         output.drain_now();
         executor.nursery.place_ahead(child.pid, group.lease("instance", &GroupLimits::from(&spec.limits))?);
-        Ok(Self {
+        let (listener, arrivals, no_rewinding) = match (asks, &frozen) {
+            (Err(why), _) => (None, None, Some(why)),
+            (Ok((listener, arrivals)), Frozen { how: Freeze::Memfd, .. }) => {
+                (Some(listener), Some(arrivals), None)
+            }
+            (Ok((listener, arrivals)), Frozen { why, .. }) => {
+                let why = why.as_deref().unwrap_or("zygotes.freeze has chosen another way");
+                (Some(listener), Some(arrivals), Some(format!("its memory isn't in a file: {why}")))
+            }
+        };
+        let zygote = Self {
             executor: executor.clone(),
             child,
             link: tokio::sync::Mutex::new(Link::new(channel)),
@@ -110,7 +128,41 @@ impl Zygote {
             restored_after: restored_after.get(),
             loading_output: output.text(),
             output: Mutex::new(Some(output.into_pipe())),
-        })
+            listener,
+            no_rewinding: Mutex::default(),
+            arrivals: Mutex::new(arrivals),
+        };
+        if let Some(listener) = zygote.listener.clone() {
+            tokio::task::spawn_local(async move { listener.look_meanwhile().await });
+        }
+        if let Some(why) = no_rewinding {
+            zygote.stop_rewinding(why);
+        }
+        Ok(zygote)
+    }
+
+    /// Whether the instances that it makes now are rewound, or why not.
+    pub fn rewinding(&self) -> Result<(), String> {
+        self.no_rewinding.lock().clone().map_or(Ok(()), Err)
+    }
+
+    /// Its instances aren't rewound from now on.
+    pub fn stop_rewinding(&self, why: String) {
+        let before = self.no_rewinding.lock().replace(why);
+        // They ask all the same, and somebody must answer those whose answers no worker waits for.
+        if let (None, Some(listener)) = (before, self.listener.clone()) {
+            tokio::task::spawn_local(async move { listener.look().await });
+        }
+    }
+
+    /// Where its processes ask, if they do.
+    pub fn listener(&self) -> Option<&Arc<Listener>> {
+        self.listener.as_ref()
+    }
+
+    /// Instances that were found, on this thread, to have answered and to wait in the stub; once.
+    pub fn take_arrivals(&self) -> Option<UnboundedReceiver<Arc<Gate>>> {
+        self.arrivals.lock().take()
     }
 
     /// How long it took to begin from its layer, before its function was loaded.
@@ -188,8 +240,14 @@ impl LoadFailure {
     }
 }
 
-/// What a zygote says of itself when it is ready: runtime, memory, imports.
-type Ready = (String, Frozen, Imports);
+/// What a zygote says of itself when it is ready.
+struct Ready {
+    runtime: String,
+    frozen: Frozen,
+    imports: Imports,
+    /// Where its processes ask; or why they don't.
+    asks: Result<(Arc<Listener>, UnboundedReceiver<Arc<Gate>>), String>,
+}
 
 async fn load(
     child: &Child,
@@ -218,14 +276,53 @@ async fn load(
                 _ => return Err(LoadFailure::Protocol),
             }
         }
+        let stub = match layer {
+            None => spec.rewind.clone().and_then(|()| rewind::stub()),
+            Some(_) => {
+                Err("its packages have run code in it before it could be filtered (a package layer)"
+                    .to_owned())
+            }
+        };
         let init = Init {
             name: spec.name.clone(),
             handler: spec.handler.clone(),
             code: spec.code.to_string_lossy().into_owned(),
-            freeze: FreezeWish { how: spec.freeze, memory_bytes: spec.limits.memory_bytes },
+            freeze: FreezeWish {
+                how: spec.freeze,
+                memory_bytes: spec.limits.memory_bytes,
+                always: stub.is_ok(),
+            },
+            rewind: stub.is_ok(),
         };
-        channel.send(&ToZygote::Init(init), &[]).await.map_err(failed)?;
-        match channel.receive::<FromZygote>().await.map_err(failed)? {
+        let beside = stub.as_ref().map_or(&[][..], std::slice::from_ref);
+        channel.send(&ToZygote::Init(init), beside).await.map_err(failed)?;
+        // Nothing of the function has run yet: what comes first is true.
+        let asks = match stub {
+            Err(why) => Err(why),
+            Ok(_) => match channel.receive::<FromZygote>().await.map_err(failed)? {
+                (FromZygote::Filtered { asks }, _) => {
+                    let taken = sys::take_fd(child.pidfd.as_fd(), asks);
+                    let taken = taken.map_err(|error| LoadFailure::Channel(ChannelError::Wait(error)))?;
+                    let asks = Listener::new(taken);
+                    channel.send(&ToZygote::Taken, &[]).await.map_err(failed)?;
+                    Ok(asks)
+                }
+                (FromZygote::Unfiltered { why }, _) => Err(line(&why)),
+                _ => return Err(LoadFailure::Protocol),
+            },
+        };
+        let looking = async {
+            if let Ok((listener, _)) = &asks {
+                listener.look().await;
+            }
+            std::future::pending().await
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = channel.receive::<FromZygote>() => answer.map_err(failed)?,
+            () = looking => unreachable!("never ends"),
+        };
+        match answer {
             (FromZygote::Ready { runtime, frozen, imports }, fds) if fds.is_empty() => {
                 tracing::debug!(
                     function = spec.name,
@@ -233,7 +330,7 @@ async fn load(
                     on_layer = layer.is_some(),
                     "a zygote is ready"
                 );
-                Ok((runtime, legible(frozen), imports.checked()))
+                Ok(Ready { runtime, frozen: legible(frozen), imports: imports.checked(), asks })
             }
             (FromZygote::Failed { message }, _) => Err(LoadFailure::Code(message)),
             _ => Err(LoadFailure::Protocol),

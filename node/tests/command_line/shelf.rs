@@ -89,6 +89,7 @@ fn view(stored: &StoredFunction) -> FunctionView {
         zygote: ZygoteState::None,
         frozen: None,
         start: None,
+        rewound: None,
         queued: 0,
         calls: Calls::default(),
         deployed_unix_ms: stored.deployed_unix_ms,

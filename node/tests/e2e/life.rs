@@ -26,9 +26,9 @@ fn the_first_call_forks_and_the_next_is_warm() {
 }
 
 #[test]
-fn with_isolation_request_every_call_has_a_process_of_its_own() {
+fn with_isolation_request_every_call_has_a_process_of_its_own_if_it_is_not_rewound() {
     need_root_and_cc!();
-    let daemon = Daemon::start("");
+    let daemon = Daemon::start("[zygotes]\nrewind = \"off\"\n");
     daemon.deploy_python("who", &pid_source(1), &["isolation=request"]);
     daemon.deploy_native("hostile", &["isolation=request"]);
     let address = daemon.address;

@@ -126,7 +126,7 @@ fn an_idle_zygote_gives_way_too_and_comes_back() {
 #[test]
 fn single_use_instances_are_ready_ahead_and_leave_nothing() {
     need_root_and_cc!();
-    let daemon = Daemon::start("");
+    let daemon = Daemon::start("[zygotes]\nrewind = \"off\"\n");
     daemon.deploy_native("hostile", &["isolation=request"]);
     let call = |daemon: &Daemon| assert_eq!(daemon.get("/function/hostile").status, 200);
     let ready = |daemon: &Daemon| instances(daemon, "hostile") == (1, 0);

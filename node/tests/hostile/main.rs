@@ -16,3 +16,5 @@ mod leftovers;
 mod neighbour;
 mod ordinary;
 mod others;
+mod rewinding;
+mod rewinding_python;

@@ -112,6 +112,7 @@ impl Stage {
             egress: Egress::None,
             single_use: false,
             freeze: spry_wire::freeze::Freeze::default(),
+            rewind: Err("not asked for".to_owned()),
         }
     }
 

@@ -57,7 +57,8 @@ fn become_instance<H: Handler>(handler: &mut H, fork: &Fork, handed: Handed) -> 
             sys::exit_now(if told.is_ok() { 1 } else { 2 });
         }
     };
-    if control::send(control_socket.as_fd(), &FromInstance::Hello, &[]).is_err() {
+    // One that is rewound says it by asking from the stub, when it has been held.
+    if !instance.rewinds && control::send(control_socket.as_fd(), &FromInstance::Hello, &[]).is_err() {
         sys::exit_now(2);
     }
     match instance.serve(control_socket, handler) {

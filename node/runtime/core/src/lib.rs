@@ -16,6 +16,7 @@
 //! - `zygote`, `fork`, `setup`: from the control socket to a running instance.
 //! - `layer`: a zygote that begins as what another process was.
 //! - `freeze`: between loading and the first fork, so that forks are cheap.
+//! - `rewind`: an instance goes back to what it was, instead of ending, where spryd wants that.
 //! - `serve`, `outbox`: the invocation loop and the memory that answers lie in.
 //! - `input`, `segments`: what a descriptor leads to, and the memory that it lies in.
 //!
@@ -32,6 +33,7 @@ mod freeze;
 mod input;
 mod layer;
 mod outbox;
+mod rewind;
 mod segments;
 mod serve;
 mod setup;
@@ -41,4 +43,4 @@ mod zygote;
 pub use handler::{Failure, Handler, LoadError, Side};
 pub use request::Request;
 pub use response::{Response, ResponseError};
-pub use zygote::run;
+pub use zygote::{begin, run};

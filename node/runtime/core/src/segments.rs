@@ -132,7 +132,7 @@ impl Segments {
                 fds => Err(MapError::Descriptors(fds.len())),
             },
             Some((ToInstance::Refused { why }, _)) => Err(MapError::Refused(why)),
-            None => Err(MapError::Closed),
+            Some((ToInstance::Plan, _)) | None => Err(MapError::Closed),
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::input::Input;
 use crate::outbox::Outbox;
 use crate::response::Response;
 use crate::segments::{Inbox, Segments};
-use crate::sys;
+use crate::{rewind, sys};
 
 /// An instance that is set up.
 pub(crate) struct Instance {
@@ -30,12 +30,18 @@ pub(crate) struct Instance {
     /// Tells whether the log pipes hold anything.
     pub(crate) output: OwnedFd,
     pub(crate) payload_max: u64,
+    /// It goes back to what it was after each answer.
+    pub(crate) rewinds: bool,
 }
 
 impl Instance {
     /// Serves until the bus is closed. `control` is where it asks for other segments than its inbox.
     pub(crate) fn serve<H: Handler>(self, control: OwnedFd, handler: &mut H) -> Result<(), BusError> {
-        let Self { inbox, mut outbox, mut endpoint, output, payload_max } = self;
+        let Self { inbox, mut outbox, mut endpoint, output, payload_max, rewinds } = self;
+        if rewinds {
+            // Here it goes on after each rewinding.
+            rewind::hold(&control);
+        }
         let mut input = Input::new(Segments::new(inbox, control), payload_max);
         let mut head = ResponseEncoder::default();
         while let Some(descriptor) = endpoint.receive()? {
@@ -51,10 +57,14 @@ impl Instance {
             answer.step = descriptor.step;
             handler.flush();
             sys::flush_c_streams();
-            if sys::has_output(&output) {
+            // One that is rewound waits for spryd in any case.
+            if !rewinds && sys::has_output(&output) {
                 answer.flags |= flags::HOLD;
             }
             endpoint.send(&answer)?;
+            if rewinds {
+                rewind::again();
+            }
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use shm_bus::endpoint;
 use shm_bus::transport::{Endpoint, Kind};
 use spry_wire::control::Fork;
+use spry_wire::rewind::BUS_FD;
 
 use crate::outbox::Outbox;
 use crate::segments::Inbox;
@@ -94,14 +95,21 @@ pub(crate) fn run(fork: &Fork, handed: Handed) -> (OwnedFd, Result<Instance, Ste
         let inbox = Inbox::map(inbox, &fork.inbox).map_err(|e| at(Step::MapInbox)(e.into()))?;
         let outbox = Outbox::map(outbox, release, &fork.outbox, fork.payload_max)
             .map_err(|e| at(Step::MapOutbox)(e.into()))?;
+        let endpoint = match fork.rewind {
+            // What stays of its descriptors has the lowest numbers.
+            true => vec![renumber(endpoint).map_err(at(Step::OpenBus))?],
+            false => endpoint,
+        };
         let mut keep: Vec<RawFd> = endpoint.iter().map(AsRawFd::as_raw_fd).collect();
         let endpoint = open(&fork.transport, endpoint).map_err(at(Step::OpenBus))?;
         keep.extend([0, 1, 2, kept_control, output.as_raw_fd()]);
         keep.extend(outbox.fds());
         keep.sort_unstable();
+        keep.dedup();
         sys::close_all_but(&keep).map_err(|e| at(Step::CloseOthers)(e.into()))?;
         sys::forget_rseq();
-        Ok(Instance { inbox, outbox, endpoint, output, payload_max: fork.payload_max })
+        let (payload_max, rewinds) = (fork.payload_max, fork.rewind);
+        Ok(Instance { inbox, outbox, endpoint, output, payload_max, rewinds })
     };
     let ready = steps();
     (control, ready)
@@ -111,6 +119,13 @@ fn redirect(stdout: OwnedFd, stderr: OwnedFd) -> Result<(), Box<dyn Error>> {
     sys::install(&stdout, 1)?;
     sys::install(&stderr, 2)?;
     Ok(())
+}
+
+fn renumber(endpoint: Vec<OwnedFd>) -> Result<OwnedFd, Box<dyn Error>> {
+    let Ok([bus]) = <[OwnedFd; 1]>::try_from(endpoint) else {
+        return Err("an instance that is rewound has one descriptor for the bus".into());
+    };
+    Ok(sys::renumber(bus, BUS_FD)?)
 }
 
 fn open(transport: &str, fds: Vec<OwnedFd>) -> Result<Box<dyn Endpoint>, Box<dyn Error>> {

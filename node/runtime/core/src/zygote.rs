@@ -1,55 +1,122 @@
 //! The zygote's life: load the function, then fork on request until the control socket is closed.
 
 use std::any::Any;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 
 use spry_wire::control::{self, ControlError, FromZygote, Init, ToZygote, ZYGOTE_FD};
 use spry_wire::layer::{Layer, LayerWish};
 
 use crate::fork::fork;
-use crate::freeze::{freeze, guard_layer};
+use crate::freeze::{OwnMemory, freeze, guard_layer};
 use crate::handler::{Handler, LoadError};
 use crate::layer::PAGEMAP_FD;
 use crate::layer::restore::restore;
 use crate::layer::take::{Taken, take};
+use crate::rewind;
 use crate::sys::{self, layer as kernel};
 
 /// Longest text of a [`LoadError`] that is sent: even if every byte of it is escaped, the message fits.
 const MESSAGE_BYTES: usize = control::MESSAGE_MAX / 6 - 1024;
 
+/// A zygote that has heard the first of what it is to do, and has done what must be done before any code of the function
+/// runs.
+struct Begun {
+    socket: OwnedFd,
+    /// `None`: spryd is gone.
+    first: Option<(ToZygote, Vec<OwnedFd>)>,
+    memory: OwnMemory,
+}
+
+static BEGUN: Mutex<Option<Begun>> = Mutex::new(None);
+
+/// Does what must be done before any code of the function runs, the first time that it is called: [`run`] does by
+/// itself. For runtimes in which loading begins earlier.
+pub fn begin() {
+    let mut begun = BEGUN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if begun.is_none() {
+        *begun = Some(Begun::now());
+    }
+}
+
 /// Runs a zygote, and in its forks the instances. Never returns.
 ///
 /// Started by anything but spryd (without a control socket as fd 3), it says so on stderr and ends with 64.
 pub fn run<H: Handler>() -> ! {
-    sys::ignore_interrupts();
-    let Ok(socket) = sys::adopt_seqpacket(ZYGOTE_FD) else {
-        eprintln!(
-            "This is the inside of a spry function. spryd starts it, with a control socket as fd {ZYGOTE_FD}."
-        );
-        sys::exit_now(64);
-    };
-    kernel::keep_pagemap(PAGEMAP_FD);
-    // All instances of a function have the same user: without this, one that a request has taken over could write to
-    // the memory of the others, and of this zygote, from which all later ones come.
-    if let Err(error) = sys::hide_from_own_user() {
-        eprintln!("spry: the zygote can't hide its memory: {error}");
-        sys::exit_now(2);
-    }
-    let code = match live::<H>(&socket) {
+    begin();
+    let begun = BEGUN.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+    let Some(Begun { socket, first, memory }) = begun else { sys::exit_now(2) };
+    let code = match live::<H>(&socket, first, memory) {
         Ok(()) => 0,
-        Err(error) => {
-            eprintln!("spry: the zygote lost its control socket: {error}");
-            2
-        }
+        Err(error) => lost(&error),
     };
     sys::exit_now(code)
 }
 
-fn live<H: Handler>(socket: &OwnedFd) -> Result<(), ControlError> {
+fn lost(error: &ControlError) -> i32 {
+    eprintln!("spry: the zygote lost its control socket: {error}");
+    2
+}
+
+impl Begun {
+    fn now() -> Self {
+        sys::ignore_interrupts();
+        let Ok(socket) = sys::adopt_seqpacket(ZYGOTE_FD) else {
+            eprintln!(
+                "This is the inside of a spry function. spryd starts it, with a control socket as fd {ZYGOTE_FD}."
+            );
+            sys::exit_now(64);
+        };
+        kernel::keep_pagemap(PAGEMAP_FD);
+        // All instances of a function have the same user: without this, one that a request has taken over could write to
+        // the memory of the others, and of this zygote, from which all later ones come.
+        if let Err(error) = sys::hide_from_own_user() {
+            eprintln!("spry: the zygote can't hide its memory: {error}");
+            sys::exit_now(2);
+        }
+        let begun = control::receive::<ToZygote>(socket.as_fd()).and_then(|first| {
+            let memory = match &first {
+                Some((ToZygote::Init(init), fds)) if init.rewind => filter(&socket, fds)?,
+                _ => OwnMemory::default(),
+            };
+            Ok((first, memory))
+        });
+        match begun {
+            Ok((first, memory)) => Self { socket, first, memory },
+            Err(error) => sys::exit_now(lost(&error)),
+        }
+    }
+}
+
+/// Prepares for instances that are rewound.
+fn filter(socket: &OwnedFd, fds: &[OwnedFd]) -> Result<OwnMemory, ControlError> {
+    let memory = OwnMemory::open();
+    let prepared = match fds.first() {
+        Some(stub) => rewind::prepare(stub),
+        None => Err("no stub came".to_owned()),
+    };
+    match prepared {
+        Ok(asks) => {
+            let filtered = FromZygote::Filtered { asks: asks.as_raw_fd() };
+            control::send(socket.as_fd(), &filtered, &[])?;
+            // The function must not have it: who holds it says what may go on.
+            control::receive::<ToZygote>(socket.as_fd())?;
+        }
+        Err(why) => control::send(socket.as_fd(), &FromZygote::Unfiltered { why }, &[])?,
+    }
+    Ok(memory)
+}
+
+fn live<H: Handler>(
+    socket: &OwnedFd,
+    first: Option<(ToZygote, Vec<OwnedFd>)>,
+    memory: OwnMemory,
+) -> Result<(), ControlError> {
     let mut of_layer = false;
+    let mut next = first;
     let init = loop {
-        match control::receive::<ToZygote>(socket.as_fd())? {
+        match next {
             Some((ToZygote::Init(init), _)) => break init,
             Some((ToZygote::Restore, fds)) => {
                 let why = become_layer(fds);
@@ -59,8 +126,9 @@ fn live<H: Handler>(socket: &OwnedFd) -> Result<(), ControlError> {
                 Made::Over => return Ok(()),
                 Made::Arrived => of_layer = true,
             },
-            Some((ToZygote::Fork(_), _)) | None => return Ok(()),
+            Some((ToZygote::Fork(_) | ToZygote::Taken, _)) | None => return Ok(()),
         }
+        next = control::receive::<ToZygote>(socket.as_fd())?;
     };
     if !of_layer {
         kernel::close(PAGEMAP_FD);
@@ -78,7 +146,7 @@ fn live<H: Handler>(socket: &OwnedFd) -> Result<(), ControlError> {
     let runtime = H::runtime();
     // Once, for all instances.
     sys::rseq_offset();
-    let frozen = freeze(&init.freeze);
+    let frozen = freeze(&init.freeze, memory);
     if of_layer {
         kernel::close(PAGEMAP_FD);
     }
@@ -86,7 +154,7 @@ fn live<H: Handler>(socket: &OwnedFd) -> Result<(), ControlError> {
     while let Some((message, fds)) = control::receive::<ToZygote>(socket.as_fd())? {
         match message {
             ToZygote::Fork(request) => fork(socket, &mut handler, &request, fds)?,
-            ToZygote::Init(_) | ToZygote::MakeLayer(_) | ToZygote::Restore => {}
+            ToZygote::Init(_) | ToZygote::MakeLayer(_) | ToZygote::Restore | ToZygote::Taken => {}
         }
     }
     Ok(())

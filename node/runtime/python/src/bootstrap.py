@@ -1,5 +1,8 @@
 # Started by spryd: `python3 <options> -c <this>`. Loads the runtime's extension module and hands over to it.
-import os, sys
+import sys
+# Not the function's own folder: nothing of the function may run before spry's module has begun.
+sys.path[:] = [folder for folder in sys.path if folder]
+import os
 if sys.implementation.name != "cpython" or sys.version_info < (3, 9):
     sys.exit("spry's Python runtime needs CPython 3.9 or later; this is " + sys.version)
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
@@ -9,7 +12,7 @@ loader = ExtensionFileLoader("_spry", path)
 module = module_from_spec(ModuleSpec("_spry", loader, origin=path))
 loader.exec_module(module)
 sys.modules["_spry"] = module
-sys.path[:] = [folder for folder in sys.path if folder]
+module.begin()
 packages = os.environ.pop("SPRY_PACKAGES", None)
 if packages:
     # As in a virtual environment: after the standard library, before what the system has.

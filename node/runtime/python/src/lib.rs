@@ -30,6 +30,12 @@ mod _spry {
     use crate::emit::emit;
     use crate::python::Python as Runtime;
 
+    /// Does what must be done before any code of the function runs.
+    #[pyfunction]
+    fn begin() {
+        spry_runtime::begin();
+    }
+
     /// Becomes a zygote. Never returns.
     #[pyfunction]
     fn main(py: Python<'_>) {

@@ -39,6 +39,8 @@ pub enum ToZygote {
     MakeLayer(LayerWish),
     /// Become the process that the layer's file beside this message describes; then comes [`Self::Init`].
     Restore,
+    /// spryd has taken the descriptor of [`FromZygote::Filtered`].
+    Taken,
     /// Make an instance. Beside it, in this order: the instance's control socket, stdout, stderr, an epoll descriptor
     /// that is ready when one of those two holds bytes ([`crate::output::watch`]), the inbox segment, the outbox
     /// segment, the release page, then the transport's endpoint (1 or 2).
@@ -57,6 +59,9 @@ pub struct Init {
     /// What it does to its memory then.
     #[serde(default)]
     pub freeze: FreezeWish,
+    /// Its instances are to be rewound ([`crate::rewind`]). Beside the message is the stub's file.
+    #[serde(default)]
+    pub rewind: bool,
 }
 
 /// What an instance needs to know; the fds come beside the message.
@@ -72,6 +77,9 @@ pub struct Fork {
     pub outbox: SegmentSpec,
     /// Largest response (head and body), in bytes.
     pub payload_max: u64,
+    /// It is to be rewound: it asks for a plan with [`FromInstance::Hold`] instead of saying hello.
+    #[serde(default)]
+    pub rewind: bool,
 }
 
 /// How a segment is named in descriptors.
@@ -88,6 +96,18 @@ pub struct SegmentSpec {
 /// A zygote to spryd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromZygote {
+    /// Before the function is loaded, if [`Init::rewind`] was asked for: its system calls are filtered from now on. It waits
+    /// for [`ToZygote::Taken`].
+    Filtered {
+        /// The descriptor by which the filter asks. spryd takes it from the process: to send it along would be a call that
+        /// is asked about.
+        asks: RawFd,
+    },
+    /// The same, and why they aren't.
+    Unfiltered {
+        /// In words.
+        why: String,
+    },
     /// The function is loaded.
     Ready {
         /// The runtime's own version, e.g. `CPython 3.11.2`.
@@ -136,6 +156,11 @@ pub enum FromZygote {
 pub enum FromInstance {
     /// Mapped, sealed, ready to receive.
     Hello,
+    /// The same, of an instance that is to be rewound: this is what it shall go back to. Answered by [`ToInstance::Plan`].
+    Hold {
+        /// Where its [`crate::rewind::Registers`] lie, in a mapping that holds nothing else.
+        registers: u64,
+    },
     /// Setting up failed; the instance ends.
     Failed {
         /// Which step.
@@ -160,6 +185,9 @@ pub enum ToInstance {
         /// Bytes.
         len: u32,
     },
+    /// What it goes back to after each request; the sealed file is beside the message. It maps it, seals its mappings, and
+    /// goes to the stub, which says that it has.
+    Plan,
     /// The instance may not see it, or it isn't there any more.
     Refused {
         /// Which of the two, in words for the function's author.
@@ -197,11 +225,25 @@ pub fn send<M: Serialize>(
         return Err(ControlError::Truncated);
     }
     let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    // Without descriptors by a simpler call, which no function is ever asked about ([`crate::rewind`]).
+    if raw.is_empty() {
+        return loop {
+            match nix::sys::socket::send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL) {
+                Ok(_) => break Ok(()),
+                Err(nix::Error::EINTR) => {}
+                Err(source) => break Err(ControlError::Os { operation: "send", source }),
+            }
+        };
+    }
     let rights = [ControlMessage::ScmRights(&raw)];
-    let beside: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     loop {
-        match sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&bytes)], beside, MsgFlags::MSG_NOSIGNAL, None)
-        {
+        match sendmsg::<()>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(&bytes)],
+            &rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        ) {
             Ok(_) => return Ok(()),
             Err(nix::Error::EINTR) => {}
             Err(source) => return Err(ControlError::Os { operation: "send", source }),

@@ -38,6 +38,9 @@ pub struct FreezeWish {
     pub how: Freeze,
     /// The zygote's memory limit in bytes (0: none): while a piece is copied it is there twice.
     pub memory_bytes: u64,
+    /// However little there is: its instances are rewound ([`crate::rewind`]), which needs it.
+    #[serde(default)]
+    pub always: bool,
 }
 
 /// What came of it.

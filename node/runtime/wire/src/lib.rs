@@ -5,6 +5,7 @@
 //! - [`control`]: the messages of the control sockets (seqpacket, one message a packet, fds beside it).
 //! - [`freeze`]: what becomes of a zygote's memory between the two.
 //! - [`layer`]: what several functions have in common.
+//! - [`rewind`]: how an instance goes back to what it was before its request.
 //! - [`output`]: what tells an instance that it has printed something.
 #![deny(unsafe_code)]
 
@@ -13,4 +14,5 @@ pub mod frame;
 pub mod freeze;
 pub mod layer;
 pub mod output;
+pub mod rewind;
 mod sys;

@@ -224,7 +224,8 @@ impl Keeper {
             function.set_start(ZygoteStart::alone(begun.elapsed(), None));
             return Ok(zygote);
         };
-        let chosen = self.layers.choose(&key);
+        // What runs before its system calls are filtered must be spry's: its instances couldn't be rewound.
+        let chosen = self.layers.choose(&key).filter(|_| spec.rewind.is_err());
         let mut failed = None;
         if let Some(layer) = &chosen {
             let begun = Instant::now();

@@ -37,6 +37,7 @@ enum NoBirth {
 impl Tender {
     /// Brings the function to what it should have now.
     pub(super) async fn balance(&mut self) {
+        self.look_at_rewinding();
         self.note_uses();
         self.expire();
         if self.function.take_prewarm() || self.window_has_opened() {
@@ -45,6 +46,8 @@ impl Tender {
         self.come_back().await;
         let scale = &self.function.stored.manifest.scale;
         let (min, max) = (scale.min as usize, scale.max as usize);
+        // Before the queue is looked at: who comes later than that rings, unless there may be no more anyway.
+        self.function.set_full(self.live() >= max && !self.is_single_use());
         let queued = self.function.queue_len();
         let floor = if self.function.is_superseded() { 0 } else { min.max(self.warm).min(max) };
         // Those that somebody waits for, and those beyond them that shall be ready.

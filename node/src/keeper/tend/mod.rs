@@ -69,6 +69,9 @@ pub(super) struct Started {
     pub(super) took_ns: u64,
 }
 
+/// Instances in a row that could not be rewound, after which it isn't tried any more.
+const SPOILED_MAX: u32 = 8;
+
 struct Tender {
     keeper: Rc<Keeper>,
     function: Arc<Function>,
@@ -151,6 +154,10 @@ pub(super) async fn start_zygote(
         "its files are what was deployed"
     );
     let mut spec = keeper.spec(&function.stored)?;
+    if function.domain.is_some() {
+        // Others of the chain read its answers where they lie, after it has answered.
+        spec.rewind = Err("it serves in a chain".to_owned());
+    }
     let wanted = &function.stored.manifest.packages;
     if let Runtime::Python { interpreter } = &spec.runtime
         && !wanted.is_empty()
@@ -265,8 +272,22 @@ impl Tender {
         self.function.set_starting(count as u32);
     }
 
+    /// Each of its instances serves one request and ends.
     fn is_single_use(&self) -> bool {
-        self.function.stored.manifest.isolation == Isolation::Request
+        let rewinds = self.zygote.as_ref().is_some_and(|zygote| zygote.rewinding().is_ok());
+        self.function.stored.manifest.isolation == Isolation::Request && !rewinds
+    }
+
+    /// Where most requests do what can't be put back, a fork ahead of each costs less than trying.
+    fn look_at_rewinding(&self) {
+        let Some(zygote) = &self.zygote else { return };
+        if zygote.rewinding().is_ok() && self.function.spoiled_in_a_row() >= SPOILED_MAX {
+            let why = "its requests make system calls whose effects can't be put back";
+            zygote.stop_rewinding(why.to_owned());
+        }
+        if self.function.rewinding().is_some_and(|noted| noted != zygote.rewinding()) {
+            self.function.set_rewinding(zygote.listener().cloned(), zygote.rewinding());
+        }
     }
 
     fn adopt(&mut self, Started { zygote, promise, took_ns }: Started) -> Rc<Zygote> {
@@ -279,12 +300,23 @@ impl Tender {
         death::watch_zygote(Rc::clone(&zygote), promise, Arc::clone(&self.function), self.letters.clone());
         self.function.set_zygote(ZygoteState::Ready, None);
         self.function.set_frozen(zygote.frozen());
+        self.function.set_rewinding(zygote.listener().cloned(), zygote.rewinding());
+        if let Some(mut arrivals) = zygote.take_arrivals() {
+            let dispatcher = Rc::clone(&self.keeper.dispatcher);
+            tokio::task::spawn_local(async move {
+                while let Some(gate) = arrivals.recv().await {
+                    dispatcher.let_go_on(&gate);
+                }
+            });
+        }
         self.zygote = Some(Rc::clone(&zygote));
         zygote
     }
 
     fn drop_zygote(&mut self) {
         self.function.set_zygote(ZygoteState::None, None);
+        // Its instances have their own way to it.
+        self.function.set_rewinding(None, Err("there is no zygote".to_owned()));
         if let Some(zygote) = self.zygote.take() {
             zygote.kill();
         }

@@ -205,6 +205,8 @@ const MEMORY: &[c_long] = &[
     libc::SYS_set_mempolicy,
     // the runtime's own segments come as descriptors; a function may make others for its children
     libc::SYS_memfd_create,
+    // what is mapped stays so: instances that are rewound seal what they go back to
+    libc::SYS_mseal,
     libc::SYS_membarrier,
     libc::SYS_pkey_alloc,
     libc::SYS_pkey_free,

@@ -71,7 +71,7 @@ static int find_served(void) {
     for (char *at = __builtin_frame_address(0); at + sizeof served < stack.end; at += 8) {
         struct descriptor *it = (struct descriptor *)at;
         if (it->invocation == invocation && it->length && it->length < 1 << 24 && it->segment < 1 << 20 &&
-            it->generation < 16) {
+            it->generation && it->generation < 16) {
             served = *it;
             return 1;
         }

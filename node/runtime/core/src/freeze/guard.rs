@@ -11,6 +11,7 @@
 use std::ops::Range;
 
 use libc::sock_filter as Instruction;
+use spry_wire::rewind::{STUB_AT, STUB_LEN};
 
 /// Ranges that are looked at one by one; when there are more, the nearest are taken together. What lies between is then
 /// refused, too, which costs memory, and not correctness.
@@ -37,6 +38,7 @@ const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
+const CALLED_FROM: u32 = 8;
 const ARGUMENTS: u32 = 16;
 
 /// Words of the program's memory.
@@ -66,6 +68,13 @@ pub(super) fn compile(frozen: &[Range<usize>]) -> Vec<Instruction> {
         put(LOAD, ARCH, 0, 0),
         put(IF_EQUAL, ARCHITECTURE, 1, 0),
         put(RETURN, ALLOW, 0, 0), // another architecture's calls are the sandbox's affair
+        // The stub that rewinds an instance drops these pages.
+        put(LOAD, CALLED_FROM + 4, 0, 0),
+        put(IF_EQUAL, (STUB_AT >> 32) as u32, 0, 4),
+        put(LOAD, CALLED_FROM, 0, 0),
+        put(IF_AT_LEAST, STUB_AT as u32, 0, 2),
+        put(IF_ABOVE, (STUB_AT + STUB_LEN) as u32, 1, 0),
+        put(RETURN, ALLOW, 0, 0),
         put(LOAD, NUMBER, 0, 0),
         put(IF_EQUAL, libc::SYS_madvise as u32, 0, 5),
         put(LOAD, argument(2), 0, 0),
@@ -141,7 +150,7 @@ mod tests {
     use super::*;
 
     /// What the program answers: the kernel's interpreter, for the instructions that are used.
-    fn run(program: &[Instruction], number: i64, arguments: [u64; 3]) -> u32 {
+    fn run_from(from: u64, program: &[Instruction], number: i64, arguments: [u64; 3]) -> u32 {
         let (mut at, mut a, mut x, mut memory) = (0, 0_u32, 0_u32, [0_u32; 16]);
         loop {
             let Instruction { code, jt, jf, k } = program[at];
@@ -151,6 +160,8 @@ mod tests {
                     a = match k {
                         NUMBER => number as u32,
                         ARCH => ARCHITECTURE,
+                        CALLED_FROM => from as u32,
+                        12 => (from >> 32) as u32,
                         place => {
                             let argument = arguments[((place - ARGUMENTS) / 8) as usize];
                             if (place - ARGUMENTS) % 8 == 4 {
@@ -194,6 +205,23 @@ mod tests {
                 other => panic!("instruction {other}"),
             };
             at += usize::from(if taken { jt } else { jf });
+        }
+    }
+
+    fn run(program: &[Instruction], number: i64, arguments: [u64; 3]) -> u32 {
+        run_from(0x5555_5555_5555, program, number, arguments)
+    }
+
+    #[test]
+    fn the_stub_alone_may_drop_pages() {
+        let program = compile(&[0x5_0000_1000..0x5_0000_4000, 0x6_0000_0000..0x6_0000_1000]);
+        let drop = |from| {
+            let arguments = [0x5_0000_1000, 0x1000, libc::MADV_DONTNEED as u64];
+            run_from(from, &program, libc::SYS_madvise, arguments)
+        };
+        assert_eq!(drop(STUB_AT + 0x80), libc::SECCOMP_RET_ALLOW);
+        for from in [STUB_AT - 1, STUB_AT + STUB_LEN + 1, STUB_AT | 1 << 46, 0x80, 0x5_0000_2000] {
+            assert_ne!(drop(from), libc::SECCOMP_RET_ALLOW, "{from:x}");
         }
     }
 

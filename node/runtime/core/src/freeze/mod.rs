@@ -24,8 +24,8 @@
 mod guard;
 mod plan;
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
@@ -44,25 +44,61 @@ const HUGE: usize = 2 << 20;
 /// Of a huge page's bytes, so many must have been touched: it costs memory for all.
 const HUGE_TOUCHED: usize = HUGE / 16 * 15;
 
+/// What `/proc` says of this process's own memory. Opened early where `/proc` is out of reach later.
+#[derive(Debug, Default)]
+pub(crate) struct OwnMemory {
+    mappings: Option<File>,
+    sizes: Option<File>,
+}
+
+impl OwnMemory {
+    /// Opens both. What fails is tried again when it is read.
+    pub(crate) fn open() -> Self {
+        Self { mappings: File::open(MAPPINGS).ok(), sizes: File::open(SIZES).ok() }
+    }
+
+    fn mappings(&self) -> Result<String, String> {
+        read(self.mappings.as_ref(), MAPPINGS)
+    }
+
+    fn sizes(&self) -> Result<String, String> {
+        read(self.sizes.as_ref(), SIZES)
+    }
+}
+
+const MAPPINGS: &str = "/proc/self/smaps";
+const SIZES: &str = "/proc/self/statm";
+
+fn read(opened: Option<&File>, path: &str) -> Result<String, String> {
+    let read = match opened {
+        None => fs::read_to_string(path),
+        Some(mut file) => {
+            let mut text = String::new();
+            file.rewind().and_then(|()| file.read_to_string(&mut text)).map(|_| text)
+        }
+    };
+    read.map_err(|error| format!("read {path}: {error}"))
+}
+
 /// Freezes this process. It has one thread.
-pub(crate) fn freeze(wish: &FreezeWish) -> Frozen {
+pub(crate) fn freeze(wish: &FreezeWish, memory: OwnMemory) -> Frozen {
     let started = Instant::now();
     let done = match wish.how {
         Freeze::Off => return Frozen::not("switched off"),
-        Freeze::Auto | Freeze::Memfd => to_memfd(wish),
-        Freeze::Huge => to_huge_pages(wish),
+        Freeze::Auto | Freeze::Memfd => to_memfd(wish, &memory),
+        Freeze::Huge => to_huge_pages(wish, &memory),
     };
     let mut frozen = done.unwrap_or_else(Frozen::not);
     frozen.took_us = started.elapsed().as_micros() as u64;
     frozen
 }
 
-fn to_memfd(wish: &FreezeWish) -> Result<Frozen, String> {
-    has_room(wish, memory::CHUNK as u64)?;
+fn to_memfd(wish: &FreezeWish, own: &OwnMemory) -> Result<Frozen, String> {
+    has_room(wish, own, memory::CHUNK as u64)?;
     let page = memory::page_size();
-    let mappings = found(page, plan::GAP)?;
+    let mappings = found(own, page, plan::GAP)?;
     let (pieces, total) = plan::lay_out(mappings);
-    if total < LEAST {
+    if total == 0 || (total < LEAST && !wish.always) {
         return Err(format!("only {} KiB were written to, and a fork copies these quickly", total >> 10));
     }
     let file = memory::frozen_file(total).map_err(|error| format!("make a file in memory: {error}"))?;
@@ -101,12 +137,12 @@ fn to_memfd(wish: &FreezeWish) -> Result<Frozen, String> {
     Ok(Frozen { how: Freeze::Memfd, bytes, pieces: count, took_us: 0, why })
 }
 
-fn to_huge_pages(wish: &FreezeWish) -> Result<Frozen, String> {
-    has_room(wish, HUGE as u64)?;
+fn to_huge_pages(wish: &FreezeWish, own: &OwnMemory) -> Result<Frozen, String> {
+    has_room(wish, own, HUGE as u64)?;
     let page = memory::page_size();
     let mut frozen = Frozen { how: Freeze::Huge, ..Frozen::default() };
     let mut failed = None;
-    for mapping in found(page, page)?.iter().filter(|mapping| !mapping.of_file) {
+    for mapping in found(own, page, page)?.iter().filter(|mapping| !mapping.of_file) {
         let first = mapping.range.start.next_multiple_of(HUGE);
         for start in (first..mapping.range.end).step_by(HUGE) {
             let range = start..start + HUGE;
@@ -146,10 +182,9 @@ pub(crate) fn guard_layer() -> Result<(), String> {
 }
 
 /// What is to be frozen, by address.
-fn found(page: usize, gap: usize) -> Result<Vec<plan::Mapping>, String> {
+fn found(own: &OwnMemory, page: usize, gap: usize) -> Result<Vec<plan::Mapping>, String> {
     memory::trim_heap();
-    let smaps =
-        fs::read_to_string("/proc/self/smaps").map_err(|error| format!("read /proc/self/smaps: {error}"))?;
+    let smaps = own.mappings()?;
     let mut found = Vec::new();
     for mapping in plan::mappings(&smaps, memory::stack_address()) {
         if mapping.of_layer {
@@ -170,9 +205,8 @@ fn found(page: usize, gap: usize) -> Result<Vec<plan::Mapping>, String> {
 }
 
 /// While a chunk is exchanged it is there twice: a function near its limit would die of it.
-fn has_room(wish: &FreezeWish, extra: u64) -> Result<(), String> {
-    let statm =
-        fs::read_to_string("/proc/self/statm").map_err(|error| format!("read /proc/self/statm: {error}"))?;
+fn has_room(wish: &FreezeWish, own: &OwnMemory, extra: u64) -> Result<(), String> {
+    let statm = own.sizes()?;
     let resident = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
     let needed = resident * memory::page_size() as u64 + 2 * extra;
     if wish.memory_bytes > 0 && needed > wish.memory_bytes {

@@ -17,7 +17,7 @@ fn head(path: &str) -> RequestHead<'_> {
 fn heavy(how: Freeze) -> Zygote {
     let dir = tempfile::tempdir().expect("tempdir");
     let library = c_library(dir.path(), "heavy");
-    Zygote::native_frozen(&library, FreezeWish { how, memory_bytes: 0 }).expect("load")
+    Zygote::native_frozen(&library, FreezeWish { how, ..FreezeWish::default() }).expect("load")
 }
 
 /// Sizes of a process's mappings of the frozen file, private and shared, in bytes.
@@ -111,7 +111,7 @@ fn huge_pages_and_none_work_as_well() {
 fn a_zygote_without_room_stays_unfrozen_and_says_so() {
     let dir = tempfile::tempdir().expect("tempdir");
     let library = c_library(dir.path(), "heavy");
-    let wish = FreezeWish { how: Freeze::Auto, memory_bytes: 40 * MIB };
+    let wish = FreezeWish { how: Freeze::Auto, memory_bytes: 40 * MIB, always: false };
     let zygote = Zygote::native_frozen(&library, wish).expect("load");
     assert_eq!(zygote.frozen.how, Freeze::Off);
     let why = zygote.frozen.why.as_deref().unwrap_or_default();

@@ -158,6 +158,7 @@ fn fork_message(transport: &str, outbox_len: u32) -> ToZygote {
         inbox: spec(4096),
         outbox: spec(outbox_len),
         payload_max: 1024,
+        rewind: false,
     })
 }
 

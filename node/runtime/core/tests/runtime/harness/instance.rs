@@ -106,6 +106,7 @@ impl Instance {
             inbox: INBOX,
             outbox: SegmentSpec { len: outbox_len, ..OUTBOX },
             payload_max,
+            rewind: false,
         };
         let mut fds = vec![
             their_control.as_fd(),

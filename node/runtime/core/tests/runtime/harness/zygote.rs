@@ -141,6 +141,7 @@ impl Zygote {
             handler: handler.to_owned(),
             code: code.to_string_lossy().into_owned(),
             freeze,
+            rewind: false,
         };
         control::send(self.control.as_fd(), &ToZygote::Init(init), &[]).expect("send Init");
         match self.hear() {

@@ -1,0 +1,202 @@
+//! One instance, as far as its rewinding goes: may it go on, and when?
+//!
+//! ```text
+//!              arrive        checked
+//!   Born ──────────────► … ──────────► Serving ──── answer ────► Answered ──┐ both: let go on,
+//!                                         ▲    ──── arrive ────► AtStub   ──┤ and Serving again
+//!                                         └──────────────────────────────────┘
+//! ```
+//!
+//! A call that leaves what isn't restored ([`Gate::spoil`]) makes it an instance that ends with its answer.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock, Weak};
+
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use shm_bus::transport::FaultKind;
+use tokio::sync::Notify;
+
+use super::listener::Listener;
+use super::plan::Plan;
+use crate::instance::{Doom, Instance};
+use crate::sys::rewind::{self as sys, Reply};
+
+/// See the module.
+#[derive(Debug)]
+pub struct Gate {
+    listener: Arc<Listener>,
+    state: Mutex<State>,
+    /// Told when it has arrived for the first time.
+    born: Notify,
+    /// Its outbox, and how much of it there is when only what is zeroed has been written to.
+    outbox: OwnedFd,
+    instance: OnceLock<Weak<Instance>>,
+    plan: OnceLock<Plan>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    serving: bool,
+    answered: bool,
+    spoiled: bool,
+    /// The call that waits in the stub.
+    waits: Option<u64>,
+    /// Calls that spryd was asked about since it serves.
+    told: u32,
+    /// Counts the requests, so that a late look isn't taken for the next one's.
+    round: u64,
+}
+
+/// Calls that an instance may make which aren't restored, before it is replaced. Some hundred are what starting a program takes.
+const TOLD_MAX: u32 = 100_000;
+
+/// After so many requests, what the last one has written to is what most will.
+const LEARNING_ROUND: u64 = 2;
+
+/// Why one isn't let go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// It isn't as it was, for what its request has done.
+    Spoiled,
+    /// One that is rewound in less time takes its place.
+    Renewed,
+}
+
+/// What becomes of one that has answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It hasn't come to the stub yet.
+    Awaited {
+        /// For [`Gate::is_late`].
+        round: u64,
+    },
+    /// It waits in the stub.
+    MayGoOn,
+    /// It is replaced.
+    Ends,
+}
+
+impl Gate {
+    pub(in crate::zygote) fn new(listener: Arc<Listener>, outbox: OwnedFd) -> Arc<Self> {
+        let (state, born, instance, plan) =
+            (Mutex::default(), Notify::new(), OnceLock::new(), OnceLock::new());
+        Arc::new(Self { listener, state, born, outbox, instance, plan })
+    }
+
+    /// Where it asks.
+    pub fn listener(&self) -> &Arc<Listener> {
+        &self.listener
+    }
+
+    /// Notes what it goes back to.
+    pub(in crate::zygote) fn set_plan(&self, plan: Plan) {
+        let _once = self.plan.set(plan);
+    }
+
+    /// Its outbox.
+    pub(in crate::zygote) fn outbox(&self) -> BorrowedFd<'_> {
+        self.outbox.as_fd()
+    }
+
+    /// Says which instance it is of.
+    pub fn set_instance(&self, instance: &Arc<Instance>) {
+        let _once = self.instance.set(Arc::downgrade(instance));
+    }
+
+    /// The instance that it is of.
+    pub fn instance(&self) -> Option<Arc<Instance>> {
+        self.instance.get()?.upgrade()
+    }
+
+    /// It waits in the stub. True: it has answered before, and may go on.
+    pub(super) fn arrive(&self, id: u64) -> bool {
+        let mut state = self.state.lock();
+        state.waits = Some(id);
+        if !state.serving {
+            self.born.notify_one();
+        }
+        state.serving && state.answered
+    }
+
+    /// It has made a call whose effects aren't restored. False: it has made too many, and is ended.
+    pub(super) fn spoil(&self) -> bool {
+        let mut state = self.state.lock();
+        state.spoiled = state.serving;
+        state.told += u32::from(state.serving);
+        let is_much = state.told > TOLD_MAX;
+        if is_much && let Some(instance) = self.instance() {
+            tracing::warn!(
+                pid = instance.pid,
+                "an instance does nothing but make calls that spryd is asked about"
+            );
+            instance.kill(Doom::Fault(FaultKind::Malformed));
+        }
+        !is_much
+    }
+
+    /// It is as it shall be each time, and goes on; it may be given requests from now on.
+    pub(in crate::zygote) fn begin(&self) -> Result<(), Errno> {
+        let mut state = self.state.lock();
+        let id = state.waits.take().ok_or(Errno::ESRCH)?;
+        state.serving = true;
+        sys::reply(self.listener.as_fd(), id, Reply::GoOn)
+    }
+
+    /// Waits until it has arrived for the first time.
+    pub(in crate::zygote) async fn arrived_first(&self) {
+        self.born.notified().await;
+    }
+
+    /// Its answer has been read.
+    pub fn answered(&self) -> Next {
+        let mut state = self.state.lock();
+        state.answered = true;
+        match (state.spoiled, state.waits) {
+            (true, _) => Next::Ends,
+            (false, Some(_)) => Next::MayGoOn,
+            (false, None) => Next::Awaited { round: state.round },
+        }
+    }
+
+    /// It has answered in that round, and has not been let go on since.
+    pub fn is_late(&self, round: u64) -> bool {
+        let state = self.state.lock();
+        state.round == round && state.answered
+    }
+
+    /// Lets it go on, if nothing is wrong with it. It is clean then.
+    pub fn let_go_on(&self) -> Result<(), Ends> {
+        let mut state = self.state.lock();
+        let id = state.waits.take().ok_or(Ends::Spoiled)?;
+        if state.spoiled || !state.answered || !self.has_small_outbox() {
+            return Err(Ends::Spoiled);
+        }
+        // The first that gets so far shows what requests write to, and all of its kind make place for such that copy that
+        // back.
+        if state.round >= LEARNING_ROUND && self.is_renewed() {
+            return Err(Ends::Renewed);
+        }
+        // Before it can be told of: what it does next is of its next request.
+        state.answered = false;
+        state.round += 1;
+        sys::reply(self.listener.as_fd(), id, Reply::GoOn).map_err(|_| Ends::Spoiled)
+    }
+
+    fn is_renewed(&self) -> bool {
+        let (Some(plan), Some(instance)) = (self.plan.get(), self.instance()) else { return false };
+        plan.is_first && self.listener.learn(|| plan.written(instance.pid).ok())
+    }
+
+    /// Nothing was written to its outbox but what the stub zeroes. All of that is there from its birth on, so any page more
+    /// shows in their number.
+    fn has_small_outbox(&self) -> bool {
+        outbox_bytes(&self.outbox).is_ok_and(|bytes| bytes <= spry_wire::rewind::OUTBOX_ZEROED)
+    }
+}
+
+/// How much memory there is in an outbox.
+pub(super) fn outbox_bytes(outbox: &OwnedFd) -> std::io::Result<u64> {
+    let about = nix::sys::stat::fstat(outbox)?;
+    Ok(about.st_blocks as u64 * 512)
+}

@@ -1,0 +1,379 @@
+//! The plan of one instance: what its stub puts back. Made from what the instance is when it asks to be held, by looking from
+//! outside; what the instance says of itself is where its registers are, and those are its own affair.
+//!
+//! Three kinds of memory, by page:
+//! - what a private mapping shares with the file below it (or with nothing, if it has none): **dropped**, so that it is so
+//!   again;
+//! - what differs from that, because the zygote or the instance has written to it: **copied back**, where it lies, from the plan. These
+//!   pages are not dropped, since most are written to by every request, and a copy costs a fifth of a fault;
+//! - the outbox: zeroed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use spry_wire::rewind::{
+    EXTENDED_MAX, Head, LISTS_AT, List, OUTBOX_ZEROED, PLAIN_FLAGS, PLAN_AT, PLAN_MAX, Registers,
+};
+
+use super::mappings::{self, Mapping};
+use crate::sys::rewind as sys;
+
+const PAGE: u64 = 4096;
+/// Bits of an entry in `/proc/PID/pagemap`.
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const OF_FILE: u64 = 1 << 61;
+/// Private pages that are known to differ: more would make every rewinding longer than a fork.
+const COPIES_MAX: usize = 4096;
+
+/// Why an instance can't be rewound.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlanError {
+    #[error("{what}: {source}")]
+    Os { what: &'static str, source: io::Error },
+    #[error("memory at {0:x?} is shared, and it could leave something there for its next request")]
+    Shared(std::ops::Range<u64>),
+    #[error("its outbox isn't mapped once, as a whole")]
+    Outbox,
+    #[error(
+        "it has {pages} pages of its own, and copying more than {COPIES_MAX} back takes longer than a fork"
+    )]
+    Copies { pages: usize },
+    #[error("its plan is too long")]
+    Long,
+    #[error("its registers lie nowhere")]
+    Registers,
+}
+
+/// What a plan is made for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject {
+    pub(crate) pid: i32,
+    /// Where it says that its registers are.
+    pub(crate) registers: u64,
+    /// Its outbox's inode.
+    pub(crate) outbox: u64,
+}
+
+/// A plan, and what it is about.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) file: OwnedFd,
+    known: Vec<Mapping>,
+    copies: Vec<[u64; 2]>,
+    len: u64,
+    /// It was made before it was known what requests write to.
+    pub(crate) is_first: bool,
+}
+
+fn os(what: &'static str) -> impl FnOnce(io::Error) -> PlanError {
+    move |source| PlanError::Os { what, source }
+}
+
+impl Plan {
+    /// Looks at the instance, which waits. `written`: pages that requests are known to write to, which are copied back as
+    /// well.
+    pub(crate) fn make(subject: Subject, written: Option<&[u64]>) -> Result<Self, PlanError> {
+        let Subject { pid, .. } = subject;
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).map_err(os("read its mappings"))?;
+        let mut known = mappings::parse(&text);
+        // A mapping of their own, which goes.
+        known.retain(|mapping| !mapping.range.contains(&subject.registers));
+        let outbox = outbox(&known, subject.outbox)?;
+        let is_shared =
+            |mapping: &&Mapping| mapping.rights.shared && mapping.rights.write && mapping.range != outbox;
+        if let Some(shared) = known.iter().find(is_shared) {
+            return Err(PlanError::Shared(shared.range.clone()));
+        }
+        let mut own = own_pages(pid, &known)?;
+        own.extend(written.unwrap_or_default().iter().copied().filter(|page| may_differ(&known, *page)));
+        own.sort_unstable();
+        own.dedup();
+        let copies = runs(&own);
+        let pages = copies.iter().map(|[start, len]| (len - start) / PAGE).sum::<u64>() as usize;
+        if pages > COPIES_MAX {
+            return Err(PlanError::Copies { pages });
+        }
+        let registers = Said::read(subject)?;
+        let drops = between(&known, &copies);
+        let plan = Self::lay_out(known, &registers, outbox.start, &drops, &copies, pid)?;
+        Ok(Self { is_first: written.is_none(), ..plan })
+    }
+
+    fn lay_out(
+        known: Vec<Mapping>,
+        registers: &Said,
+        outbox: u64,
+        drops: &[[u64; 2]],
+        copies: &[[u64; 2]],
+        pid: i32,
+    ) -> Result<Self, PlanError> {
+        let mut bytes = vec![0; LISTS_AT as usize];
+        let len_of = |[start, end]: &[u64; 2]| [*start, end - start];
+        let seals = list(&mut bytes, joined(&known).iter().map(len_of));
+        let drops = list(&mut bytes, drops.iter().map(len_of));
+        let copied = list(&mut bytes, copies.iter().map(|[start, end]| [*start, (end - start) / 8]));
+        // The plan's own place comes to be known: it is mapped when this one is.
+        let mut all = known.clone();
+        let gaps_at = PLAN_AT + bytes.len() as u64;
+        // One more gap than now, since the plan splits one.
+        let gap_count = mappings::gaps(&all).len() + 1;
+        let bytes_at = (gaps_at + 16 * gap_count as u64).next_multiple_of(PAGE);
+        let copied_bytes = copies.iter().map(|[start, end]| end - start).sum::<u64>();
+        let len = bytes_at - PLAN_AT + copied_bytes;
+        if len > PLAN_MAX {
+            return Err(PlanError::Long);
+        }
+        let place = PLAN_AT..PLAN_AT + len.next_multiple_of(PAGE);
+        let at = all.partition_point(|mapping| mapping.range.start < place.start);
+        let own = Mapping { range: place, ..all.first().cloned().ok_or(PlanError::Registers)? };
+        all.insert(at, own);
+        let gaps = mappings::gaps(&all);
+        debug_assert!(gaps.len() <= gap_count);
+        let gaps = list(&mut bytes, gaps.iter().map(|gap| [gap.start, gap.end - gap.start]));
+        let head = Head {
+            all_signals: u64::MAX,
+            mask: registers.word(MASK),
+            no_time: [0; 2],
+            brk: registers.word(BRK),
+            outbox: [outbox, OUTBOX_ZEROED / 8],
+            bases: [registers.word(BASES), registers.word(BASES + 8)],
+            gaps,
+            drops,
+            copies: copied,
+            bytes_at,
+            flags: PLAIN_FLAGS,
+            stack: registers.word(STACK),
+            goes_on: registers.word(GOES_ON),
+            kept: std::array::from_fn(|index| registers.word(KEPT + 8 * index)),
+            seals,
+        };
+        bytes[..size_of::<Head>()].copy_from_slice(&words(&head));
+        let extended = spry_wire::rewind::EXTENDED_AT as usize;
+        bytes[extended..extended + EXTENDED_MAX as usize]
+            .copy_from_slice(&registers.0[..EXTENDED_MAX as usize]);
+        bytes.resize((bytes_at - PLAN_AT) as usize, 0);
+        let mut page = vec![0; PAGE as usize];
+        for [start, end] in copies {
+            for at in (*start..*end).step_by(PAGE as usize) {
+                let read = sys::read_memory(pid, at, &mut page);
+                read.map_err(|errno| PlanError::Os { what: "read its memory", source: errno.into() })?;
+                bytes.extend_from_slice(&page);
+            }
+        }
+        let file = sys::sealed_file(c"spry-plan", &[&bytes], false).map_err(os("make its plan"))?;
+        Ok(Self { file, known, copies: copies.to_vec(), len, is_first: true })
+    }
+
+    /// Pages that the instance, which waits, has written to and that aren't copied back.
+    pub(crate) fn written(&self, pid: i32) -> Result<Vec<u64>, PlanError> {
+        let mut pages = own_pages(pid, &self.known)?;
+        let is_copied = |page: &u64| self.copies.iter().any(|[start, end]| (*start..*end).contains(page));
+        pages.retain(|page| !is_copied(page));
+        Ok(pages)
+    }
+
+    /// Whether the instance is what the plan says, and stays so: asked when it first waits in the stub.
+    pub(crate) fn check(&self, pid: i32, stub: u64) -> Result<(), String> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps"));
+        let now = mappings::parse(&text.map_err(|error| format!("read its mappings: {error}"))?);
+        mappings::check(&self.known, &now)?;
+        let inode = std::os::unix::fs::MetadataExt::ino(
+            &File::from(self.file.try_clone().map_err(|error| error.to_string())?)
+                .metadata()
+                .map_err(|error| error.to_string())?,
+        );
+        let mapped = |start: u64, len: u64, inode: u64, execute: bool| {
+            now.iter().any(|mapping| {
+                let rights = mapping.rights;
+                mapping.range == (start..start + len.next_multiple_of(PAGE))
+                    && (mapping.inode, mapping.offset, mapping.sealed) == (inode, 0, true)
+                    && (rights.shared, rights.write, rights.execute) == (true, false, execute)
+            })
+        };
+        if !mapped(PLAN_AT, self.len, inode, false) {
+            return Err("its plan isn't where it should be".to_owned());
+        }
+        if !mapped(spry_wire::rewind::STUB_AT, spry_wire::rewind::STUB_LEN, stub, true) {
+            return Err("the stub isn't where it should be".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Appends a list.
+fn list(bytes: &mut Vec<u8>, entries: impl Iterator<Item = [u64; 2]>) -> List {
+    let before = bytes.len();
+    bytes.extend(entries.flatten().flat_map(u64::to_le_bytes));
+    List { at: PLAN_AT + before as u64, count: (bytes.len() - before) as u64 / 16 }
+}
+
+/// Where the outbox is mapped.
+fn outbox(known: &[Mapping], inode: u64) -> Result<std::ops::Range<u64>, PlanError> {
+    let mut found = known.iter().filter(|mapping| mapping.inode == inode && mapping.rights.shared);
+    let (Some(one), None) = (found.next(), found.next()) else { return Err(PlanError::Outbox) };
+    if one.offset != 0 || !one.rights.write || one.len() < OUTBOX_ZEROED {
+        return Err(PlanError::Outbox);
+    }
+    Ok(one.range.clone())
+}
+
+/// Whether a page is of a private mapping that can be written to.
+fn may_differ(known: &[Mapping], page: u64) -> bool {
+    let mut of = known.iter().filter(|mapping| mapping.is_private() && mapping.rights.write);
+    of.any(|mapping| mapping.range.contains(&page))
+}
+
+/// The pages of private mappings that differ from what lies below them, in order.
+fn own_pages(pid: i32, known: &[Mapping]) -> Result<Vec<u64>, PlanError> {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(os("open its page map"))?;
+    let mut own = Vec::new();
+    // What can't be written to needs no copy: it can't change. (Its rights can't, either.)
+    for mapping in known.iter().filter(|mapping| mapping.is_private() && mapping.rights.write) {
+        let mut entries = vec![0; (mapping.len() / PAGE * 8) as usize];
+        pagemap
+            .read_exact_at(&mut entries, mapping.range.start / PAGE * 8)
+            .map_err(os("read its page map"))?;
+        for (index, entry) in entries.chunks_exact(8).enumerate() {
+            let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
+            let is_own = entry & SWAPPED != 0 || (entry & PRESENT != 0 && entry & OF_FILE == 0);
+            if is_own {
+                own.push(mapping.range.start + index as u64 * PAGE);
+            }
+        }
+    }
+    Ok(own)
+}
+
+/// Start and end of each run of pages.
+fn runs(pages: &[u64]) -> Vec<[u64; 2]> {
+    let mut runs: Vec<[u64; 2]> = Vec::new();
+    for page in pages {
+        match runs.last_mut() {
+            Some(last) if last[1] == *page => last[1] += PAGE,
+            _ => runs.push([*page, page + PAGE]),
+        }
+    }
+    runs
+}
+
+/// Neighbours together.
+fn joined(known: &[Mapping]) -> Vec<[u64; 2]> {
+    let mut all: Vec<[u64; 2]> = Vec::new();
+    for Mapping { range, .. } in known {
+        match all.last_mut() {
+            Some(last) if last[1] == range.start => last[1] = range.end,
+            _ => all.push([range.start, range.end]),
+        }
+    }
+    all
+}
+
+/// What of the private writable mappings isn't copied back.
+fn between(known: &[Mapping], copies: &[[u64; 2]]) -> Vec<[u64; 2]> {
+    let mut drops: Vec<[u64; 2]> = Vec::new();
+    let mut put = |start: u64, end: u64| match drops.last_mut() {
+        _ if start == end => {}
+        // The kernel goes over the border of two mappings by itself.
+        Some(last) if last[1] == start => last[1] = end,
+        _ => drops.push([start, end]),
+    };
+    for Mapping { range, .. } in known.iter().filter(|mapping| mapping.is_private() && mapping.rights.write) {
+        let mut at = range.start;
+        // A run may go over the border of two mappings.
+        let within = copies.iter().filter(|[start, end]| *start < range.end && range.start < *end);
+        for [start, end] in within {
+            put(at, (*start).max(at));
+            at = (*end).min(range.end);
+        }
+        put(at, range.end);
+    }
+    drops
+}
+
+const KEPT: usize = std::mem::offset_of!(Registers, kept);
+const STACK: usize = std::mem::offset_of!(Registers, stack);
+const GOES_ON: usize = std::mem::offset_of!(Registers, goes_on);
+const BASES: usize = std::mem::offset_of!(Registers, bases);
+const MASK: usize = std::mem::offset_of!(Registers, mask);
+const BRK: usize = std::mem::offset_of!(Registers, brk);
+
+/// The bytes of an instance's [`Registers`].
+struct Said(Vec<u8>);
+
+impl Said {
+    fn read(Subject { pid, registers, .. }: Subject) -> Result<Self, PlanError> {
+        let mut bytes = vec![0; size_of::<Registers>()];
+        sys::read_memory(pid, registers, &mut bytes).map_err(|_| PlanError::Registers)?;
+        Ok(Self(bytes))
+    }
+
+    fn word(&self, at: usize) -> u64 {
+        u64::from_le_bytes(self.0[at..at + 8].try_into().expect("eight bytes"))
+    }
+}
+
+/// The head as it lies in memory.
+fn words(head: &Head) -> Vec<u8> {
+    let list = |list: &List| [list.at, list.count];
+    let mut all = vec![head.all_signals, head.mask];
+    all.extend(head.no_time);
+    all.push(head.brk);
+    all.extend(head.outbox);
+    all.extend(head.bases);
+    for each in [&head.gaps, &head.drops, &head.copies] {
+        all.extend(list(each));
+    }
+    all.extend([head.bytes_at, head.flags, head.stack, head.goes_on]);
+    all.extend(head.kept);
+    all.extend(list(&head.seals));
+    all.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+const _: () = assert!(size_of::<Head>() == 8 * (2 + 2 + 1 + 2 + 2 + 6 + 4 + 6 + 2));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::zygote::rewind::mappings::Rights;
+
+    fn mapping(start: u64, end: u64) -> Mapping {
+        let rights = Rights { read: true, write: true, execute: false, shared: false };
+        Mapping { range: start..end, rights, offset: 0, device: "00:00".into(), inode: 0, sealed: false }
+    }
+
+    #[test]
+    fn every_page_is_either_copied_or_dropped() {
+        let known = [mapping(0x1000, 0x9000), mapping(0x9000, 0xb000), mapping(0x20_000, 0x21_000)];
+        let copies = runs(&[0x2000, 0x3000, 0x8000, 0x9000, 0x20_000]);
+        assert_eq!(copies, [[0x2000, 0x4000], [0x8000, 0xa000], [0x20_000, 0x21_000]]);
+        let drops = between(&known, &copies);
+        for page in (0..0x30_000).step_by(PAGE as usize) {
+            let within = |ranges: &[[u64; 2]]| {
+                ranges.iter().filter(|[start, end]| (*start..*end).contains(&page)).count()
+            };
+            let there = known.iter().any(|mapping| mapping.range.contains(&page));
+            assert_eq!(within(&drops) + within(&copies), usize::from(there), "{page:x}");
+        }
+    }
+
+    #[test]
+    fn a_head_lies_as_the_stub_reads_it() {
+        let list = |at| List { at, count: at + 1 };
+        let head = Head {
+            gaps: list(10),
+            copies: list(20),
+            bytes_at: 30,
+            kept: [40; 6],
+            goes_on: 50,
+            ..Head::default()
+        };
+        let bytes = words(&head);
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
+        use spry_wire::rewind::at;
+        assert_eq!([word(at::GAPS), word(at::GAPS + 8), word(at::COPIES), word(at::BYTES)], [10, 11, 20, 30]);
+        assert_eq!([word(at::KEPT), word(at::KEPT + 40), word(at::GOES_ON)], [40, 40, 50]);
+    }
+}

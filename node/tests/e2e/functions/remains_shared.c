@@ -1,0 +1,3 @@
+/* The same, and its load maps memory that all its processes share. */
+#define HOSTILE_INIT
+#include "remains.c"

@@ -1,0 +1,168 @@
+//! What a request leaves in its process, kind by kind: the next one finds it as the first did. Either it was put back, in
+//! the same process, or another process has taken its place (docs/decisions/0010 has the list). No request fails for it.
+
+use super::client::Response;
+use super::daemon::Daemon;
+use crate::need_root_and_cc;
+
+/// What becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Becomes {
+    /// The same process serves on, as it was.
+    Restored,
+    /// Another one takes its place.
+    Replaced,
+}
+
+/// Where rewinding can't be had, this says so and the tests end: forks are tested elsewhere.
+fn rewinds(daemon: &Daemon, name: &str) -> bool {
+    let described = daemon.spry_json(&["describe", name]);
+    if described["rewound"]["why"].is_null() {
+        return true;
+    }
+    let why = &described["rewound"]["why"];
+    assert!(std::env::var_os("SPRY_TEST_ALL").is_none(), "SPRY_TEST_ALL is set, but: {why}");
+    println!("SKIPPED: instances can't be rewound here: {why}");
+    false
+}
+
+struct Scene {
+    daemon: Daemon,
+    /// What the first request found.
+    clean: String,
+}
+
+fn split(response: &Response) -> (String, String) {
+    let text = response.text();
+    let (pid, rest) = text.split_once('\n').expect("two lines");
+    (pid.to_owned(), rest.to_owned())
+}
+
+impl Scene {
+    fn set() -> Option<Self> {
+        let daemon = Daemon::start("[zygotes]\nrewind = \"auto\"\n");
+        daemon.deploy_native("remains", &["isolation=request", "limits.timeout=2s", "scale.max=1"]);
+        let first = daemon.get("/function/remains?look");
+        assert_eq!(first.status, 200, "{}", first.text());
+        let scene = Self { daemon, clean: split(&first).1 };
+        // Past the third request its plan is the one that it keeps.
+        (0..6).for_each(|_| drop(scene.look("before anything")));
+        rewinds(&scene.daemon, "remains").then_some(scene)
+    }
+
+    /// The process that answers, which has found nothing.
+    fn look(&self, after: &str) -> String {
+        let response = self.daemon.get("/function/remains?look");
+        assert_eq!(response.status, 200, "after {after}: {}", response.text());
+        let (pid, found) = split(&response);
+        assert_eq!(found, self.clean, "after {after}");
+        pid
+    }
+
+    fn leaves(&self, what: &str, becomes: Becomes) {
+        for _ in 0..3 {
+            let before = self.look(what);
+            let response = self.daemon.get(&format!("/function/remains?{what}"));
+            assert_eq!(response.status, 200, "{what}: {}", response.text());
+            let (by, said) = split(&response);
+            assert_eq!((&by, &*said), (&before, "left\n"), "{what}");
+            let after = self.look(what);
+            assert_eq!(before == after, becomes == Becomes::Restored, "{what}: {before}, then {after}");
+        }
+    }
+}
+
+/// One test by name for each thing that can be left.
+macro_rules! left_behind {
+    ($($name:ident: $($what:literal),+ => $becomes:ident;)+) => {$(
+        #[test]
+        fn $name() {
+            need_root_and_cc!();
+            let Some(scene) = Scene::set() else { return };
+            $(scene.leaves($what, Becomes::$becomes);)+
+            scene.daemon.stop();
+        }
+    )+};
+}
+
+left_behind! {
+    globals: "global" => Restored;
+    the_heap: "heap", "brk" => Restored;
+    thread_local_variables: "thread-local" => Restored;
+    the_stack_below: "stack" => Restored;
+    registers_of_all_kinds: "registers" => Restored;
+    open_files: "open" => Restored;
+    the_contracts_descriptors: "replace-input", "replace-output", "close-input" => Replaced;
+    the_contracts_descriptors_flags: "flags", "flags-by-another-name", "close-on-exec", "pipe-size" => Replaced;
+    timers: "timer", "alarm" => Replaced;
+    signal_handlers: "handler", "alternate-stack" => Replaced;
+    the_signal_mask: "mask" => Restored;
+    pending_signals: "pending" => Restored;
+    new_mappings: "mapping", "shared-mapping" => Restored;
+    a_mapping_that_cannot_be_unmapped: "sealed-mapping" => Replaced;
+    known_mappings_can_not_be_changed: "unmap", "protect", "replace-mapping", "move", "stub" => Restored;
+    advice_and_locks: "guard", "advice", "lock", "key" => Replaced;
+    threads: "thread" => Replaced;
+    children: "child", "child-that-shares" => Replaced;
+    the_working_directory: "folder" => Replaced;
+    the_umask: "umask" => Replaced;
+    limits_and_scheduling: "limit", "priority", "affinity", "name" => Replaced;
+    the_process_group: "group" => Replaced;
+    more_filters: "another-filter", "another-listener" => Replaced;
+    the_robust_list: "robust-list" => Replaced;
+    the_outbox: "outbox" => Restored;
+    a_large_answer: "large-outbox" => Replaced;
+    resource_usage: "usage" => Restored;
+    a_forged_stub: "forged-stub" => Restored;
+}
+
+/// Who goes to the stub by himself is ended with his request, one way or another, and nobody else notices.
+#[test]
+fn going_to_the_stub_by_itself() {
+    need_root_and_cc!();
+    let Some(scene) = Scene::set() else { return };
+    for what in ["rewind-itself", "middle-of-the-stub", "stub-with-other-arguments"] {
+        let before = scene.look(what);
+        let response = scene.daemon.get(&format!("/function/remains?{what}"));
+        assert!(matches!(response.status, 502 | 504), "{what}: {} {}", response.status, response.text());
+        assert_ne!(scene.look(what), before, "{what}");
+    }
+    scene.daemon.stop();
+}
+
+/// Memory that its load has mapped for all its processes would carry from one request to the next: it isn't rewound, and
+/// `spry describe` says why.
+#[test]
+fn a_load_that_shares_memory() {
+    need_root_and_cc!();
+    let Some(scene) = Scene::set() else { return };
+    let daemon = scene.daemon;
+    daemon.deploy_native("remains-shared", &["isolation=request"]);
+    let mut pids = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        let response = daemon.get("/function/remains-shared?global");
+        assert_eq!(response.status, 200, "{}", response.text());
+        pids.insert(split(&response).0);
+    }
+    assert_eq!(pids.len(), 4, "each request has a process of its own");
+    let why = daemon.spry_json(&["describe", "remains-shared"])["rewound"]["why"].to_string();
+    assert!(why.contains("is shared"), "{why}");
+    daemon.stop();
+}
+
+/// A function whose every request leaves something isn't rewound any more after a while, and served all the same.
+#[test]
+fn who_always_leaves_something_is_forked() {
+    need_root_and_cc!();
+    let Some(scene) = Scene::set() else { return };
+    for _ in 0..20 {
+        assert_eq!(scene.daemon.get("/function/remains?umask").status, 200);
+    }
+    scene.daemon.until("it is given up", |daemon| {
+        assert_eq!(daemon.get("/function/remains?umask").status, 200);
+        !daemon.spry_json(&["describe", "remains"])["rewound"]["why"].is_null()
+    });
+    let pid = || split(&scene.daemon.get("/function/remains?look")).0;
+    assert_ne!(pid(), pid(), "each request has a process of its own");
+    scene.daemon.stop();
+}
