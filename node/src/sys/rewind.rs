@@ -176,7 +176,8 @@ unsafe extern "C" {
 std::arch::global_asm!(
     ".pushsection .text.spry_stub, \"ax\", @progbits",
     ".balign 64",
-    ".local spry_stub, spry_stub_asks, spry_stub_end",
+    ".globl spry_stub, spry_stub_asks, spry_stub_end",
+    ".hidden spry_stub, spry_stub_asks, spry_stub_end",
     "spry_stub:",
     // 1. rt_sigprocmask(SIG_SETMASK, all signals, NULL, 8): this is what spryd is asked about.
     "mov eax, {sigprocmask}",

@@ -84,7 +84,8 @@ pub(crate) fn seal_by(plan: &OwnedFd) -> io::Result<()> {
 // stub comes back to the last line.
 global_asm!(
     ".balign 16",
-    ".local spry_hold",
+    ".globl spry_hold",
+    ".hidden spry_hold",
     "spry_hold:",
     "mov [rdi + {kept}], rbx",
     "mov [rdi + {kept} + 8], rbp",
