@@ -112,8 +112,7 @@ pub struct Node {
 impl Node {
     /// Starts spryd and waits until it answers.
     pub fn start(programs: &Programs, stop: &Stop) -> Result<Self, NodeError> {
-        let transport = programs.transport.as_ref().map(|name| format!("transport = {name:?}\n"));
-        Self::start_with(programs, &transport.unwrap_or_default(), stop)
+        Self::start_with(programs, "", stop)
     }
 
     /// The same with these settings (TOML), unless the user has named a configuration.
@@ -129,6 +128,10 @@ impl Node {
             None => {
                 // A file of our own, so that a configuration of the machine's own spryd has no say here.
                 let path = folder.path().join("spryd.toml");
+                // (What compares transports names them itself.)
+                let transport = programs.transport.as_ref().filter(|_| !settings.starts_with("transport"));
+                let transport = transport.map(|name| format!("transport = {name:?}\n"));
+                let settings = transport.unwrap_or_default() + settings;
                 std::fs::write(&path, settings).map_err(io("write", path.display().to_string()))?;
                 path
             }

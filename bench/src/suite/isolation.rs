@@ -57,6 +57,9 @@ pub struct Options {
     /// Requests of the leaks.
     #[arg(long, default_value_t = 10_000)]
     pub requests: u64,
+    /// Has every request forked for, rather than processes rewound.
+    #[arg(long)]
+    pub forked: bool,
 }
 
 /// A part of the benchmark.
@@ -77,7 +80,8 @@ pub fn run(
     binary: &Path,
     stop: &Stop,
 ) -> Result<Vec<Row>, SuiteError> {
-    let node = Node::start(programs, stop)?;
+    let rewind = if options.forked { "off" } else { "auto" };
+    let node = Node::start_with(programs, &format!("[zygotes]\nrewind = {rewind:?}\n"), stop)?;
     let mut rows = Vec::new();
     if options.parts.contains(&Part::Open) {
         for runtime in &options.runtimes {
