@@ -118,7 +118,11 @@ impl Posix {
         // A process without a group of its own (its limits aren't held by one) is steered by its class.
         let Some(group) = process.group_files() else { return by_thread(process, standing.level) };
         group.set_level(standing.level)?;
-        if standing.level == Level::Front {
+        if standing == Standing::FREE {
+            // Nobody may be asked about what it serves next.
+            group.set_weight(Weight::USUAL)?;
+            ask_slice(process, 0)?;
+        } else if standing.level == Level::Front {
             group.set_weight(Weight::of_rank(standing.rank))?;
             ask_slice(process, slice_of_rank_ns(standing.rank))?;
         }

@@ -63,10 +63,15 @@ pub(super) struct Weight {
 }
 
 impl Weight {
+    /// That of a new group, but for the rounding.
+    pub(super) const USUAL: Self = Self { rank: USUAL_RANK_NS.next_power_of_two() };
+
     /// In inverse proportion to the rank, as far as the kernel goes; in powers of two, so that predictions that waver change
     /// nothing.
     pub(super) fn of_rank(rank: u64) -> Self {
-        let rank = if is_nearly_done(rank) { USUAL_RANK_NS } else { rank };
+        if is_nearly_done(rank) {
+            return Self::USUAL;
+        }
         Self { rank: rank.clamp(1, 1 << 62).next_power_of_two() }
     }
 

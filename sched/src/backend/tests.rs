@@ -166,6 +166,11 @@ fn at_the_front_a_smaller_rank_has_more_weight_and_a_shorter_slice() {
     // Who was at the back, where there are no weights, has his own again.
     stand(Level::Back, 5_000_000);
     assert_eq!(stand(Level::Front, 5_000_000), short);
+    // Nobody is asked about the next call: it is one among others.
+    posix.apply(&sleeper.process, Standing::FREE).expect("it stands");
+    let usual = (weight(), sys::attr(sleeper.process.pid()).expect("attributes").runtime_ns);
+    assert!(usual.0 < short.0 / 4 && usual.0 > long.0, "{usual:?}");
+    assert_eq!(usual, stand(Level::Front, 20_000));
 }
 
 #[test]
