@@ -1,7 +1,7 @@
 //! Which package layers a node has.
 //!
-//! A layer is a process with packages imported, from which zygotes of several functions begin [SOCK: Oakes et al., USENIX ATC
-//! 2018, section 4]. It may hold only what *every* function that begins from it imports anyway: importing has side effects, and
+//! A layer is what a process was once it had imported packages; zygotes of several functions begin from it [SOCK: Oakes et al.,
+//! USENIX ATC 2018, section 4, has them fork from the process]. It may hold only what *every* function that begins from it imports anyway: importing has side effects, and
 //! what a function finds imported must be what it would have imported. So a layer is of use to a function when its modules are a
 //! subset of the function's, on the same *ground* (interpreter, installed packages, environment).
 //!

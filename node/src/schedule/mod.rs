@@ -111,8 +111,7 @@ impl Scheduler {
         let Some(made) = policy.policy(cores) else { return Ok(None) };
         let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-        let mut engine = Engine::new(made, cores, backend.wants_ranks());
-        engine.tell_anew(backend.wants_ranks(), backend.keeps_order(), &mut Vec::new());
+        let engine = Engine::new(made, cores, backend.wants_ranks());
         let inner = Inner {
             engine,
             entries: HashMap::new(),
@@ -269,8 +268,7 @@ impl Scheduler {
             function.instances().for_each(|instance| self.share(&instance));
         }
         self.act(dispatcher, |inner, _| {
-            let (ranks, ends) = (self.backend.wants_ranks(), self.backend.keeps_order());
-            inner.engine.tell_anew(ranks, ends, &mut inner.orders);
+            inner.engine.tell_anew(self.backend.wants_ranks(), &mut inner.orders);
         });
     }
 

@@ -113,7 +113,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     /// What it does here and now, in words; changes when it had to fall back.
     fn describe(&self) -> String;
 
-    /// Whether it wants to hear of every new rank of a process that runs, and not of new levels only.
+    /// Whether it wants to hear of every new rank of a process that runs and of every end, and not of new levels only.
     fn wants_ranks(&self) -> bool {
         false
     }

@@ -99,10 +99,8 @@ type Key = (bool, u64, u64, TaskId);
 pub struct Engine {
     policy: Box<dyn Policy + Send>,
     cores: usize,
-    /// Whether every new rank of a task that has begun is an order,
+    /// Whether every new rank of a task that has begun is an order, and every end.
     ranks: bool,
-    /// and every end.
-    ends: bool,
     tasks: Slots<Task>,
     free: Vec<u32>,
     opened: u32,
@@ -127,7 +125,6 @@ impl Engine {
             policy,
             cores: cores.max(1),
             ranks,
-            ends: false,
             tasks: Slots::default(),
             free: Vec::new(),
             opened: 0,
@@ -139,9 +136,9 @@ impl Engine {
     }
 
     /// The backend does it in another way from now on, and has forgotten what it was told: it is told anew of all that have
-    /// begun. `ends`: see [`Backend::keeps_order`](crate::backend::Backend::keeps_order).
-    pub fn tell_anew(&mut self, ranks: bool, ends: bool, orders: &mut Vec<Order>) {
-        (self.ranks, self.ends) = (ranks, ends);
+    /// begun. `ranks`: as for [`Self::new`].
+    pub fn tell_anew(&mut self, ranks: bool, orders: &mut Vec<Order>) {
+        self.ranks = ranks;
         for id in &self.begun {
             if let Some(task) = self.tasks.get_mut(id.0)
                 && !matches!(task.place, Place::Waiting | Place::Stalled)
@@ -257,8 +254,7 @@ impl Engine {
         let Some(key) = self.key(id) else { return };
         self.waiting.remove(&key);
         self.begun.retain(|begun| *begun != id);
-        let ends = self.ends;
-        if self.tasks.remove(id.0).is_some_and(|task| task.level == Level::Back || ends) {
+        if self.tasks.remove(id.0).is_some_and(|task| task.level == Level::Back || self.ranks) {
             orders.push(Order::Stand(id, Standing::FREE));
         }
         self.tell(now_ns, Event::Exit { task: id, used_ns, finished }, orders);

@@ -352,7 +352,7 @@ fn whoever_ends_at_the_back_leaves_his_process_at_the_front() {
 fn a_backend_with_ranks_hears_of_each_beginning_of_each_new_rank_and_of_each_end() {
     let mut engine = Engine::new(srpt_plus(), 1, false);
     let mut orders = Vec::new();
-    engine.tell_anew(true, true, &mut orders);
+    engine.tell_anew(true, &mut orders);
     let first = engine.arrive(0, FunctionId(0), None, &mut orders);
     assert_eq!(orders, [Order::Admit(first)]);
     engine.sent(0, first, &mut orders);
@@ -364,9 +364,9 @@ fn a_backend_with_ranks_hears_of_each_beginning_of_each_new_rank_and_of_each_end
     assert!(id == first && !later.begins && later.rank > begun.rank, "{later:?}");
     // To a backend that knows nothing of what was said before.
     orders.clear();
-    engine.tell_anew(false, false, &mut orders);
+    engine.tell_anew(false, &mut orders);
     assert_eq!(orders, [Order::Stand(first, Standing { core: None, ..later })]);
-    engine.tell_anew(true, true, &mut orders);
+    engine.tell_anew(true, &mut orders);
     orders.clear();
     engine.exit(42 * MS, first, 40 * MS, true, &mut orders);
     assert_eq!(orders, [Order::Stand(first, Standing::FREE)]);
