@@ -11,6 +11,7 @@ use shm_bus::transport::Event;
 use spry_ebpf_common::{CHAIN_BIT, SLOTS_PER_FUNCTION, flags};
 use spry_sched::placement::{Advice, WallNs};
 use spry_wire::frame::Place;
+use tokio::sync::oneshot;
 
 use super::{Answered, Dispatcher, Outcome, place_of};
 use crate::activation::Stream;
@@ -62,9 +63,8 @@ impl Dispatcher {
         let used = sender.instance.take_used();
         self.count_usage(&sender, id, used.cpu_ns.unwrap_or(0));
         let instance = Arc::clone(&sender.instance);
-        let unread = Arc::new(());
-        let kept = Arc::clone(&unread);
-        let outcome = Outcome::Answered(Answered { descriptor, instance, at, used, unread: kept });
+        let (unread, read) = instance.gate.is_some().then(oneshot::channel).unzip();
+        let outcome = Outcome::Answered(Answered { descriptor, instance, at, used, unread });
         let finished = self.inner.borrow_mut().pending.finish(id, outcome);
         let is_run = descriptor.route & CHAIN_BIT != 0;
         match finished {
@@ -78,7 +78,7 @@ impl Dispatcher {
             None if !is_run => sender.instance.discard(&descriptor),
             None => {}
         }
-        self.back_in_service(&sender, unread);
+        self.back_in_service(&sender, read);
     }
 
     /// An invocation has used so much, and is over.
@@ -103,7 +103,7 @@ impl Dispatcher {
         let Some(sender) = self.sender(&descriptor) else { return };
         self.log_output(&sender, id);
         self.send_on(id, descriptor.step, place_of(&descriptor));
-        self.back_in_service(&sender, Arc::default());
+        self.back_in_service(&sender, None);
     }
 
     /// Sends a run to one of its steps, or queues it there.
@@ -243,11 +243,11 @@ impl Dispatcher {
         }
     }
 
-    /// An instance has answered: what it may do next.
-    fn back_in_service(self: &Rc<Self>, sender: &Sender, unread: Arc<()>) {
+    /// An instance has answered: what it may do next. `read` resolves when its answer needs it no more.
+    fn back_in_service(self: &Rc<Self>, sender: &Sender, read: Option<oneshot::Receiver<()>>) {
         if let Some(gate) = &sender.instance.gate {
             let (gate, dispatcher) = (Arc::clone(gate), Rc::clone(self));
-            tokio::task::spawn_local(async move { dispatcher.rewind(gate, unread).await });
+            tokio::task::spawn_local(async move { dispatcher.rewind(gate, read).await });
         } else if sender.single_use {
             // After the tasks that have just been woken: its end takes a core for a while, and the client waits.
             let instance = Arc::clone(&sender.instance);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use shm_bus::Descriptor;
 use shm_bus::ids::{InvocationId, PortIndex, TrailIndex};
+use tokio::sync::oneshot;
 
 use super::Dispatcher;
 use super::run::{Run, Visit};
@@ -54,8 +55,8 @@ pub struct Answered {
     pub at: Instant,
     /// What its process has used for it.
     pub used: Used,
-    /// Kept as long as the answer may be read from where it lies.
-    pub unread: Arc<()>,
+    /// Dropped when the answer has been read from where it lies: an instance that is rewound waits for that.
+    pub unread: Option<oneshot::Sender<()>>,
 }
 
 /// How an invocation ended.

@@ -10,6 +10,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use super::Dispatcher;
 use crate::activation::Stream;
 use crate::function::Function;
@@ -19,10 +21,6 @@ use crate::zygote::rewind::{Ends, Gate, Listener, Next};
 
 /// How long an instance may take from its answer to the stub.
 const LATE: Duration = Duration::from_secs(1);
-/// How often the answer's reader is waited for by giving way; it is woken before this looks first.
-const YIELDS: u32 = 16;
-/// Between later looks.
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// Those that have answered and haven't come to the stub yet, by time.
 #[derive(Debug, Default)]
@@ -79,15 +77,10 @@ impl Dispatcher {
         served
     }
 
-    /// It has answered. `unread` is shared with whoever reads the answer.
-    pub(super) async fn rewind(self: Rc<Self>, gate: Arc<Gate>, unread: Arc<()>) {
-        let mut looks = 0;
-        while Arc::strong_count(&unread) > 1 {
-            match looks {
-                0..YIELDS => tokio::task::yield_now().await,
-                _ => tokio::time::sleep(PAUSE).await,
-            }
-            looks += 1;
+    /// It has answered. `read` resolves when whoever reads the answer is done with it.
+    pub(super) async fn rewind(self: Rc<Self>, gate: Arc<Gate>, read: Option<oneshot::Receiver<()>>) {
+        if let Some(read) = read {
+            let _dropped = read.await;
         }
         self.look_at(gate.listener());
         // It is there already, mostly: then the loop needn't say so.
