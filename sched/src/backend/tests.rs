@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::*;
 use crate::policy::UNLIMITED;
@@ -101,6 +102,8 @@ fn real_time_where_it_is_refused_is_said_and_replaced() {
     }
 }
 
+static MADE: AtomicU32 = AtomicU32::new(0);
+
 /// A group of the cpu controller, v1 or v2, of this test's own.
 struct Group(PathBuf);
 
@@ -108,7 +111,9 @@ impl Group {
     fn make() -> Option<Self> {
         let roots = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup"];
         roots.into_iter().map(Path::new).find_map(|root| {
-            let path = root.join(format!("spry-backend-test-{}", std::process::id()));
+            // (Tests run beside each other.)
+            let number = MADE.fetch_add(1, Ordering::Relaxed);
+            let path = root.join(format!("spry-backend-test-{}-{number}", std::process::id()));
             std::fs::create_dir(&path).ok()?;
             let group = Self(path);
             group.0.join("cpu.idle").exists().then_some(group)
