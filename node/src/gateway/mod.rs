@@ -97,10 +97,6 @@ pub fn run(spec: WorkerSpec, ready: std::sync::mpsc::Sender<Result<(), String>>)
     if let Some(cpu) = spec.cpu {
         bind_to(cpu);
     }
-    if spec.bus.cores.scheduler.is_some() {
-        // Who keeps the order must not wait for those whom it is about.
-        spry_sched::backend::wake_soon();
-    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return drop(ready.send(Err(format!("event loop: {error}")))),

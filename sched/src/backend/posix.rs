@@ -257,7 +257,8 @@ fn try_thread() -> io::Result<()> {
 }
 
 /// The calling thread is to run soon after it wakes, though others keep the cores busy: a short slice (6.12) and a
-/// lower nice value, as far as that is allowed.
+/// lower nice value, as far as that is allowed. For threads that rarely run: one that serves calls interrupts, at each, those who
+/// could have gathered more work for it.
 pub fn wake_soon() {
     let slice_ns = *SLICE_NS.start();
     for nice in [-10, 0] {

@@ -18,8 +18,8 @@ const NEARLY_DONE_NS: u64 = 500_000;
 const USUAL_RANK_NS: u64 = 50_000_000;
 /// A slice is this part of the rank.
 const SLICE_DIVISOR: u64 = 10;
-/// Slices that are asked for. The shortest is longer than that of the threads that decide
-/// ([`wake_soon`](super::wake_soon)): those go first.
+/// Slices that are asked for. The shortest is longer than that of the scheduler's thread
+/// ([`wake_soon`](super::wake_soon)): it goes first.
 const SLICE_NS: std::ops::RangeInclusive<u64> = 500_000..=20_000_000;
 
 /// The file that a group's weight is written to, and in which units.
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_grow_with_ranks_and_are_longer_than_those_of_the_threads_that_decide() {
+    fn slices_grow_with_ranks_and_are_longer_than_that_of_the_schedulers_thread() {
         assert_eq!((slice_of_rank_ns(0), slice_of_rank_ns(1_000_000)), (500_000, 500_000));
         assert!(slice_of_rank_ns(30_000_000) > slice_of_rank_ns(5_000_000));
         assert_eq!(slice_of_rank_ns(u64::MAX), 20_000_000);
