@@ -37,8 +37,10 @@ pub fn settings(version: Version, controller: Controller, limits: &GroupLimits) 
     let quota = ((limits.cpu * PERIOD_US as f64) as u64).max(QUOTA_US_MIN);
     match (version, controller) {
         (Version::V1, Controller::Memory) => vec![
+            // Memory and swap together is never below memory alone: a group that is used again has limits already, and
+            // this comes before when they rise, after when they fall. The other time it is refused, or changes nothing.
+            wish("memory.memsw.limit_in_bytes", memory.clone()),
             need("memory.limit_in_bytes", memory.clone()),
-            // memory and swap together; never below the former, hence the order
             wish("memory.memsw.limit_in_bytes", memory),
             wish("memory.swappiness", "0".to_owned()),
         ],

@@ -45,6 +45,29 @@ async fn a_reused_group_starts_with_a_clean_slate() {
     stage.executor.shutdown().await;
 }
 
+/// A redeploy may change the limits: the same group gets more, and less.
+#[tokio::test]
+async fn a_reused_group_gets_the_limits_of_who_is_in_it() {
+    let stage = Stage::new();
+    needs_control_group!(stage, Memory);
+    let mut spec = stage.spec("good", "idle");
+    let mut zygotes = Vec::new();
+    for mebibytes in [64_u64, 256, 32, 512] {
+        spec.limits.memory_bytes = mebibytes << 20;
+        let zygote = Zygote::start(&stage.executor, &spec).await.expect("start");
+        let instance = fork(&zygote).await.expect("fork");
+        let found = settings(&stage, instance.pid, ["memory.limit_in_bytes", "memory.max"]);
+        assert_eq!(found, [(mebibytes << 20).to_string()]);
+        let swap =
+            settings(&stage, instance.pid, ["memory.memsw.limit_in_bytes", "memory.memsw.limit_in_bytes"]);
+        assert!(swap.iter().all(|limit| *limit == found[0]), "{swap:?}");
+        instance.kill();
+        within("the end", instance.exited()).await;
+        zygotes.push(zygote); // the groups stay its function's
+    }
+    stage.executor.shutdown().await;
+}
+
 #[tokio::test]
 async fn no_more_processes_than_allowed_and_none_is_left() {
     let stage = Stage::new();
@@ -118,20 +141,19 @@ async fn the_quota_is_set() {
     spec.limits.cpu = 0.25;
     let zygote = Zygote::start(&stage.executor, &spec).await.expect("start");
     let instance = fork(&zygote).await.expect("fork");
-    let groups = fs::read_to_string(format!("/proc/{}/cgroup", instance.pid)).expect("groups");
-    let tail = groups
-        .lines()
-        .find_map(|line| line.split_once(&format!("spry-{}/", stage.node)))
-        .expect("own group")
-        .1;
-    let values: Vec<String> = stage
-        .control_groups()
-        .into_iter()
-        .flat_map(|root| ["cpu.cfs_quota_us", "cpu.max"].map(|file| root.join(tail).join(file)))
-        .filter_map(|file| fs::read_to_string(file).ok())
-        .collect();
-    assert!(values == ["25000\n"] || values == ["25000 100000\n"], "{values:?}");
+    let values = settings(&stage, instance.pid, ["cpu.cfs_quota_us", "cpu.max"]);
+    assert!(values == ["25000"] || values == ["25000 100000"], "{values:?}");
     stage.executor.shutdown().await;
+}
+
+/// What these files of a process's group say, in whichever hierarchy they are.
+fn settings(stage: &Stage, pid: i32, files: [&str; 2]) -> Vec<String> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("groups");
+    let own = format!("spry-{}/", stage.node);
+    let (_, tail) = groups.lines().find_map(|line| line.split_once(&own)).expect("own group");
+    let roots = stage.control_groups().into_iter();
+    let files = roots.flat_map(|root| files.map(|file| root.join(tail).join(file)));
+    files.filter_map(|file| Some(fs::read_to_string(file).ok()?.trim().to_owned())).collect()
 }
 
 #[tokio::test]
