@@ -13,6 +13,7 @@ use super::call_id::CallId;
 use crate::access::Denied;
 use crate::calls::CallsError;
 use crate::calls::launch::Again;
+use crate::units::Size;
 
 /// Why an invocation has no result. Produced where it happens, shown to the client by [`Refusal::status`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -132,10 +133,12 @@ pub enum Refusal {
         problem: String,
     },
     /// Its memory ran out.
-    #[error("the function used more than its memory limit of {limit_bytes} bytes and was ended")]
+    #[error(
+        "the function used more than its memory limit of {limit} and was ended (`limits.memory` of its spry.toml)"
+    )]
     OutOfMemory {
         /// The limit.
-        limit_bytes: u64,
+        limit: Size,
     },
 }
 

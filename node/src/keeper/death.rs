@@ -90,7 +90,7 @@ fn refusal(function: &Function, instance: &Instance, exit: &Exit, lost: Invocati
         // (Another one, if it answered in the last moment and was given this one: that is only killed.)
         (Some(Doom::TimedOut(late)), _) if late == lost => Refusal::TimedOut(limits.timeout.as_duration()),
         (Some(Doom::Fault(kind)), _) => Refusal::ProtocolBroken(kind),
-        _ if exit.out_of_memory => Refusal::OutOfMemory { limit_bytes: limits.memory.as_bytes() },
+        _ if exit.out_of_memory => Refusal::OutOfMemory { limit: limits.memory },
         (_, ExitHow::Code(code)) => Refusal::Exited { code: *code },
         (_, ExitHow::Signal(signal)) => Refusal::Killed { signal: *signal },
     }

@@ -15,7 +15,7 @@ use super::{Keeper, ToTender, off_the_loop, tend};
 use crate::activation::History;
 use crate::api::{DeployError, Deployed, RemoveError};
 use crate::function::{Counts, Function};
-use crate::manifest::{Egress, Isolation, Name, Runtime};
+use crate::manifest::{Egress, Isolation, Manifest, Name, Runtime};
 use crate::packages::PackagesError;
 use crate::progress::Progress;
 use crate::secrets::SecretError;
@@ -116,7 +116,7 @@ impl Keeper {
             ))
         })?;
         let started = tend::start_zygote(self, function, promise.keep(each), progress).await;
-        started.map_err(|error| deploy_error(error, manifest.runtime))
+        started.map_err(|error| deploy_error(error, manifest))
     }
 
     pub(super) async fn remove(self: &Rc<Self>, name: &Name) -> Result<(), RemoveError> {
@@ -260,19 +260,28 @@ fn preview(staged: &Staged) -> StoredFunction {
 }
 
 /// Whose fault it is that a zygote did not start, in the deployer's words.
-fn deploy_error(error: StartError, runtime: Runtime) -> DeployError {
+fn deploy_error(error: StartError, manifest: &Manifest) -> DeployError {
     let with_output = |text: String, output: String| {
         if output.is_empty() { text } else { format!("{text}\n--- what it printed ---\n{output}") }
     };
     match error {
         StartError::Code { message, output } => DeployError::Code(with_output(message, output)),
-        StartError::Died { exit, output } => DeployError::ZygoteDied(with_output(exit.to_string(), output)),
+        StartError::Died { exit, output } => {
+            let mut how = exit.to_string();
+            if exit.out_of_memory {
+                how += &format!(
+                    ": loading it takes more than its limit of {} (`limits.memory` of its spry.toml)",
+                    manifest.limits.memory
+                );
+            }
+            DeployError::ZygoteDied(with_output(how, output))
+        }
         StartError::Timeout { after, .. } => DeployError::InitTimeout(after),
         StartError::Files(error) => DeployError::Store(error),
         StartError::Secrets(error @ SecretError::Missing(_)) => DeployError::SecretMissing(error.to_string()),
         StartError::Packages(error) if error.blames_function() => DeployError::Packages(error.to_string()),
         StartError::Packages(PackagesError::ShuttingDown) => DeployError::ShuttingDown,
         StartError::Os { operation, source } => DeployError::Os { step: operation, source },
-        other => DeployError::Runtime { runtime, why: other.to_string() },
+        other => DeployError::Runtime { runtime: manifest.runtime, why: other.to_string() },
     }
 }
