@@ -58,26 +58,40 @@ impl OwnMemory {
     }
 
     fn mappings(&self) -> Result<String, String> {
-        read(self.mappings.as_ref(), MAPPINGS)
+        read(self.mappings.as_ref(), MAPPINGS, TEXT_ROOM)
     }
 
     fn sizes(&self) -> Result<String, String> {
-        read(self.sizes.as_ref(), SIZES)
+        read(self.sizes.as_ref(), SIZES, 256)
     }
 }
 
 const MAPPINGS: &str = "/proc/self/smaps";
 const SIZES: &str = "/proc/self/statm";
+/// For the text of all mappings: more than the longest gap that is frozen along.
+const TEXT_ROOM: usize = 1 << 20;
+const _: () = assert!(TEXT_ROOM > plan::GAP + (128 << 10));
 
-fn read(opened: Option<&File>, path: &str) -> Result<String, String> {
-    let read = match opened {
-        None => fs::read_to_string(path),
-        Some(mut file) => {
-            let mut text = String::new();
-            file.rewind().and_then(|()| file.read_to_string(&mut text)).map(|_| text)
+/// Reads it all into memory that doesn't move meanwhile: the text tells of that memory, too. `room` is how much there is at
+/// first.
+fn read(opened: Option<&File>, path: &str, mut room: usize) -> Result<String, String> {
+    let failed = |error: io::Error| format!("read {path}: {error}");
+    let own;
+    let mut file = match opened {
+        Some(file) => file,
+        None => {
+            own = File::open(path).map_err(failed)?;
+            &own
         }
     };
-    read.map_err(|error| format!("read {path}: {error}"))
+    loop {
+        let mut text = String::with_capacity(room);
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).map_err(failed)?;
+        if text.capacity() <= room {
+            return Ok(text);
+        }
+        room = 2 * text.capacity();
+    }
 }
 
 /// Freezes this process. It has one thread.
@@ -96,7 +110,7 @@ pub(crate) fn freeze(wish: &FreezeWish, memory: OwnMemory) -> Frozen {
 fn to_memfd(wish: &FreezeWish, own: &OwnMemory) -> Result<Frozen, String> {
     has_room(wish, own, memory::CHUNK as u64)?;
     let page = memory::page_size();
-    let mappings = found(own, page, plan::GAP)?;
+    let (mappings, text) = found(own, page, plan::GAP)?;
     let (pieces, total) = plan::lay_out(mappings);
     if total == 0 || (total < LEAST && !wish.always) {
         return Err(format!("only {} KiB were written to, and a fork copies these quickly", total >> 10));
@@ -126,6 +140,7 @@ fn to_memfd(wish: &FreezeWish, own: &OwnMemory) -> Result<Frozen, String> {
             failed = failed.or(errno);
         }
     });
+    drop(text);
     let sealed = memory::seal(&file);
     let why = match (failed, sealed) {
         (Some(errno), _) => {
@@ -142,7 +157,8 @@ fn to_huge_pages(wish: &FreezeWish, own: &OwnMemory) -> Result<Frozen, String> {
     let page = memory::page_size();
     let mut frozen = Frozen { how: Freeze::Huge, ..Frozen::default() };
     let mut failed = None;
-    for mapping in found(own, page, page)?.iter().filter(|mapping| !mapping.of_file) {
+    let (mappings, _text) = found(own, page, page)?;
+    for mapping in mappings.iter().filter(|mapping| !mapping.of_file) {
         let first = mapping.range.start.next_multiple_of(HUGE);
         for start in (first..mapping.range.end).step_by(HUGE) {
             let range = start..start + HUGE;
@@ -181,27 +197,32 @@ pub(crate) fn guard_layer() -> Result<(), String> {
         .map_err(|error| format!("system calls can't be filtered, and MADV_DONTNEED must be: {error}"))
 }
 
-/// What is to be frozen, by address.
-fn found(own: &OwnMemory, page: usize, gap: usize) -> Result<Vec<plan::Mapping>, String> {
+/// What is to be frozen, by address, and the text that says so. The text must not go before the rest is frozen, which could
+/// leave a hole in what it lies within; it isn't frozen itself.
+fn found(own: &OwnMemory, page: usize, gap: usize) -> Result<(Vec<plan::Mapping>, String), String> {
     memory::trim_heap();
-    let smaps = own.mappings()?;
+    let text = own.mappings()?;
+    let texts = text.as_ptr() as usize..text.as_ptr() as usize + text.capacity();
     let mut found = Vec::new();
-    for mapping in plan::mappings(&smaps, memory::stack_address()) {
-        if mapping.of_layer {
-            let touched = kernel::own_pages(PAGEMAP_FD, &mapping.range)
-                .map_err(|errno| format!("read the page map: {}", io::Error::from_raw_os_error(errno)))?;
-            found.extend(plan::cut(&mapping, &touched, page, plan::LAYER_GAP));
-            continue;
-        }
-        if mapping.of_file {
+    for mapping in plan::mappings(&text, memory::stack_address()) {
+        if mapping.of_file && !mapping.of_layer {
             found.push(mapping);
             continue;
         }
-        // What isn't there any more (this function's own memory comes and goes) is left out.
-        let Ok(touched) = memory::touched(&mapping.range) else { continue };
+        let mut touched = match mapping.of_layer {
+            true => kernel::own_pages(PAGEMAP_FD, &mapping.range)
+                .map_err(|errno| format!("read the page map: {}", io::Error::from_raw_os_error(errno)))?,
+            false => match memory::touched(&mapping.range) {
+                Ok(touched) => touched,
+                // What isn't there any more (this function's own memory comes and goes) is left out.
+                Err(_) => continue,
+            },
+        };
+        plan::leave_out(&mapping, &mut touched, page, &texts);
+        let gap = if mapping.of_layer { plan::LAYER_GAP } else { gap };
         found.extend(plan::cut(&mapping, &touched, page, gap));
     }
-    Ok(found)
+    Ok((found, text))
 }
 
 /// While a chunk is exchanged it is there twice: a function near its limit would die of it.

@@ -124,6 +124,16 @@ fn kibibytes(value: &str) -> usize {
     value.trim().trim_end_matches(" kB").parse().map_or(0, |kib: usize| kib << 10)
 }
 
+/// Has a stretch of memory count as never touched, with all pages that it has a part in.
+pub(super) fn leave_out(mapping: &Mapping, touched: &mut [u8], page: usize, stretch: &Range<usize>) {
+    let start = mapping.range.start;
+    let first = stretch.start.saturating_sub(start) / page;
+    let end = stretch.end.saturating_sub(start).div_ceil(page);
+    if let Some(pages) = touched.get_mut(first..end.min(touched.len())) {
+        pages.fill(0);
+    }
+}
+
 /// Cuts what was never touched out of a mapping, where it is long. `touched` has a byte per page, by `mincore`.
 pub(super) fn cut(mapping: &Mapping, touched: &[u8], page: usize, gap: usize) -> Vec<Mapping> {
     let mut pieces: Vec<Mapping> = Vec::new();
@@ -257,6 +267,29 @@ mod tests {
         assert_eq!(cut_at(&[50]), [(50, 51)]);
         assert_eq!(cut_at(&(0..100).collect::<Vec<_>>()), [(0, 100)]);
         assert_eq!(cut_at(&(0..100).step_by(7).collect::<Vec<_>>()), [(0, 100)]);
+    }
+
+    #[test]
+    fn what_is_left_out_takes_its_pages_along_and_no_others() {
+        let mapping = Mapping {
+            range: 10 * PAGE..20 * PAGE,
+            protection: 1,
+            of_file: false,
+            no_reserve: false,
+            of_layer: false,
+        };
+        let left = |stretch: Range<usize>| -> Vec<usize> {
+            let mut touched = vec![1; 10];
+            leave_out(&mapping, &mut touched, PAGE, &stretch);
+            (0..10).filter(|page| touched[*page] == 1).collect()
+        };
+        let all: Vec<usize> = (0..10).collect();
+        assert_eq!(left(0..10 * PAGE), all);
+        assert_eq!(left(20 * PAGE..30 * PAGE), all);
+        assert_eq!(left(0..11 * PAGE), all[1..]);
+        assert_eq!(left(12 * PAGE + 16..18 * PAGE + 1), [0, 1, 9]);
+        assert_eq!(left(19 * PAGE..40 * PAGE), all[..9]);
+        assert!(left(0..40 * PAGE).is_empty());
     }
 
     #[test]
