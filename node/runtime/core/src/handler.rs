@@ -46,6 +46,10 @@ pub trait Handler: Sized {
         go_on()
     }
 
+    /// Called in an instance after each rewinding: makes it differ from what it was after the last one, as forks differ from
+    /// one another (generators of random numbers).
+    fn rewound(&mut self) {}
+
     /// Serves one invocation. `Err` (and a panic) fails the invocation and not the instance.
     fn call(&mut self, request: &Request<'_>, response: &mut Response<'_>) -> Result<(), Failure>;
 

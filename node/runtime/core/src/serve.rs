@@ -41,6 +41,7 @@ impl Instance {
         if rewinds {
             // Here it goes on after each rewinding.
             rewind::hold(&control);
+            handler.rewound();
         }
         let mut input = Input::new(Segments::new(inbox, control), payload_max);
         let mut head = ResponseEncoder::default();

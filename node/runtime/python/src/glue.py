@@ -43,6 +43,7 @@ def preload(modules):
     if hasattr(platform, "_uname_cache"):
         platform._uname_cache = None  # the host's name differs
     importlib.invalidate_caches()
+    find_generators()
     gc.collect()
     gc.freeze()
     return [name for name in sys.modules if isinstance(name, str)]
@@ -102,7 +103,7 @@ def load(code, handler, function_name):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=False, errors="backslashreplace")
-    os.register_at_fork(after_in_child=after_fork)
+    find_generators()
     gc.collect()
     gc.freeze()
     return function, how
@@ -153,11 +154,60 @@ def threads():
     return [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
 
 
+# Random numbers, which mustn't be the same in every instance
+
+# NumPy's generators that were made before the fork, and seeded from the system's entropy.
+GENERATORS = []
+
+
+def find_generators():
+    """Finds those made since this was called last. One that was given a seed is meant to repeat itself, and is left
+    alone; it can be told by the seed's length: what the system gives has 128 bits."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is None:
+        return
+    # By type: asking an object for its class may run code of its own.
+    kind, of_module = numpy_random.BitGenerator, getattr(numpy_random.mtrand._rand, "_bit_generator", None)
+    for found in gc.get_objects():
+        if issubclass(type(found), kind) and found is not of_module:
+            entropy = getattr(getattr(found, "seed_seq", None), "entropy", None)
+            if isinstance(entropy, int) and entropy.bit_length() > 64:
+                GENERATORS.append(found)
+
+
 def after_fork():
-    """What would be the same in every instance, and mustn't. (Python's own `random` sees to itself.)"""
+    """Python's own `random` sees to itself, OpenSSL too; `uuid`, `secrets` and `os.urandom` ask the system."""
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
+    for generator in GENERATORS:
+        generator.state = type(generator)().state
+
+
+# What is to be called in each fork, in this order: here as well, for processes that are rewound to what they were after theirs.
+AFTER_FORK = []
+OF_CPYTHON = os.register_at_fork
+
+
+def register_at_fork(**hooks):
+    OF_CPYTHON(**hooks)
+    if "after_in_child" in hooks:
+        AFTER_FORK.append(hooks["after_in_child"])
+
+
+def rewound():
+    """Makes the process differ from what it was after the last rewinding, as forks differ."""
+    for hook in AFTER_FORK:
+        try:
+            hook()
+        except Exception:
+            traceback.print_exc()
+
+
+os.register_at_fork = register_at_fork
+os.register_at_fork(after_in_child=after_fork)
+if "random" in sys.modules:
+    AFTER_FORK.append(sys.modules["random"]._inst.seed)
 
 
 # JSON, without what json.loads and json.dumps do anew at each call

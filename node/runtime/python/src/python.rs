@@ -39,6 +39,8 @@ pub(crate) struct Python {
     /// stdout and stderr as they were when the function had been loaded.
     streams: [Stream; 2],
     sys: Py<PyModule>,
+    /// What is to be called after each rewinding.
+    rewound: Py<PyAny>,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,7 @@ impl Python {
             request_type: authors.getattr("Request")?.unbind(),
             pickle_buffer: py.import("_pickle")?.getattr("PickleBuffer")?.unbind(),
             streams: [stream("stdout")?, stream("stderr")?],
+            rewound: glue.getattr("rewound")?.unbind(),
             sys: sys.unbind(),
         })
     }
@@ -174,6 +177,13 @@ impl Handler for Python {
     fn around_fork(&mut self, clone: &mut dyn FnMut() -> Side) -> Side {
         self.flush();
         pyo3::Python::attach(|py| capi::around_fork(py, clone))
+    }
+
+    fn rewound(&mut self) {
+        pyo3::Python::attach(|py| {
+            // Only a function that has taken the runtime's own code apart makes it fail: its numbers aren't random then.
+            let _renewed = self.rewound.bind(py).call0();
+        });
     }
 
     fn threads(&self) -> Vec<String> {
