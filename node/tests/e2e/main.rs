@@ -16,6 +16,7 @@ mod errors;
 mod http;
 mod later;
 mod layers;
+mod libraries;
 mod life;
 mod memory;
 mod outage;

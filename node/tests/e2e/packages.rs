@@ -1,12 +1,13 @@
 //! Python packages: installed when a function is deployed, shared, kept apart from everything else, and removed.
 //!
-//! Most of it needs no network: the packages are made here, and spryd looks for them in a folder. The one test that
-//! asks the real index is skipped where that can't be reached; what it fetches is kept under `target/`.
+//! Most of it needs no network: the packages are made here, and spryd looks for them in a folder. The tests that
+//! ask the real index are skipped where that can't be reached; what it fetches is kept under `target/`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, PoisonError};
 
 use crate::daemon::Daemon;
 
@@ -293,53 +294,42 @@ fn any_process_of(uid: u32) -> bool {
     numbers.any(|entry| entry.metadata().is_ok_and(|process| process.uid() == uid))
 }
 
+/// A folder with these wheels. What is large is fetched by this user's own pip, once for this clone, so that a run costs the
+/// index nothing. None: the index can't be reached, which is said.
+pub(crate) fn from_the_index(wanted: &[&str]) -> Option<tempfile::TempDir> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let wheels = Path::new(env!("CARGO_TARGET_TMPDIR")).join("wheels");
+    fs::create_dir_all(&wheels).expect("made");
+    let wheel = |wanted: &str| {
+        let start = wanted.replace("==", "-").replace("python-dateutil", "python_dateutil") + "-";
+        let mut there = fs::read_dir(&wheels).expect("listed").flatten().map(|entry| entry.path());
+        there.find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start)))
+    };
+    let missing: Vec<&&str> = wanted.iter().filter(|wanted| wheel(wanted).is_none()).collect();
+    if !missing.is_empty() {
+        let words = "-m pip download --only-binary=:all: --no-deps --retries 1 --timeout 20 --quiet";
+        let mut pip = Command::new(PYTHON);
+        pip.args(words.split(' ')).args(["--disable-pip-version-check", "-d", text(&wheels)]).args(missing);
+        let fetched = pip.output().expect("pip runs");
+        if !fetched.status.success() {
+            let why = err(&fetched);
+            println!("SKIPPED: the package index can't be reached: {}", why.lines().last().unwrap_or(""));
+            return None;
+        }
+    }
+    let links = links();
+    for wanted in wanted {
+        let wheel = wheel(wanted).expect("fetched");
+        fs::copy(&wheel, links.path().join(wheel.file_name().expect("a name"))).expect("copied");
+    }
+    Some(links)
+}
+
 #[test]
 fn numpy_from_the_index() {
     need_pip!();
-    // What is large is fetched by this user's own pip, once for this clone, so that a run costs the index nothing.
-    let wheels = Path::new(env!("CARGO_TARGET_TMPDIR")).join("wheels");
-    fs::create_dir_all(&wheels).expect("made");
-    let has = |name: &str| {
-        fs::read_dir(&wheels)
-            .expect("listed")
-            .flatten()
-            .any(|entry| entry.file_name().to_string_lossy().starts_with(name))
-    };
-    if !(has("numpy-") && has("six-")) {
-        let fetched = Command::new(PYTHON)
-            .args([
-                "-m",
-                "pip",
-                "download",
-                "--only-binary=:all:",
-                "--no-deps",
-                "--retries",
-                "1",
-                "--timeout",
-                "20",
-            ])
-            .args([
-                "--quiet",
-                "--disable-pip-version-check",
-                "-d",
-                text(&wheels),
-                "numpy==2.2.6",
-                "six==1.17.0",
-            ])
-            .output()
-            .expect("pip runs");
-        if !fetched.status.success() {
-            println!(
-                "SKIPPED: the package index can't be reached: {}",
-                err(&fetched).lines().last().unwrap_or("")
-            );
-            return;
-        }
-    }
-    let shared = links();
-    for entry in fs::read_dir(&wheels).expect("listed").flatten() {
-        fs::copy(entry.path(), shared.path().join(entry.file_name())).expect("copied");
-    }
+    let Some(shared) = from_the_index(&["numpy==2.2.6", "six==1.17.0"]) else { return };
     let daemon = Daemon::start(&configuration(shared.path(), ""));
     let source = "import numpy, six\ndef main(params):\n    \
                   return {\"sum\": int(numpy.arange(10).sum()), \"six\": six.__version__}\n";
