@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,8 @@ use crate::units::Size;
 const ENTRIES_MAX: u64 = 200_000;
 /// Folders within folders.
 const DEPTH_MAX: usize = 64;
+/// Files that are shorter aren't looked for in other sets.
+const SHARED_LEN_MIN: u64 = 64 << 10;
 
 /// Names a set: the hash of what was asked for, of whom it is for, and of how it was made.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -105,7 +107,9 @@ impl Shelf {
     pub(super) fn keep(&self, work: &Work, key: &Key, limit: Size) -> Result<PathBuf, PackagesError> {
         let new = Work(self.hidden("new"));
         make_folder(new.path(), 0o755)?;
-        let mut copy = Copy { bytes: limit.as_bytes(), entries: ENTRIES_MAX, limit };
+        let sets = self.entries()?.into_iter().filter(|path| !is_hidden(path));
+        let sites = sets.map(|set| set.join("site")).collect();
+        let mut copy = Copy { bytes: limit.as_bytes(), entries: ENTRIES_MAX, limit, sites };
         let source = open_folder(&work.site()).map_err(PackagesError::os("read", &work.site()))?;
         copy.folder(&source, Path::new(""), &new.site(), 0)?;
         let failed = |operation| PackagesError::os(operation, new.path());
@@ -173,10 +177,15 @@ fn by_descriptor(folder: &File) -> PathBuf {
 }
 
 /// Copies files and folders, and nothing else, whatever is done to the source meanwhile.
+///
+/// What another set has at the same place, byte for byte, is linked: a library that lies in several sets is once on the disk,
+/// and once in memory for all who map it. Nobody can write to either.
 struct Copy {
     bytes: u64,
     entries: u64,
     limit: Size,
+    /// Of the other sets.
+    sites: Vec<PathBuf>,
 }
 
 impl Copy {
@@ -223,8 +232,13 @@ impl Copy {
     ) -> Result<(), PackagesError> {
         let failed = |operation| PackagesError::os(operation, shown);
         let mode = if metadata.permissions().mode() & 0o111 != 0 { 0o755 } else { 0o644 };
+        if let Some(len) = self.link(&from, metadata.len(), mode, shown, to) {
+            self.bytes = self.bytes.checked_sub(len).ok_or(PackagesError::Size { limit: self.limit })?;
+            return Ok(());
+        }
         let made = OpenOptions::new().write(true).create_new(true).mode(mode).open(to);
         let mut file = made.map_err(failed("make"))?;
+        (&from).rewind().map_err(failed("read"))?;
         let copied = std::io::copy(&mut from.take(self.bytes.saturating_add(1)), &mut file);
         let copied = copied.map_err(failed("copy"))?;
         self.bytes = self.bytes.checked_sub(copied).ok_or(PackagesError::Size { limit: self.limit })?;
@@ -232,6 +246,40 @@ impl Copy {
         // Compiled code is valid for a source of this time.
         let modified = metadata.modified().map_err(failed("look at"))?;
         file.set_modified(modified).map_err(failed("set the time of"))
+    }
+
+    /// Links what another set has of this file, if that is the same. Returns its length.
+    fn link(&self, from: &File, len: u64, mode: u32, shown: &Path, to: &Path) -> Option<u64> {
+        // Compiled code knows the time of its source, so that each set has its own of both.
+        let of_python = shown.extension().is_some_and(|extension| extension == "py" || extension == "pyc");
+        if len < SHARED_LEN_MIN || of_python {
+            return None;
+        }
+        self.sites.iter().find_map(|site| {
+            let other = site.join(shown);
+            let file = File::open(&other).ok()?;
+            let metadata = file.metadata().ok()?;
+            let alike = metadata.len() == len && metadata.permissions().mode() & 0o7777 == mode;
+            (alike && same(from, &file).ok()? && fs::hard_link(&other, to).is_ok()).then_some(len)
+        })
+    }
+}
+
+/// Whether both files have the same bytes.
+fn same(mut one: &File, other: &File) -> std::io::Result<bool> {
+    one.rewind()?;
+    let (mut one, mut other) = (BufReader::new(one), BufReader::new(other));
+    loop {
+        let (here, there) = (one.fill_buf()?, other.fill_buf()?);
+        let len = here.len().min(there.len());
+        if here[..len] != there[..len] {
+            return Ok(false);
+        }
+        if len == 0 {
+            return Ok(here.is_empty() && there.is_empty());
+        }
+        one.consume(len);
+        other.consume(len);
     }
 }
 

@@ -99,6 +99,50 @@ fn links_and_special_files_and_too_much_are_refused_and_nothing_is_left() {
     refused(&deep, "more than 64 folders");
 }
 
+/// The same library in two sets is one file; what differs in a byte, in its rights or is Python's isn't.
+#[test]
+fn a_library_that_another_set_has_is_the_same_file() {
+    let rig = Rig::new();
+    let library: Vec<u8> = (0..SHARED_LEN_MIN * 3 + 5).map(|at| (at * at % 251) as u8).collect();
+    let mut other = library.clone();
+    *other.last_mut().expect("not empty") ^= 1;
+    let keep = |name: &str, differs: &[u8], mode: u32| {
+        let work = rig.shelf.work("x\n", None).expect("made");
+        let put = |file: &str, bytes: &[u8]| fs::write(work.site().join(file), bytes).expect("written");
+        put("same.so", &library);
+        put("differs.so", differs);
+        put("longer.so", &[&library[..], differs].concat()[..library.len() + mode as usize]);
+        put("mode.so", &library);
+        fs::set_permissions(work.site().join("mode.so"), Permissions::from_mode(mode)).expect("mode");
+        put("module.py", &library);
+        put("short.so", b"short");
+        rig.shelf.keep(&work, &key(name), Size::mib(4)).expect("kept")
+    };
+    let (one, two) = (keep("one", &library, 0o644), keep("two", &other, 0o755));
+    for (file, shared) in [
+        ("same.so", true),
+        ("differs.so", false),
+        ("longer.so", false),
+        ("mode.so", false),
+        ("module.py", false),
+        ("short.so", false),
+    ] {
+        let inode = |site: &Path| fs::metadata(site.join(file)).expect("there").ino();
+        assert_eq!(inode(&one) == inode(&two), shared, "{file}");
+    }
+    assert_eq!(fs::read(two.join("same.so")).expect("read"), library);
+    assert_eq!(fs::read(two.join("differs.so")).expect("read"), other);
+    // One of the two goes, and the other keeps what it has.
+    remove(&rig.shelf.take_away(&[key("two")].into()).expect("taken"));
+    assert_eq!(fs::read(two.join("same.so")).expect("read"), library);
+    // A link counts against the limit as a copy does.
+    let work = rig.shelf.work("x\n", None).expect("made");
+    fs::write(work.site().join("same.so"), &library).expect("written");
+    let error =
+        rig.shelf.keep(&work, &key("three"), Size::bytes(library.len() as u64 - 1)).expect_err("too large");
+    assert!(error.to_string().contains("over the limit"), "{error}");
+}
+
 #[test]
 fn what_nobody_asks_for_goes_and_what_a_crash_left_half_made_goes_at_open() {
     let rig = Rig::new();
