@@ -8,24 +8,22 @@
 //! promised like any process's, until the last process is gone that shares it.
 
 mod known;
+mod make;
+mod show;
+mod start;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spry_sched::layers::Measured;
 use tokio::sync::Notify;
 
-use super::{Keeper, memory, off_the_loop};
-use crate::api::{LayerView, ZygoteStart};
 use crate::config::{self, Config};
-use crate::function::Function;
 use crate::store::StoredFunction;
-use crate::units::Size;
-use crate::zygote::{Layer, LayerSpec, StartError, Zygote, ZygoteSpec};
+use crate::zygote::{Layer, StartError, ZygoteSpec};
 use known::{Ground, GroundKey, Known, NamedPlan, Version, VersionKey};
 
 /// Changes within this time are looked at together.
@@ -209,228 +207,4 @@ impl Layers {
             !is_refused && !built.iter().any(|built| is(built, plan))
         })
     }
-}
-
-impl Keeper {
-    /// Starts a function's zygote: from a layer, if there is one for it.
-    pub(super) async fn start_process(
-        &self,
-        function: &Function,
-        spec: &ZygoteSpec,
-    ) -> Result<Zygote, StartError> {
-        let Some((key, ground)) = self.layers.key(&function.stored, spec) else {
-            let begun = Instant::now();
-            let zygote = Zygote::start(&self.executor, spec).await?;
-            function.set_start(ZygoteStart::alone(begun.elapsed(), None));
-            return Ok(zygote);
-        };
-        // What runs before its system calls are filtered must be spry's: its instances couldn't be rewound.
-        let chosen = self.layers.choose(&key).filter(|_| spec.rewind.is_err());
-        let mut failed = None;
-        if let Some(layer) = &chosen {
-            let begun = Instant::now();
-            match Zygote::start_on(&self.executor, spec, layer).await {
-                Ok(zygote) => {
-                    let took = begun.elapsed();
-                    self.layers.restored(layer, zygote.restored_after().unwrap_or(took));
-                    let alone_ns = self.layers.known.borrow().get(&key).map(|version| version.start_ns);
-                    function.set_start(ZygoteStart {
-                        took_ms: took.as_secs_f64() * 1e3,
-                        layer_modules: Some(layer.imports().modules.len() as u32),
-                        alone_ms: alone_ns.map(|ns| ns as f64 / 1e6),
-                        problem: None,
-                    });
-                    self.layers.started(key, ground, None);
-                    return Ok(zygote);
-                }
-                Err(error) => failed = Some((layer, error)),
-            }
-        }
-        let begun = Instant::now();
-        let zygote = Zygote::start(&self.executor, spec).await?;
-        let took = begun.elapsed();
-        let problem = failed.as_ref().map(|(_, error)| error.to_string());
-        if let Some((layer, error)) = failed {
-            tracing::warn!(function = function.name(), %error, "a zygote couldn't begin from its layer, and did by itself");
-            self.layers.failed(layer, &key, &error);
-        }
-        function.set_start(ZygoteStart::alone(took, problem));
-        let limit_bytes = spec.limits.memory_bytes;
-        let version = Version::new(
-            zygote.imports().modules.clone(),
-            took,
-            memory::held_bytes(zygote.pid()).unwrap_or(limit_bytes),
-            limit_bytes,
-        );
-        self.layers.started(key, ground, Some(version));
-        Ok(zygote)
-    }
-
-    /// A function is gone: what was made for it may go.
-    pub(super) fn layers_changed(&self) {
-        self.layers.changed.notify_one();
-    }
-
-    /// Makes the layers that there should be, until the node ends.
-    pub(super) async fn tend_layers(self: Rc<Self>) {
-        if self.layers.budget_bytes == 0 {
-            return;
-        }
-        while !self.closing.get() {
-            self.layers.changed.notified().await;
-            tokio::time::sleep(SETTLE).await;
-            self.forget_imports();
-            while !self.closing.get() && self.make_layer().await {}
-            self.show_layers();
-            let (text, path) = (self.layers.known.borrow().text(), self.layers.path.clone());
-            let written = off_the_loop(move || write_down(&path, &text)).await;
-            if let Err(error) = written {
-                tracing::warn!(%error, "what functions import isn't remembered over a restart");
-            }
-        }
-    }
-
-    /// Forgets what no function on the bus imports.
-    fn forget_imports(&self) {
-        let functions = self.functions_on_the_bus();
-        let mut known = self.layers.known.borrow_mut();
-        known.retain(|key| functions.iter().any(|function| key.is_of(&function.stored)));
-        let mut grounds = self.layers.grounds.borrow_mut();
-        grounds.retain(|ground, _| known.has_ground(ground));
-        self.layers.refused.borrow_mut().retain(|(ground, _), _| grounds.contains_key(ground));
-        self.layers.failures.borrow_mut().retain(|(ground, _), _| grounds.contains_key(ground));
-    }
-
-    fn functions_on_the_bus(&self) -> Vec<Arc<Function>> {
-        self.bus.functions.iter().filter_map(|entry| entry.load_full()).collect()
-    }
-
-    /// Makes one layer. False: there is nothing to make, or no memory.
-    async fn make_layer(&self) -> bool {
-        let Some(plan) = self.layers.next() else { return false };
-        if self.layers.is_short() {
-            return false;
-        }
-        let ground = self.layers.grounds.borrow().get(&plan.ground).cloned();
-        let Some(ground) = ground else { return false };
-        let limit_bytes = {
-            let known = self.layers.known.borrow();
-            let versions = plan.versions.iter().filter_map(|key| known.get(key));
-            versions.map(|version| version.limit_bytes).max().unwrap_or(0)
-        };
-        let memory_bytes = limit_bytes.saturating_mul(MEMORY_FACTOR);
-        let promise = match self.memory.budget.promise(memory_bytes) {
-            Ok(promise) => promise,
-            Err(short) => {
-                tracing::debug!(%short, "no layer is made now");
-                return false;
-            }
-        };
-        let number = self.layers.next.replace(self.layers.next.get() + 1);
-        let spec = LayerSpec {
-            name: format!("_layer-{number}"),
-            interpreter: ground.interpreter,
-            packages: ground.packages,
-            env: ground.env,
-            uid_gid: self.layers.uid_gid,
-            memory_bytes,
-            modules: plan.modules.clone(),
-        };
-        self.layers.making_bytes.set(memory_bytes);
-        let made = Layer::make(&self.executor, spec, promise, &self.layers.stop).await;
-        self.layers.making_bytes.set(0);
-        if self.closing.get() || (made.is_err() && self.layers.is_short()) {
-            return false;
-        }
-        let problem = match made {
-            Ok(layer) => self.keep_layer(&plan, layer).err(),
-            Err(error) => Some(error.to_string()),
-        };
-        if let Some(problem) = problem {
-            tracing::info!(problem, "there is no layer of what some functions import");
-            self.layers.refused.borrow_mut().insert((plan.ground, plan.modules), problem);
-        }
-        true
-    }
-
-    /// Takes a layer into use; an error when it is of use to nobody.
-    fn keep_layer(&self, plan: &NamedPlan, layer: Layer) -> Result<(), String> {
-        let known = self.layers.known.borrow();
-        let built = Built {
-            ground: plan.ground.clone(),
-            planned: plan.modules.clone(),
-            layer: Arc::new(layer),
-            restore_ns: Cell::new(0),
-        };
-        let versions = || plan.versions.iter().filter_map(|key| Some((key, known.get(key)?)));
-        if !versions().any(|(key, version)| built.is_part_of(key, version)) {
-            let modules = built.layer.imports().modules.as_slice();
-            let brought = versions().next().map(|(_, version)| extra(modules, &version.modules));
-            let mut brought = brought.unwrap_or_default();
-            brought.truncate(5);
-            return Err(format!("importing brings more than the functions import: {}", brought.join(", ")));
-        }
-        tracing::info!(
-            modules = built.layer.imports().modules.len(),
-            bytes = built.layer.bytes(),
-            took_ms = built.layer.took().as_millis() as u64,
-            "a package layer was made"
-        );
-        drop(known);
-        self.layers.built.borrow_mut().push(built);
-        Ok(())
-    }
-
-    /// Has `spry status` and the metrics say which layers there are.
-    fn show_layers(&self) {
-        let functions = self.functions_on_the_bus();
-        let known = self.layers.known.borrow();
-        let named = |uses: &dyn Fn(&VersionKey, &Version) -> bool| -> (Vec<String>, Vec<String>) {
-            let users = functions.iter().filter(|function| {
-                known.iter().any(|(key, version)| key.is_of(&function.stored) && uses(key, version))
-            });
-            let mut names: Vec<String> = users.clone().map(|function| function.name().to_owned()).collect();
-            names.sort_unstable();
-            names.dedup();
-            let packages = users.map(|function| &function.stored.manifest.packages).next();
-            let packages = packages.map(|packages| packages.iter().map(ToString::to_string).collect());
-            (names, packages.unwrap_or_default())
-        };
-        let mut views: Vec<LayerView> = Vec::new();
-        for built in self.layers.built.borrow().iter() {
-            let uses = |key: &VersionKey, version: &Version| built.is_part_of(key, version);
-            let (functions, packages) = named(&uses);
-            views.push(LayerView {
-                packages,
-                functions,
-                modules: built.layer.imports().modules.len() as u32,
-                memory: Size::bytes(built.layer.bytes()),
-                took_ms: built.layer.took().as_secs_f64() * 1e3,
-                problem: None,
-            });
-        }
-        for ((ground, modules), problem) in self.layers.refused.borrow().iter() {
-            let uses = |key: &VersionKey, version: &Version| {
-                key.ground() == ground && extra(modules, &version.modules).is_empty()
-            };
-            let (functions, packages) = named(&uses);
-            views.push(LayerView {
-                packages,
-                functions,
-                modules: modules.len() as u32,
-                memory: Size::default(),
-                took_ms: 0.0,
-                problem: Some(problem.clone()),
-            });
-        }
-        views.sort_by(|one, other| one.functions.cmp(&other.functions));
-        self.node.set_layers(views);
-    }
-}
-
-/// Whole, or as it was.
-fn write_down(path: &std::path::Path, text: &[u8]) -> std::io::Result<()> {
-    let new = path.with_extension("new");
-    std::fs::write(&new, text)?;
-    std::fs::rename(&new, path)
 }

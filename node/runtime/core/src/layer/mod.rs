@@ -22,6 +22,7 @@ pub(crate) mod restore;
 mod smaps;
 mod table;
 pub(crate) mod take;
+mod writer;
 
 /// Where zygotes keep `/proc/self/pagemap`, which they can't open any more once they are hidden from their own user:
 /// the same number in all, since one goes on as what another was.
