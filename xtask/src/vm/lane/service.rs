@@ -48,9 +48,9 @@ pub(super) fn build(tally: &mut Tally) -> Result<Option<Service>, Failure> {
 }
 
 impl Service {
-    pub(super) fn run(&self, tally: &mut Tally) -> Result<(), Failure> {
+    pub(super) fn run(&self, disk: Disk, tally: &mut Tally) -> Result<(), Failure> {
         let mut guest = Guest::new(parts::find(KERNEL)?);
-        guest.system = Some(Disk::new()?);
+        guest.system = Some(disk);
         guest.memory_mib = MEMORY_MIB;
         guest.files = vec![self.tests.clone(), self.package.clone(), self.native.clone()];
         guest.timeout = SUITE_TIMEOUT;
