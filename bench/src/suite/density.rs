@@ -1,8 +1,10 @@
 //! `density`: what an idle instance takes, and a node full of them: functions deployed, each called once, then each called
 //! again.
 //!
-//! Memory is PSS (`smaps_rollup`): a page that several processes map counts for each by its share. An instance shares
-//! nearly everything with its zygote, so both are told apart.
+//! Memory is PSS (`smaps_rollup`): a page that several processes map counts for each by its share. So it depends on who else is
+//! there: a function that is alone on a node pays for half of the interpreter's code, and its first instance for all pages of the
+//! frozen file that its zygote hasn't looked at since, though these are there once. What is a process's own whoever
+//! else is there is told beside it (`Anonymous`), and what an instance takes on a full node.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,6 +21,9 @@ use crate::stop::Stop;
 use crate::{http1, process};
 
 const BENCH: &str = "density";
+/// Of `smaps_rollup`.
+const PSS: &str = "Pss:";
+const ANONYMOUS: &str = "Anonymous:";
 /// What a call leaves to do is done by then.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Room for the Python functions beside the many, whose limits together are far beyond any machine.
@@ -60,13 +65,14 @@ fn singles(programs: &Programs, stop: &Stop) -> Result<Vec<Row>, SuiteError> {
         call(&node, "one")?;
         pause(SETTLE, stop)?;
         let with_instance = pids(&node)?;
-        let kib = |from: &BTreeSet<i32>, to: &BTreeSet<i32>| -> f64 {
-            to.difference(from).filter_map(|pid| pss_kib(*pid)).sum()
+        let kib = |from: &BTreeSet<i32>, to: &BTreeSet<i32>, what: &str| -> f64 {
+            to.difference(from).filter_map(|pid| rollup_kib(*pid, what)).sum()
         };
-        let zygote = kib(&before, &with_zygote);
-        let row = Row::new(BENCH, case, "PSS of an idle instance", kib(&with_zygote, &with_instance), "KiB");
-        rows.push(bar.map_or(row.clone(), |bar| row.must(Bar::AtMost(bar))));
-        rows.push(Row::new(BENCH, case, "PSS of its zygote", zygote, "KiB"));
+        let row = |metric, value| Row::new(BENCH, case, metric, value, "KiB");
+        let pss = row("PSS of an idle instance, alone", kib(&with_zygote, &with_instance, PSS));
+        rows.push(bar.map_or(pss.clone(), |bar| pss.must(Bar::AtMost(bar))));
+        rows.push(row("of which nobody else has", kib(&with_zygote, &with_instance, ANONYMOUS)));
+        rows.push(row("PSS of its zygote", kib(&before, &with_zygote, PSS)));
     }
     Ok(rows)
 }
@@ -85,6 +91,7 @@ fn full(functions: usize, programs: &Programs, stop: &Stop) -> Result<Vec<Row>, 
     pause(SETTLE, stop)?;
     let tree = pids(&node)?;
     let total: f64 = tree.iter().filter_map(|pid| pss_kib(*pid)).sum();
+    let of_functions = total - pss_kib(node.pid().as_raw()).unwrap_or(0.0);
     let mut times = Vec::with_capacity(functions);
     for index in 0..functions {
         let at = Instant::now();
@@ -97,6 +104,7 @@ fn full(functions: usize, programs: &Programs, stop: &Stop) -> Result<Vec<Row>, 
     Ok(vec![
         row("processes", tree.len() as f64, "").must(Bar::AtLeast((2 * functions) as f64)),
         row("PSS of all", total / 1024.0, "MiB"),
+        row("PSS of a zygote and its idle instance", of_functions / functions as f64, "KiB"),
         row("PSS of spryd", pss_kib(node.pid().as_raw()).unwrap_or(0.0) / 1024.0, "MiB")
             .against(empty / 1024.0),
         // page tables, kernel stacks, control groups and sockets as well
@@ -125,8 +133,12 @@ pub(super) fn pids(node: &Node) -> Result<BTreeSet<i32>, SuiteError> {
 
 /// `None`: it has ended.
 pub(super) fn pss_kib(pid: i32) -> Option<f64> {
+    rollup_kib(pid, PSS)
+}
+
+fn rollup_kib(pid: i32, what: &str) -> Option<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(what))?;
     line.trim().trim_end_matches(" kB").parse().ok()
 }
 
