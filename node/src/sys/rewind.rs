@@ -199,30 +199,13 @@ std::arch::global_asm!(
     "mov fs, eax",
     "mov gs, eax",
     "movabs rbp, {plan}",
-    // 3. Signals that wait are taken, one by one: rt_sigtimedwait(all, NULL, no time, 8).
-    "mov ebx, 1024",
-    "2:",
-    "mov eax, {sigtimedwait}",
-    "lea rdi, [rbp + {all_signals}]",
-    "xor esi, esi",
-    "lea rdx, [rbp + {no_time}]",
-    "mov r10d, 8",
-    "syscall",
-    "cmp rax, -{eagain}",
-    "je 3f",
-    "test rax, rax",
-    "js 9f",
-    "dec ebx",
-    "jnz 2b",
-    "jmp 9f",
-    // 4. The heap ends where it did.
-    "3:",
+    // 3. The heap ends where it did.
     "mov eax, {brk}",
     "mov rdi, [rbp + {brk_at}]",
     "syscall",
     "cmp rax, [rbp + {brk_at}]",
     "jne 9f",
-    // 5. Nothing is mapped in the gaps.
+    // 4. Nothing is mapped in the gaps.
     "mov r12, [rbp + {gaps}]",
     "mov r13, [rbp + {gaps} + 8]",
     "4:",
@@ -237,7 +220,7 @@ std::arch::global_asm!(
     "add r12, 16",
     "dec r13",
     "jmp 4b",
-    // 6. Private pages are dropped: what lies below them comes back.
+    // 5. Private pages are dropped: what lies below them comes back.
     "5:",
     "mov r12, [rbp + {drops}]",
     "mov r13, [rbp + {drops} + 8]",
@@ -254,7 +237,7 @@ std::arch::global_asm!(
     "add r12, 16",
     "dec r13",
     "jmp 6b",
-    // 7. Pages that differ from that are copied back.
+    // 5b. Pages that differ from that are copied back.
     "7:",
     "mov r12, [rbp + {copies}]",
     "mov r13, [rbp + {copies} + 8]",
@@ -268,13 +251,13 @@ std::arch::global_asm!(
     "add r12, 16",
     "dec r13",
     "jmp 8b",
-    // 8. Nothing is in the outbox.
+    // 6. Nothing is in the outbox.
     "8:",
     "mov rdi, [rbp + {outbox}]",
     "mov rcx, [rbp + {outbox} + 8]",
     "xor eax, eax",
     "rep stosq",
-    // 9. close_range(FDS, all, 0)
+    // 7. close_range(FDS, all, 0)
     "mov eax, {close_range}",
     "mov edi, {fds}",
     "mov esi, -1",
@@ -282,7 +265,25 @@ std::arch::global_asm!(
     "syscall",
     "test rax, rax",
     "jnz 9f",
-    // 10. The segments' bases.
+    // 8. Signals that wait are taken, one by one: rt_sigtimedwait(all, NULL, no time, 8). Only now: closing descriptors
+    // and unmapping files can send some (O_ASYNC on a pipe whose other end goes).
+    "mov ebx, 1024",
+    "2:",
+    "mov eax, {sigtimedwait}",
+    "lea rdi, [rbp + {all_signals}]",
+    "xor esi, esi",
+    "lea rdx, [rbp + {no_time}]",
+    "mov r10d, 8",
+    "syscall",
+    "cmp rax, -{eagain}",
+    "je 3f",
+    "test rax, rax",
+    "js 9f",
+    "dec ebx",
+    "jnz 2b",
+    "jmp 9f",
+    // 9. The segments' bases.
+    "3:",
     "mov eax, {arch_prctl}",
     "mov edi, 0x1002",
     "mov rsi, [rbp + {bases}]",
@@ -295,7 +296,7 @@ std::arch::global_asm!(
     "syscall",
     "test rax, rax",
     "jnz 9f",
-    // 11. All registers. Some processors keep the place of the last x87 instruction over XRSTOR: it becomes this one.
+    // 10. All registers. Some processors keep the place of the last x87 instruction over XRSTOR: it becomes this one.
     "fnclex",
     "emms",
     "fild qword ptr [rbp + {no_time}]",
@@ -312,7 +313,7 @@ std::arch::global_asm!(
     "mov r15, [rbp + {kept} + 40]",
     "mov r8d, 0",
     "mov r9d, 0",
-    // 12. The signal mask: a handler that runs from here on finds nothing that was.
+    // 11. The signal mask: a handler that runs from here on finds nothing that was.
     "mov eax, {sigprocmask}",
     "mov edi, {set_mask}",
     "lea rsi, [rbp + {mask}]",

@@ -92,6 +92,12 @@ left_behind! {
     the_stack_below: "stack" => Restored;
     registers_of_all_kinds: "registers" => Restored;
     open_files: "open" => Restored;
+    locks_and_leases: "locks" => Restored;
+    what_waits_for_events: "events" => Restored;
+    a_signal_that_comes_when_a_descriptor_is_closed: "signal-at-close" => Restored;
+    unread_output: "late-output" => Restored;
+    an_interrupted_wait: "interrupted-wait" => Replaced;
+    users_and_groups: "setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid" => Replaced;
     the_contracts_descriptors: "replace-input", "replace-output", "close-input" => Replaced;
     the_contracts_descriptors_flags: "flags", "flags-by-another-name", "close-on-exec", "pipe-size" => Replaced;
     timers: "timer", "alarm" => Replaced;
@@ -107,7 +113,7 @@ left_behind! {
     the_working_directory: "folder" => Replaced;
     the_umask: "umask" => Replaced;
     limits_and_scheduling: "limit", "priority", "affinity", "name" => Replaced;
-    the_process_group: "group" => Replaced;
+    the_process_group: "group", "session" => Replaced;
     more_filters: "another-filter", "another-listener" => Replaced;
     the_robust_list: "robust-list" => Replaced;
     the_outbox: "outbox" => Restored;

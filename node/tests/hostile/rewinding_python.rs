@@ -33,6 +33,10 @@ def leave(what):
     elif what == "interpreter": sys.setrecursionlimit(77777); sys.settrace(lambda *_: None)
     elif what == "stdout": sys.stdout = open(os.devnull, "w")
     elif what == "files": left.extend(open("/etc/passwd") for _ in range(20))
+    elif what == "watches":
+        import ctypes
+        libc = ctypes.CDLL(None)
+        assert libc.inotify_add_watch(libc.inotify_init1(0), b"/usr", 0xfff) >= 0
     elif what == "cycles":
         a = []; a.append(a); del a
     elif what == "usage":
@@ -73,6 +77,7 @@ fn what_python_leaves() {
         "interpreter",
         "stdout",
         "files",
+        "watches",
         "cycles",
         "usage",
     ];

@@ -345,6 +345,7 @@ mod tests {
             (libc::SYS_timer_create, [1, 0, 0], TELL),
             (libc::SYS_getsockopt, [3, 0, 0], refuse(libc::EPERM)),
             (libc::SYS_getsockopt, [5, 0, 0], ALLOW),
+            (libc::SYS_restart_syscall, [0, 0, 0], refuse(libc::EINTR)),
             (libc::SYS_arch_prctl, [0x1002, 0, 0], ALLOW),
             (libc::SYS_arch_prctl, [0x1012, 0, 0], TELL),
         ] {
