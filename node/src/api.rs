@@ -324,6 +324,12 @@ pub struct Rewound {
     /// Why not, if not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
+    /// How often instances have gone back, since spryd started.
+    #[serde(default)]
+    pub rewinds: u64,
+    /// How many were ended instead.
+    #[serde(default)]
+    pub replaced: u64,
 }
 
 /// A version of a function that is kept.

@@ -23,7 +23,7 @@ use crate::api::{ZygoteStart, ZygoteState};
 use crate::chain::Domain;
 use crate::inbox::Inbox;
 use crate::instance::Instance;
-pub use crate::metrics::Counts;
+pub use crate::metrics::{Counts, Replaced};
 use crate::schedule::Usage;
 use crate::store::StoredFunction;
 use crate::zygote::rewind::Listener;
@@ -265,12 +265,20 @@ impl Function {
         rewinding.filter(|_| self.zygote_state() == ZygoteState::Ready)
     }
 
-    /// An instance was rewound, or was to be and could not.
-    pub fn rewound(&self, is_so: bool) {
-        if !is_so {
-            self.spoiled.fetch_add(1, Ordering::Relaxed);
-        } else if self.spoiled.load(Ordering::Relaxed) != 0 {
+    /// An instance was rewound.
+    pub fn rewound(&self) {
+        self.counts.rewinds.done();
+        if self.spoiled.load(Ordering::Relaxed) != 0 {
             self.spoiled.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// An instance was to be rewound, and isn't.
+    pub fn not_rewound(&self, why: Replaced) {
+        self.counts.rewinds.replaced(why);
+        // Of the others, the one is no fault of its requests', and after the other nothing is rewound any more.
+        if !matches!(why, Replaced::Learned | Replaced::Plan) {
+            self.spoiled.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -229,8 +229,11 @@ pub(super) fn state(state: FunctionState) -> &'static str {
 fn isolation(view: &FunctionView) -> String {
     match &view.rewound {
         None => view.isolation.to_string(),
-        Some(Rewound { why: None }) => format!("{}, instances are rewound in place", view.isolation),
-        Some(Rewound { why: Some(why) }) => {
+        Some(Rewound { why: None, rewinds, replaced }) => format!(
+            "{}, instances are rewound in place ({rewinds} times, {replaced} replaced)",
+            view.isolation
+        ),
+        Some(Rewound { why: Some(why), .. }) => {
             format!("{}, an instance each, which isn't rewound: {why}", view.isolation)
         }
     }

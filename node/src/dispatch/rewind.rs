@@ -17,7 +17,8 @@ use crate::activation::Stream;
 use crate::function::Function;
 use crate::instance::{Doom, Instance};
 use crate::manifest::Isolation;
-use crate::zygote::rewind::{Ends, Gate, Listener, Next};
+use crate::metrics::Replaced;
+use crate::zygote::rewind::{Gate, Listener, Next};
 
 /// How long an instance may take from its answer to the stub.
 const LATE: Duration = Duration::from_secs(1);
@@ -87,7 +88,7 @@ impl Dispatcher {
         let _others = self.serve(gate.listener());
         match gate.answered() {
             Next::MayGoOn => self.let_go_on(&gate),
-            Next::Ends => self.replace(&gate),
+            Next::Ends => self.replace(&gate, Replaced::Call),
             Next::Awaited { round } => {
                 let at = Instant::now() + LATE;
                 self.awaited.0.borrow_mut().push_back(Late { at, gate, round });
@@ -105,15 +106,13 @@ impl Dispatcher {
         if let Some(function) = &function {
             log_late(function, &instance);
         }
-        let gone_on = if is_silent { gate.let_go_on() } else { Err(Ends::Spoiled) };
-        match gone_on {
-            Ok(()) => {}
-            Err(Ends::Spoiled) => return self.replace(gate),
-            Err(Ends::Renewed) => return instance.kill(Doom::Used),
+        let gone_on = if is_silent { gate.let_go_on() } else { Err(Replaced::Late) };
+        if let Err(why) = gone_on {
+            return self.replace(gate, why);
         }
         self.bus.transport.admit(instance.peer);
         if let Some(function) = function {
-            function.rewound(true);
+            function.rewound();
             if function.queue_len() > 0 {
                 self.pump(&function);
             }
@@ -121,10 +120,10 @@ impl Dispatcher {
     }
 
     /// It is not as it was, or doesn't come: another takes its place.
-    fn replace(&self, gate: &Gate) {
+    fn replace(&self, gate: &Gate, why: Replaced) {
         let Some(instance) = gate.instance() else { return };
         if let Some(function) = self.bus.function(instance.peer.function()) {
-            function.rewound(false);
+            function.not_rewound(why);
         }
         instance.kill(Doom::Used);
     }
@@ -142,7 +141,7 @@ impl Dispatcher {
                 awaited.pop_front()?
             };
             if late.gate.is_late(late.round) {
-                self.replace(&late.gate);
+                self.replace(&late.gate, Replaced::Late);
             }
         }
     }

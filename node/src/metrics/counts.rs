@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::histogram::Histogram;
+use super::rewinds::Rewinds;
 use crate::activation::Start;
 use crate::trace::export::Exported;
 
@@ -87,6 +88,8 @@ pub struct Counts {
     pub core_wait_ns: AtomicU64,
     /// What processes that have ended had used.
     pub used: Used,
+    /// What became of instances that were to be rewound.
+    pub rewinds: Rewinds,
 }
 
 /// What processes used.

@@ -4,6 +4,7 @@ mod counts;
 mod histogram;
 mod later;
 mod page;
+mod rewinds;
 mod usage;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use crate::node::{Node, chain_view, scheduler, transport_name, view};
 pub use counts::{Counts, Outcome, Totals, Used};
 pub use histogram::{BOUNDS, Histogram, Snapshot};
 use page::{Kind, Page};
+pub use rewinds::{Replaced, Rewinds};
 pub use usage::Usage;
 
 /// The page's media type.
@@ -28,6 +30,7 @@ pub fn render(node: &Node, calls_later: &crate::calls::Counts) -> String {
     let functions = node.all();
     calls(&mut page, "function", &FUNCTIONS, &functions, |function| (function.name(), &function.counts));
     processes_of_functions(&mut page, &functions);
+    rewinds_of_functions(&mut page, &functions);
     let chains = node.served_chains();
     calls(&mut page, "chain", &CHAINS, &chains, |chain| (chain.name(), &chain.counts));
     of_chains(&mut page, node, &chains);
@@ -234,6 +237,23 @@ fn processes_of_functions(page: &mut Page, functions: &[Arc<Function>]) {
     );
     for function in functions {
         page.sample(&[("function", function.name())], function.counts.used.peak_bytes());
+    }
+}
+
+fn rewinds_of_functions(page: &mut Page, functions: &[Arc<Function>]) {
+    page.family("spry_rewinds_total", Kind::Counter, "Instances put back after an answer, which serve on.");
+    for function in functions {
+        page.sample(&[("function", function.name())], function.counts.rewinds.done_count());
+    }
+    page.family(
+        "spry_rewind_replacements_total",
+        Kind::Counter,
+        "Instances that were to be put back and were replaced instead, by why.",
+    );
+    for function in functions {
+        for (why, count) in function.counts.rewinds.replaced_counts() {
+            page.sample(&[("function", function.name()), ("reason", why.as_str())], count);
+        }
     }
 }
 

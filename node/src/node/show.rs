@@ -49,12 +49,18 @@ pub fn view(function: &Function) -> FunctionView {
         rewound: function
             .rewinding()
             .filter(|_| manifest.isolation == Isolation::Request)
-            .map(|rewinding| Rewound { why: rewinding.err() }),
+            .map(|rewinding| rewound(function, rewinding.err())),
         queued: function.waiting() as u64,
         calls: calls(&function.counts),
         deployed_unix_ms: stored.deployed_unix_ms,
         versions: Vec::new(),
     }
+}
+
+fn rewound(function: &Function, why: Option<String>) -> Rewound {
+    let rewinds = &function.counts.rewinds;
+    let replaced = rewinds.replaced_counts().iter().map(|(_, count)| count).sum();
+    Rewound { why, rewinds: rewinds.done_count(), replaced }
 }
 
 /// How one chain stands.

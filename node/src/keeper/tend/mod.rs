@@ -32,6 +32,7 @@ use crate::budget::Promise;
 use crate::function::Function;
 use crate::instance::Instance;
 use crate::manifest::Isolation;
+use crate::metrics::Replaced;
 use crate::progress::Progress;
 use crate::zygote::{Runtime, StartError, Zygote};
 
@@ -285,7 +286,11 @@ impl Tender {
             let why = "its requests make system calls whose effects can't be put back";
             zygote.stop_rewinding(why.to_owned());
         }
-        if self.function.rewinding().is_some_and(|noted| noted != zygote.rewinding()) {
+        let noted = self.function.rewinding();
+        if noted.as_ref().is_some_and(|noted| *noted != zygote.rewinding()) {
+            if noted == Some(Ok(())) && self.function.spoiled_in_a_row() < SPOILED_MAX {
+                self.function.not_rewound(Replaced::Plan);
+            }
             self.function.set_rewinding(zygote.listener().cloned(), zygote.rewinding());
         }
     }

@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use super::listener::Listener;
 use super::plan::Plan;
 use crate::instance::{Doom, Instance};
+use crate::metrics::Replaced;
 use crate::sys::rewind::{self as sys, Reply};
 
 /// See the module.
@@ -53,15 +54,6 @@ const TOLD_MAX: u32 = 100_000;
 
 /// After so many requests, what the last one has written to is what most will.
 const LEARNING_ROUND: u64 = 2;
-
-/// Why one isn't let go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ends {
-    /// It isn't as it was, for what its request has done.
-    Spoiled,
-    /// One that is rewound in less time takes its place.
-    Renewed,
-}
 
 /// What becomes of one that has answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,21 +158,24 @@ impl Gate {
     }
 
     /// Lets it go on, if nothing is wrong with it. It is clean then.
-    pub fn let_go_on(&self) -> Result<(), Ends> {
+    pub fn let_go_on(&self) -> Result<(), Replaced> {
         let mut state = self.state.lock();
-        let id = state.waits.take().ok_or(Ends::Spoiled)?;
-        if state.spoiled || !state.answered || !self.has_small_outbox() {
-            return Err(Ends::Spoiled);
+        let id = state.waits.take().filter(|_| state.answered).ok_or(Replaced::Late)?;
+        if state.spoiled {
+            return Err(Replaced::Call);
+        }
+        if !self.has_small_outbox() {
+            return Err(Replaced::LargeAnswer);
         }
         // The first that gets so far shows what requests write to, and all of its kind make place for such that copy that
         // back.
         if state.round >= LEARNING_ROUND && self.is_renewed() {
-            return Err(Ends::Renewed);
+            return Err(Replaced::Learned);
         }
         // Before it can be told of: what it does next is of its next request.
         state.answered = false;
         state.round += 1;
-        sys::reply(self.listener.as_fd(), id, Reply::GoOn).map_err(|_| Ends::Spoiled)
+        sys::reply(self.listener.as_fd(), id, Reply::GoOn).map_err(|_| Replaced::Late)
     }
 
     fn is_renewed(&self) -> bool {

@@ -28,7 +28,7 @@ use std::sync::OnceLock;
 
 use nix::errno::Errno;
 
-pub use gate::{Ends, Gate, Next};
+pub use gate::{Gate, Next};
 pub use listener::Listener;
 pub(super) use plan::{Plan, Subject};
 
