@@ -245,8 +245,7 @@ struct Ready {
     runtime: String,
     frozen: Frozen,
     imports: Imports,
-    /// Where its processes ask; or why they don't.
-    asks: Result<(Arc<Listener>, UnboundedReceiver<Arc<Gate>>), String>,
+    asks: Asks,
 }
 
 async fn load(
@@ -264,25 +263,20 @@ async fn load(
         {
             return Err(LoadFailure::Sandbox(failed));
         }
-        let failed = |error| match error {
-            ChannelError::Closed => LoadFailure::Died,
-            error => LoadFailure::Channel(error),
-        };
+        let stub = spec.rewind.clone().and_then(|()| rewind::stub());
+        let beside = stub.as_ref().map_or(&[][..], std::slice::from_ref);
+        let mut asks = None;
         if let Some((layer, restored_after)) = layer {
-            channel.send(&ToZygote::Restore, &[layer.file().as_fd()]).await.map_err(failed)?;
-            match channel.receive::<FromZygote>().await.map_err(failed)? {
+            // The packages have run code in what it is going to be: it is filtered before.
+            let files: Vec<_> = [layer.file().as_fd()].into_iter().chain(beside.iter().copied()).collect();
+            channel.send(&ToZygote::Restore { rewind: stub.is_ok() }, &files).await.map_err(failed)?;
+            let asks = asks.insert(filtered(channel, child, stub.clone().map(drop)).await?);
+            match answer_to(channel, asks).await? {
                 (FromZygote::Restored, fds) if fds.is_empty() => restored_after.set(Some(begun.elapsed())),
                 (FromZygote::NoLayer { why }, _) => return Err(LoadFailure::Layer(why)),
                 _ => return Err(LoadFailure::Protocol),
             }
         }
-        let stub = match layer {
-            None => spec.rewind.clone().and_then(|()| rewind::stub()),
-            Some(_) => {
-                Err("its packages have run code in it before it could be filtered (a package layer)"
-                    .to_owned())
-            }
-        };
         let init = Init {
             name: spec.name.clone(),
             handler: spec.handler.clone(),
@@ -294,35 +288,12 @@ async fn load(
             },
             rewind: stub.is_ok(),
         };
-        let beside = stub.as_ref().map_or(&[][..], std::slice::from_ref);
         channel.send(&ToZygote::Init(init), beside).await.map_err(failed)?;
-        // Nothing of the function has run yet: what comes first is true.
-        let asks = match stub {
-            Err(why) => Err(why),
-            Ok(_) => match channel.receive::<FromZygote>().await.map_err(failed)? {
-                (FromZygote::Filtered { asks }, _) => {
-                    let taken = sys::take_fd(child.pidfd.as_fd(), asks);
-                    let taken = taken.map_err(|error| LoadFailure::Channel(ChannelError::Wait(error)))?;
-                    let asks = Listener::new(taken);
-                    channel.send(&ToZygote::Taken, &[]).await.map_err(failed)?;
-                    Ok(asks)
-                }
-                (FromZygote::Unfiltered { why }, _) => Err(line(&why)),
-                _ => return Err(LoadFailure::Protocol),
-            },
+        let asks = match asks {
+            Some(asks) => asks,
+            None => filtered(channel, child, stub.map(drop)).await?,
         };
-        let looking = async {
-            if let Ok((listener, _)) = &asks {
-                listener.look().await;
-            }
-            std::future::pending().await
-        };
-        let answer = tokio::select! {
-            biased;
-            answer = channel.receive::<FromZygote>() => answer.map_err(failed)?,
-            () = looking => unreachable!("never ends"),
-        };
-        match answer {
+        match answer_to(channel, &asks).await? {
             (FromZygote::Ready { runtime, frozen, imports }, fds) if fds.is_empty() => {
                 tracing::debug!(
                     function = spec.name,
@@ -346,6 +317,49 @@ async fn load(
         result = conversation => result,
         () = drained => unreachable!("never ends"),
         _ = child.exited_or_lost() => Err(LoadFailure::Died),
+    }
+}
+
+/// Where a zygote's processes ask; or why they don't.
+type Asks = Result<(Arc<Listener>, UnboundedReceiver<Arc<Gate>>), String>;
+
+fn failed(error: ChannelError) -> LoadFailure {
+    match error {
+        ChannelError::Closed => LoadFailure::Died,
+        error => LoadFailure::Channel(error),
+    }
+}
+
+/// What came of the wish that a zygote filters its system calls. No code but spry's has run in it yet: what it says is true.
+async fn filtered(channel: &Channel, child: &Child, wish: Result<(), String>) -> Result<Asks, LoadFailure> {
+    if let Err(why) = wish {
+        return Ok(Err(why));
+    }
+    match channel.receive::<FromZygote>().await.map_err(failed)? {
+        (FromZygote::Filtered { asks }, _) => {
+            let taken = sys::take_fd(child.pidfd.as_fd(), asks);
+            let taken = taken.map_err(|error| LoadFailure::Channel(ChannelError::Wait(error)))?;
+            let asks = Listener::new(taken);
+            channel.send(&ToZygote::Taken, &[]).await.map_err(failed)?;
+            Ok(Ok(asks))
+        }
+        (FromZygote::Unfiltered { why }, _) => Ok(Err(line(&why))),
+        _ => Err(LoadFailure::Protocol),
+    }
+}
+
+/// What a zygote says next; what it asks meanwhile is answered.
+async fn answer_to(channel: &Channel, asks: &Asks) -> Result<(FromZygote, Vec<OwnedFd>), LoadFailure> {
+    let looking = async {
+        if let Ok((listener, _)) = asks {
+            listener.look().await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        answer = channel.receive::<FromZygote>() => answer.map_err(failed),
+        () = looking => unreachable!("never ends"),
     }
 }
 

@@ -68,7 +68,7 @@ impl Begun {
             );
             sys::exit_now(64);
         };
-        kernel::keep_pagemap(PAGEMAP_FD);
+        kernel::keep(c"/proc/self/pagemap", PAGEMAP_FD);
         // All instances of a function have the same user: without this, one that a request has taken over could write to
         // the memory of the others, and of this zygote, from which all later ones come.
         if let Err(error) = sys::hide_from_own_user() {
@@ -77,7 +77,8 @@ impl Begun {
         }
         let begun = control::receive::<ToZygote>(socket.as_fd()).and_then(|first| {
             let memory = match &first {
-                Some((ToZygote::Init(init), fds)) if init.rewind => filter(&socket, fds)?,
+                Some((ToZygote::Init(init), fds)) if init.rewind => filter(&socket, fds.first())?,
+                Some((ToZygote::Restore { rewind: true }, fds)) => filter(&socket, fds.get(1))?,
                 _ => OwnMemory::default(),
             };
             Ok((first, memory))
@@ -90,9 +91,9 @@ impl Begun {
 }
 
 /// Prepares for instances that are rewound.
-fn filter(socket: &OwnedFd, fds: &[OwnedFd]) -> Result<OwnMemory, ControlError> {
-    let memory = OwnMemory::open();
-    let prepared = match fds.first() {
+fn filter(socket: &OwnedFd, stub: Option<&OwnedFd>) -> Result<OwnMemory, ControlError> {
+    let memory = OwnMemory::keep();
+    let prepared = match stub {
         Some(stub) => rewind::prepare(stub),
         None => Err("no stub came".to_owned()),
     };
@@ -111,20 +112,20 @@ fn filter(socket: &OwnedFd, fds: &[OwnedFd]) -> Result<OwnMemory, ControlError> 
 fn live<H: Handler>(
     socket: &OwnedFd,
     first: Option<(ToZygote, Vec<OwnedFd>)>,
-    memory: OwnMemory,
+    mut memory: OwnMemory,
 ) -> Result<(), ControlError> {
     let mut of_layer = false;
     let mut next = first;
     let init = loop {
         match next {
             Some((ToZygote::Init(init), _)) => break init,
-            Some((ToZygote::Restore, fds)) => {
-                let why = become_layer(fds);
+            Some((ToZygote::Restore { .. }, fds)) => {
+                let why = become_layer(fds, memory);
                 return control::send(socket.as_fd(), &FromZygote::NoLayer { why }, &[]);
             }
             Some((ToZygote::MakeLayer(wish), _)) => match make_layer::<H>(socket, &wish)? {
                 Made::Over => return Ok(()),
-                Made::Arrived => of_layer = true,
+                Made::Arrived(own) => (of_layer, memory) = (true, own),
             },
             Some((ToZygote::Fork(_) | ToZygote::Taken, _)) | None => return Ok(()),
         }
@@ -150,20 +151,21 @@ fn live<H: Handler>(
     if of_layer {
         kernel::close(PAGEMAP_FD);
     }
+    memory.close();
     control::send(socket.as_fd(), &FromZygote::Ready { runtime, frozen, imports }, &[])?;
     while let Some((message, fds)) = control::receive::<ToZygote>(socket.as_fd())? {
         match message {
             ToZygote::Fork(request) => fork(socket, &mut handler, &request, fds)?,
-            ToZygote::Init(_) | ToZygote::MakeLayer(_) | ToZygote::Restore | ToZygote::Taken => {}
+            ToZygote::Init(_) | ToZygote::MakeLayer(_) | ToZygote::Restore { .. } | ToZygote::Taken => {}
         }
     }
     Ok(())
 }
 
 /// Becomes another process; returns why that can't be.
-fn become_layer(fds: Vec<OwnedFd>) -> String {
+fn become_layer(fds: Vec<OwnedFd>, memory: OwnMemory) -> String {
     match fds.into_iter().next() {
-        Some(file) => match restore(file) {
+        Some(file) => match restore(file, memory) {
             Err(why) => why,
         },
         None => "no file came with the wish".to_owned(),
@@ -175,7 +177,7 @@ enum Made {
     /// The layer's: it has done its work.
     Over,
     /// A zygote, confined as its function's zygotes are, that goes on from here.
-    Arrived,
+    Arrived(OwnMemory),
 }
 
 fn make_layer<H: Handler>(socket: &OwnedFd, wish: &LayerWish) -> Result<Made, ControlError> {
@@ -198,10 +200,11 @@ fn make_layer<H: Handler>(socket: &OwnedFd, wish: &LayerWish) -> Result<Made, Co
             control::send(socket.as_fd(), &FromZygote::Layer(layer), &[file.as_fd()]).map(|()| Made::Over)
         }
         Taken::Arrived => {
-            if let Err(why) = guard_layer() {
-                return no(why);
-            }
-            control::send(socket.as_fd(), &FromZygote::Restored, &[]).map(|()| Made::Arrived)
+            let memory = match guard_layer() {
+                Ok(memory) => memory,
+                Err(why) => return no(why),
+            };
+            control::send(socket.as_fd(), &FromZygote::Restored, &[]).map(|()| Made::Arrived(memory))
         }
     }
 }

@@ -38,7 +38,12 @@ pub enum ToZygote {
     /// Import packages, write this process down, and end.
     MakeLayer(LayerWish),
     /// Become the process that the layer's file beside this message describes; then comes [`Self::Init`].
-    Restore,
+    Restore {
+        /// Its system calls are to be filtered before that, so that its instances can be rewound: [`Init::rewind`], which
+        /// follows, needs nothing more. Beside the message is the stub's file, too.
+        #[serde(default)]
+        rewind: bool,
+    },
     /// spryd has taken the descriptor of [`FromZygote::Filtered`].
     Taken,
     /// Make an instance. Beside it, in this order: the instance's control socket, stdout, stderr, an epoll descriptor
@@ -96,7 +101,7 @@ pub struct SegmentSpec {
 /// A zygote to spryd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromZygote {
-    /// Before the function is loaded, if [`Init::rewind`] was asked for: its system calls are filtered from now on. It waits
+    /// Before the function is loaded or a layer restored, if [`Init::rewind`] was asked for: its system calls are filtered from now on. It waits
     /// for [`ToZygote::Taken`].
     Filtered {
         /// The descriptor by which the filter asks. spryd takes it from the process: to send it along would be a call that
@@ -185,7 +190,8 @@ pub enum ToInstance {
         /// Bytes.
         len: u32,
     },
-    /// What it goes back to after each request; the sealed file is beside the message. It maps it, seals its mappings, and
+    /// What it goes back to after each request: beside the message are the sealed file, and the page with spryd's orders
+    /// ([`crate::rewind::ORDERS_AT`]). It maps both, seals its mappings, and
     /// goes to the stub, which says that it has.
     Plan,
     /// The instance may not see it, or it isn't there any more.

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! STUB_AT   code, read and execute
+//! ORDERS_AT what of the plan can be left out this time: spryd's to write       read only
 //! PLAN_AT   Head | extended registers | lists of ranges | pages to copy back          read only
 //! ```
 
@@ -17,6 +18,12 @@ pub const STUB_AT: u64 = 0x2000_0000_0000;
 pub const STUB_LEN: u64 = 4096;
 /// Where its first system call returns to, which is how the kernel says where a call came from.
 pub const STUB_ASKS: u64 = STUB_AT + 0x40;
+/// Where a page is mapped on which spryd says, each time, what needn't be done. Its first byte: [`NOTHING_TO_DROP`], or 0.
+pub const ORDERS_AT: u64 = STUB_AT + (1 << 16);
+/// How long that is.
+pub const ORDERS_LEN: u64 = 4096;
+/// The request has written to no page of the ranges that are dropped otherwise.
+pub const NOTHING_TO_DROP: u8 = 1;
 /// Where the plan is mapped.
 pub const PLAN_AT: u64 = 0x2000_1000_0000;
 /// How long it is at most.
@@ -83,7 +90,7 @@ pub struct Head {
     pub bases: [u64; 2],
     /// Ranges in which nothing may be mapped: start and length in bytes.
     pub gaps: List,
-    /// Ranges whose private pages are dropped: the same.
+    /// Ranges whose private pages are dropped, if there are any: the same.
     pub drops: List,
     /// Ranges that are copied back then: start, and words of eight bytes.
     pub copies: List,

@@ -21,8 +21,7 @@ impl Keeper {
             function.set_start(ZygoteStart::alone(begun.elapsed(), None));
             return Ok(zygote);
         };
-        // What runs before its system calls are filtered must be spry's: its instances couldn't be rewound.
-        let chosen = self.layers.choose(&key).filter(|_| spec.rewind.is_err());
+        let chosen = self.layers.choose(&key);
         let mut failed = None;
         if let Some(layer) = &chosen {
             let begun = Instant::now();

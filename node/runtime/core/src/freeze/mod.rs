@@ -24,15 +24,16 @@
 mod guard;
 mod plan;
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use spry_wire::freeze::{Freeze, FreezeWish, Frozen};
 
-use crate::layer::PAGEMAP_FD;
+use crate::layer::{MAPPINGS_FD, PAGEMAP_FD, SIZES_FD};
 use crate::sys::layer as kernel;
 use crate::sys::memory::{self, Exchange};
 
@@ -45,69 +46,85 @@ const HUGE: usize = 2 << 20;
 const HUGE_TOUCHED: usize = HUGE / 16 * 15;
 
 /// What `/proc` says of this process's own memory. Opened early where `/proc` is out of reach later.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct OwnMemory {
-    mappings: Option<File>,
-    sizes: Option<File>,
+    is_kept: bool,
 }
 
 impl OwnMemory {
-    /// Opens both. What fails is tried again when it is read.
-    pub(crate) fn open() -> Self {
-        Self { mappings: File::open(MAPPINGS).ok(), sizes: File::open(SIZES).ok() }
+    /// Opens both files.
+    pub(crate) fn keep() -> Self {
+        kernel::keep(MAPPINGS, MAPPINGS_FD);
+        kernel::keep(SIZES, SIZES_FD);
+        Self { is_kept: true }
     }
 
-    fn mappings(&self) -> Result<String, String> {
-        read(self.mappings.as_ref(), MAPPINGS, TEXT_ROOM)
+    /// As the process was that has become this one just now.
+    fn as_before() -> Self {
+        Self { is_kept: kernel::is_open(MAPPINGS_FD) }
     }
 
-    fn sizes(&self) -> Result<String, String> {
-        read(self.sizes.as_ref(), SIZES, 256)
+    /// What is mapped: the text of smaps.
+    pub(crate) fn mappings(self) -> Result<String, String> {
+        self.read(MAPPINGS_FD, MAPPINGS, TEXT_ROOM)
+    }
+
+    fn sizes(self) -> Result<String, String> {
+        self.read(SIZES_FD, SIZES, 256)
+    }
+
+    /// Reads it all into memory that doesn't move meanwhile: the text tells of that memory, too. `room` is how much there is
+    /// at first.
+    fn read(self, kept: i32, path: &CStr, room: usize) -> Result<String, String> {
+        let path = path.to_string_lossy();
+        let failed = |error: io::Error| format!("read {path}: {error}");
+        let own;
+        let number = match self.is_kept {
+            true => kept,
+            false => {
+                own = File::open(&*path).map_err(failed)?;
+                own.as_raw_fd()
+            }
+        };
+        let bytes = kernel::read_from_start(number, room);
+        let bytes = bytes.map_err(|errno| failed(io::Error::from_raw_os_error(errno)))?;
+        String::from_utf8(bytes).map_err(|_| failed(io::ErrorKind::InvalidData.into()))
+    }
+
+    /// Whether the files are open, at their numbers.
+    pub(crate) fn is_kept(self) -> bool {
+        self.is_kept
+    }
+
+    /// They are of no more use.
+    pub(crate) fn close(self) {
+        if self.is_kept {
+            kernel::close(MAPPINGS_FD);
+            kernel::close(SIZES_FD);
+        }
     }
 }
 
-const MAPPINGS: &str = "/proc/self/smaps";
-const SIZES: &str = "/proc/self/statm";
+const MAPPINGS: &CStr = c"/proc/self/smaps";
+const SIZES: &CStr = c"/proc/self/statm";
 /// For the text of all mappings: more than the longest gap that is frozen along.
 const TEXT_ROOM: usize = 1 << 20;
 const _: () = assert!(TEXT_ROOM > plan::GAP + (128 << 10));
-
-/// Reads it all into memory that doesn't move meanwhile: the text tells of that memory, too. `room` is how much there is at
-/// first.
-fn read(opened: Option<&File>, path: &str, mut room: usize) -> Result<String, String> {
-    let failed = |error: io::Error| format!("read {path}: {error}");
-    let own;
-    let mut file = match opened {
-        Some(file) => file,
-        None => {
-            own = File::open(path).map_err(failed)?;
-            &own
-        }
-    };
-    loop {
-        let mut text = String::with_capacity(room);
-        file.rewind().and_then(|()| file.read_to_string(&mut text)).map_err(failed)?;
-        if text.capacity() <= room {
-            return Ok(text);
-        }
-        room = 2 * text.capacity();
-    }
-}
 
 /// Freezes this process. It has one thread.
 pub(crate) fn freeze(wish: &FreezeWish, memory: OwnMemory) -> Frozen {
     let started = Instant::now();
     let done = match wish.how {
         Freeze::Off => return Frozen::not("switched off"),
-        Freeze::Auto | Freeze::Memfd => to_memfd(wish, &memory),
-        Freeze::Huge => to_huge_pages(wish, &memory),
+        Freeze::Auto | Freeze::Memfd => to_memfd(wish, memory),
+        Freeze::Huge => to_huge_pages(wish, memory),
     };
     let mut frozen = done.unwrap_or_else(Frozen::not);
     frozen.took_us = started.elapsed().as_micros() as u64;
     frozen
 }
 
-fn to_memfd(wish: &FreezeWish, own: &OwnMemory) -> Result<Frozen, String> {
+fn to_memfd(wish: &FreezeWish, own: OwnMemory) -> Result<Frozen, String> {
     has_room(wish, own, memory::CHUNK as u64)?;
     let page = memory::page_size();
     let (mappings, text) = found(own, page, plan::GAP)?;
@@ -152,7 +169,7 @@ fn to_memfd(wish: &FreezeWish, own: &OwnMemory) -> Result<Frozen, String> {
     Ok(Frozen { how: Freeze::Memfd, bytes, pieces: count, took_us: 0, why })
 }
 
-fn to_huge_pages(wish: &FreezeWish, own: &OwnMemory) -> Result<Frozen, String> {
+fn to_huge_pages(wish: &FreezeWish, own: OwnMemory) -> Result<Frozen, String> {
     has_room(wish, own, HUGE as u64)?;
     let page = memory::page_size();
     let mut frozen = Frozen { how: Freeze::Huge, ..Frozen::default() };
@@ -189,17 +206,17 @@ fn to_huge_pages(wish: &FreezeWish, own: &OwnMemory) -> Result<Frozen, String> {
 }
 
 /// What a layer brought is frozen already: keeps calls from working that would tell the difference.
-pub(crate) fn guard_layer() -> Result<(), String> {
-    let maps =
-        fs::read_to_string("/proc/self/maps").map_err(|error| format!("read /proc/self/maps: {error}"))?;
-    let ranges = plan::of_layer(&maps);
+pub(crate) fn guard_layer() -> Result<OwnMemory, String> {
+    let own = OwnMemory::as_before();
+    let ranges = plan::of_layer(&own.mappings()?);
     memory::add_filter(&mut guard::compile(&ranges))
-        .map_err(|error| format!("system calls can't be filtered, and MADV_DONTNEED must be: {error}"))
+        .map_err(|error| format!("system calls can't be filtered, and MADV_DONTNEED must be: {error}"))?;
+    Ok(own)
 }
 
 /// What is to be frozen, by address, and the text that says so. The text must not go before the rest is frozen, which could
 /// leave a hole in what it lies within; it isn't frozen itself.
-fn found(own: &OwnMemory, page: usize, gap: usize) -> Result<(Vec<plan::Mapping>, String), String> {
+fn found(own: OwnMemory, page: usize, gap: usize) -> Result<(Vec<plan::Mapping>, String), String> {
     memory::trim_heap();
     let text = own.mappings()?;
     let texts = text.as_ptr() as usize..text.as_ptr() as usize + text.capacity();
@@ -226,7 +243,7 @@ fn found(own: &OwnMemory, page: usize, gap: usize) -> Result<(Vec<plan::Mapping>
 }
 
 /// While a chunk is exchanged it is there twice: a function near its limit would die of it.
-fn has_room(wish: &FreezeWish, own: &OwnMemory, extra: u64) -> Result<(), String> {
+fn has_room(wish: &FreezeWish, own: OwnMemory, extra: u64) -> Result<(), String> {
     let statm = own.sizes()?;
     let resident = statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
     let needed = resident * memory::page_size() as u64 + 2 * extra;

@@ -59,7 +59,7 @@ pub(super) fn mappings(smaps: &str, stack: usize) -> Vec<Mapping> {
     found
 }
 
-/// Where a layer's file is mapped, by the text of `/proc/self/maps`.
+/// Where a layer's file is mapped, by the text of `/proc/self/maps` or smaps.
 pub(super) fn of_layer(maps: &str) -> Vec<Range<usize>> {
     let begun = maps.lines().filter_map(Seen::begin).map(|seen| seen.mapping);
     begun.filter(|mapping| mapping.of_layer).map(|mapping| mapping.range).collect()

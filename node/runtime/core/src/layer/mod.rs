@@ -28,6 +28,11 @@ mod writer;
 /// the same number in all, since one goes on as what another was.
 pub(crate) const PAGEMAP_FD: i32 = 9;
 
+/// Where zygotes whose instances are rewound keep `/proc/self/smaps` and `/proc/self/statm`, for the same reason.
+pub(crate) const MAPPINGS_FD: i32 = 10;
+/// See [`MAPPINGS_FD`].
+pub(crate) const SIZES_FD: i32 = 11;
+
 /// How a layer's file is called in `/proc/PID/maps`.
 pub(crate) const FILE_NAME: &std::ffi::CStr = c"spry-layer";
 /// The same, as the kernel shows it.

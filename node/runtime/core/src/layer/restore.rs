@@ -7,13 +7,16 @@
 
 use std::convert::Infallible;
 use std::ffi::CStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use spry_wire::rewind::{STUB_AT, STUB_LEN};
+
 use super::table::{Kind, Region, SIGNALS, Table, at, identity};
-use super::{PAGEMAP_FD, smaps};
+use super::{PAGEMAP_FD, SIZES_FD, smaps};
+use crate::freeze::OwnMemory;
 use crate::sys::switch::{self, Arrival, Bridge, Call, Context, PART};
 use crate::sys::{self, layer as kernel, memory};
 
@@ -23,6 +26,9 @@ const LAST: usize = 0x7fff_ffff_f000;
 /// Where bridges are looked for: nothing is put there by itself.
 const BRIDGES: Range<usize> = 0x1_0000_0000..0x5000_0000_0000;
 
+/// Where the stub lies in zygotes whose instances are rewound.
+const STUB: Range<usize> = STUB_AT as usize..(STUB_AT + STUB_LEN) as usize;
+
 /// `struct prctl_mm_map`, as words: eleven addresses, no auxiliary vector, and (with its length) no other program.
 const MEMORY_MAP_WORDS: usize = 13;
 /// Words of the blob: that struct, the signal stack, what the signals do.
@@ -30,7 +36,7 @@ const SIGNAL_STACK_AT: usize = MEMORY_MAP_WORDS;
 const SIGNALS_AT: usize = SIGNAL_STACK_AT + 3;
 
 /// Becomes the process that this file describes. Returns only if it can't.
-pub(crate) fn restore(file: OwnedFd) -> Result<Infallible, String> {
+pub(crate) fn restore(file: OwnedFd, memory: OwnMemory) -> Result<Infallible, String> {
     if !switch::KNOWN {
         return Err("there are no layers on this kind of machine".to_owned());
     }
@@ -38,19 +44,26 @@ pub(crate) fn restore(file: OwnedFd) -> Result<Infallible, String> {
     let table = Table::read(|buffer, offset| file.read_exact_at(buffer, offset).is_ok());
     let table = table.ok_or("the layer's file describes no process")?;
     let files = Files::open(&table)?;
-    let text =
-        fs::read_to_string("/proc/self/maps").map_err(|error| format!("read /proc/self/maps: {error}"))?;
+    let text = memory.mappings()?;
     let current = Current::read(&text);
     let kernels = pair_up(&current, &table)?;
     let parked: usize = kernels.iter().map(|(from, _)| from.len()).sum();
     // The list is at most as long as: one call per region, per hole between what stays, per signal, and a few more.
-    let calls_max = table.regions.len() * 2 + kernels.len() * 3 + SIGNALS + 32;
+    let calls_max =
+        table.regions.len() * 2 + kernels.len() * 3 + usize::from(current.has_stub) + SIGNALS + 32;
     let bridge_len = (2 * PART + calls_max * size_of::<Call>()).next_multiple_of(PAGE);
     let place =
         hole(&current.all, &table.regions, bridge_len + parked).ok_or("there is no room between the two")?;
     let bridge = Bridge { start: place, len: bridge_len };
     let mut blob = [0_u64; PART / 8 - 2];
-    let calls = calls(&table, &files, file.as_raw_fd(), &kernels, bridge, &mut blob);
+    let mut kept: Vec<Range<usize>> = kernels.iter().map(|(from, _)| from.clone()).collect();
+    kept.push(bridge.start..bridge.start + bridge.len);
+    kept.extend(current.has_stub.then_some(STUB));
+    kept.sort_unstable_by_key(|range| range.start);
+    // What this process holds for later. (At these numbers are files that were opened just now, where it holds none.)
+    let last_file = if memory.is_kept() { SIZES_FD } else { PAGEMAP_FD };
+    let kept = Kept { ranges: kept, last_file };
+    let calls = calls(&table, &files, file.as_raw_fd(), &kernels, &kept, bridge, &mut blob);
     debug_assert!(calls.len() <= calls_max);
     let context = Context { stack: table.word(at::CONTEXT), floating_point: table.word(at::CONTEXT + 1) };
     sys::forget_rseq();
@@ -106,24 +119,35 @@ fn open(name: &CStr, wanted: u64) -> Result<File, String> {
     }
 }
 
+/// What stays of this process.
+struct Kept {
+    ranges: Vec<Range<usize>>,
+    /// Of the page map and what lies behind it.
+    last_file: i32,
+}
+
 /// What this process has now.
 struct Current<'t> {
     all: Vec<Range<usize>>,
     kernels: Vec<(&'t str, Range<usize>)>,
+    /// What rewinds its instances is there, and stays.
+    has_stub: bool,
 }
 
 impl<'t> Current<'t> {
     fn read(text: &'t str) -> Self {
         let (mut all, mut kernels) = (Vec::new(), Vec::new());
+        let mut has_stub = false;
         for mapping in text.lines().filter_map(smaps::Mapping::begin) {
             match mapping.name {
                 "[vsyscall]" => continue,
                 "[vdso]" | "[vvar]" | "[vvar_vclock]" => kernels.push((mapping.name, mapping.range.clone())),
                 _ => {}
             }
+            has_stub |= mapping.range == STUB;
             all.push(mapping.range);
         }
-        Self { all, kernels }
+        Self { all, kernels, has_stub }
     }
 }
 
@@ -168,6 +192,7 @@ fn calls(
     files: &Files,
     layer: i32,
     kernels: &[Move],
+    kept: &Kept,
     bridge: Bridge,
     blob: &mut [u64],
 ) -> Vec<Call> {
@@ -177,12 +202,9 @@ fn calls(
         calls.push([number as u64, a, b, c, d, e, f, u64::from(may_fail)]);
     };
     let blob_at = |word: usize| bridge.start + PART + word * 8;
-    // Everything goes but the bridge and what is the kernel's.
-    let mut kept: Vec<Range<usize>> = kernels.iter().map(|(from, _)| from.clone()).collect();
-    kept.push(bridge.start..bridge.start + bridge.len);
-    kept.sort_unstable_by_key(|range| range.start);
+    // Everything goes but the bridge, what is the kernel's, and the stub.
     let mut from = PAGE;
-    for range in kept.iter().chain([&(LAST..LAST)]) {
+    for range in kept.ranges.iter().chain([&(LAST..LAST)]) {
         if from < range.start {
             call(libc::SYS_munmap, [from, range.start - from, 0, 0, 0, 0], false);
         }
@@ -219,7 +241,7 @@ fn calls(
             call(libc::SYS_madvise, [start, len, libc::MADV_WIPEONFORK as usize, 0, 0, 0], false);
         }
     }
-    let (below, above) = (PAGEMAP_FD as usize - 1, PAGEMAP_FD as usize + 1);
+    let (below, above) = (PAGEMAP_FD as usize - 1, kept.last_file as usize + 1);
     call(libc::SYS_close_range, [4, below, 0, 0, 0, 0], false);
     call(libc::SYS_close_range, [above, u32::MAX as usize, 0, 0, 0, 0], false);
 

@@ -80,11 +80,11 @@ pub(crate) fn read_whole(path: &CStr, buffer: &mut [u8]) -> Result<usize, Errno>
     result
 }
 
-/// Keeps `/proc/self/pagemap` at hand as `number`; if it can't be had, nothing is there.
-pub(crate) fn keep_pagemap(number: RawFd) {
+/// Keeps a file of `/proc/self` at hand as `number`; if it can't be had, nothing is there.
+pub(crate) fn keep(path: &CStr, number: RawFd) {
     // SAFETY: `number` is nobody's in a process that has just begun.
     unsafe {
-        let fd = libc::open(c"/proc/self/pagemap".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        let fd = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
         if fd >= 0 && fd != number {
             libc::dup3(fd, number, libc::O_CLOEXEC);
             libc::close(fd);
@@ -96,6 +96,27 @@ pub(crate) fn keep_pagemap(number: RawFd) {
 pub(crate) fn close(number: RawFd) {
     // SAFETY: by the caller; a number that is no descriptor's is EBADF.
     unsafe { libc::close(number) };
+}
+
+/// All that a file of `/proc/self` says now, in memory that was made before it was asked: with `room` at first.
+pub(crate) fn read_from_start(number: RawFd, mut room: usize) -> Result<Vec<u8>, Errno> {
+    loop {
+        let mut bytes = vec![0; room];
+        let mut len = 0;
+        while len < room {
+            let rest = &mut bytes[len..];
+            // SAFETY: writes within what is left of the bytes.
+            match unsafe { libc::pread(number, rest.as_mut_ptr().cast(), rest.len(), len as i64) } {
+                0 => {
+                    bytes.truncate(len);
+                    return Ok(bytes);
+                }
+                read if read > 0 => len += read as usize,
+                _ => return Err(errno()),
+            }
+        }
+        room *= 2;
+    }
 }
 
 /// What the page map says of the pages from `start` on, a word each.

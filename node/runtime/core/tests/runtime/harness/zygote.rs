@@ -80,7 +80,8 @@ impl Zygote {
     /// A Python function whose zygote begins as what the layer's process was.
     pub(crate) fn python_on(layer: &OwnedFd, code: &Path, handler: &str) -> Result<Self, String> {
         let mut zygote = Self::spawn(Command::new(build::native_loader()), code);
-        control::send(zygote.control.as_fd(), &ToZygote::Restore, &[layer.as_fd()]).expect("send");
+        control::send(zygote.control.as_fd(), &ToZygote::Restore { rewind: false }, &[layer.as_fd()])
+            .expect("send");
         match zygote.hear() {
             Some((FromZygote::Restored, _)) => zygote.init(code, handler, FreezeWish::default()),
             Some((FromZygote::NoLayer { why }, _)) => Err(why),
