@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "this module is the gate")]
 
 pub mod confine;
+pub mod pagemap;
 mod process;
 pub mod rewind;
 

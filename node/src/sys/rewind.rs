@@ -220,8 +220,11 @@ std::arch::global_asm!(
     "add r12, 16",
     "dec r13",
     "jmp 4b",
-    // 5. Private pages are dropped: what lies below them comes back.
+    // 5. Private pages are dropped, if there are any: what lies below them comes back.
     "5:",
+    "movabs rax, {orders}",
+    "cmp byte ptr [rax], {nothing_to_drop}",
+    "je 7f",
     "mov r12, [rbp + {drops}]",
     "mov r13, [rbp + {drops} + 8]",
     "6:",
@@ -237,7 +240,7 @@ std::arch::global_asm!(
     "add r12, 16",
     "dec r13",
     "jmp 6b",
-    // 5b. Pages that differ from that are copied back.
+    // 6. Pages that differ from that are copied back.
     "7:",
     "mov r12, [rbp + {copies}]",
     "mov r13, [rbp + {copies} + 8]",
@@ -251,13 +254,13 @@ std::arch::global_asm!(
     "add r12, 16",
     "dec r13",
     "jmp 8b",
-    // 6. Nothing is in the outbox.
+    // 7. Nothing is in the outbox.
     "8:",
     "mov rdi, [rbp + {outbox}]",
     "mov rcx, [rbp + {outbox} + 8]",
     "xor eax, eax",
     "rep stosq",
-    // 7. close_range(FDS, all, 0)
+    // 8. close_range(FDS, all, 0)
     "mov eax, {close_range}",
     "mov edi, {fds}",
     "mov esi, -1",
@@ -265,7 +268,7 @@ std::arch::global_asm!(
     "syscall",
     "test rax, rax",
     "jnz 9f",
-    // 8. Signals that wait are taken, one by one: rt_sigtimedwait(all, NULL, no time, 8). Only now: closing descriptors
+    // 9. Signals that wait are taken, one by one: rt_sigtimedwait(all, NULL, no time, 8). Only now: closing descriptors
     // and unmapping files can send some (O_ASYNC on a pipe whose other end goes).
     "mov ebx, 1024",
     "2:",
@@ -282,7 +285,7 @@ std::arch::global_asm!(
     "dec ebx",
     "jnz 2b",
     "jmp 9f",
-    // 9. The segments' bases.
+    // 10. The segments' bases.
     "3:",
     "mov eax, {arch_prctl}",
     "mov edi, 0x1002",
@@ -296,7 +299,7 @@ std::arch::global_asm!(
     "syscall",
     "test rax, rax",
     "jnz 9f",
-    // 10. All registers. Some processors keep the place of the last x87 instruction over XRSTOR: it becomes this one.
+    // 11. All registers. Some processors keep the place of the last x87 instruction over XRSTOR: it becomes this one.
     "fnclex",
     "emms",
     "fild qword ptr [rbp + {no_time}]",
@@ -313,7 +316,7 @@ std::arch::global_asm!(
     "mov r15, [rbp + {kept} + 40]",
     "mov r8d, 0",
     "mov r9d, 0",
-    // 11. The signal mask: a handler that runs from here on finds nothing that was.
+    // 12. The signal mask: a handler that runs from here on finds nothing that was.
     "mov eax, {sigprocmask}",
     "mov edi, {set_mask}",
     "lea rsi, [rbp + {mask}]",
@@ -346,6 +349,8 @@ std::arch::global_asm!(
     arch_prctl = const libc::SYS_arch_prctl,
     fds = const spry_wire::rewind::FDS,
     plan = const spry_wire::rewind::PLAN_AT,
+    orders = const spry_wire::rewind::ORDERS_AT,
+    nothing_to_drop = const spry_wire::rewind::NOTHING_TO_DROP,
     extended = const spry_wire::rewind::EXTENDED_AT,
     all_signals = const spry_wire::rewind::at::ALL_SIGNALS,
     no_time = const spry_wire::rewind::at::NO_TIME,

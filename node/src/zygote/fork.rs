@@ -191,7 +191,7 @@ impl Zygote {
                 let found = bus.and_then(|bus| {
                     rewind::fill_outbox(outbox)?;
                     let (stdout, stderr) = (inode(stdout.as_fd())?, inode(stderr.as_fd())?);
-                    let gate = Gate::new(Arc::clone(listener), outbox.try_clone_to_owned()?);
+                    let gate = Gate::new(Arc::clone(listener), outbox.try_clone_to_owned()?)?;
                     Ok((gate, Holdings { stdout, stderr, bus: inode(bus.as_fd())? }))
                 });
                 Some(found.map_err(os("prepare to rewind an instance"))?)
@@ -406,17 +406,19 @@ async fn hold(
     };
     let refused = |why: String| ForkError::Rewind { why };
     let outbox = rewind::inode(gate.outbox()).map_err(|errno| refused(errno.to_string()))?;
-    let plan =
-        Plan::make(Subject { pid: child.pid, registers, outbox }, gate.listener().written().as_deref());
+    let plan = Plan::make(Subject { pid: child.pid, registers, outbox }, &gate.listener().written());
     let plan = plan.map_err(|error| refused(error.to_string()))?;
     gate.listener().know(child.pid, Arc::clone(gate));
-    channel.send(&ToInstance::Plan, &[plan.file.as_fd()]).await.map_err(ForkError::Instance)?;
+    channel
+        .send(&ToInstance::Plan, &[plan.file.as_fd(), gate.orders()])
+        .await
+        .map_err(ForkError::Instance)?;
     tokio::select! {
         () = gate.arrived_first() => {}
         // It could not map, or not seal: it has said so in its output.
         exit = child.exited_or_lost() => return Err(refused(format!("it {exit} when it was to be held"))),
     }
-    rewind::check(child.pid, &plan, holdings).map_err(refused)?;
+    rewind::check(child.pid, &plan, gate, holdings).map_err(refused)?;
     gate.set_plan(plan);
     Ok(())
 }

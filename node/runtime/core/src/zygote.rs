@@ -10,7 +10,7 @@ use spry_wire::layer::{Layer, LayerWish};
 
 use crate::fork::fork;
 use crate::freeze::{OwnMemory, freeze, guard_layer};
-use crate::handler::{Handler, LoadError};
+use crate::handler::{Handler, LoadError, Side};
 use crate::layer::PAGEMAP_FD;
 use crate::layer::restore::restore;
 use crate::layer::take::{Taken, take};
@@ -141,6 +141,15 @@ fn live<H: Handler>(
             return control::send(socket.as_fd(), &FromZygote::Failed { message }, &[]);
         }
     };
+    if init.rewind {
+        // What is done in each new process is done once here, as if this one were new: what it does for the first time only is
+        // part of what is frozen then, and not written to by each.
+        handler.around_fork(&mut || Side::Child);
+        if !sys::single_threaded() {
+            let message = shorten(threads_text(&init, &handler.threads()), MESSAGE_BYTES);
+            return control::send(socket.as_fd(), &FromZygote::Failed { message }, &[]);
+        }
+    }
     let imports = handler.imports(&init).bounded();
     handler.flush();
     sys::flush_c_streams();

@@ -9,12 +9,15 @@
 //!
 //! A call that leaves what isn't restored ([`Gate::spoil`]) makes it an instance that ends with its answer.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock, Weak};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
+use shm_bus::segment::{self, Writer};
 use shm_bus::transport::FaultKind;
+use spry_wire::rewind::{NOTHING_TO_DROP, ORDERS_LEN};
 use tokio::sync::Notify;
 
 use super::listener::Listener;
@@ -34,6 +37,8 @@ pub struct Gate {
     outbox: OwnedFd,
     instance: OnceLock<Weak<Instance>>,
     plan: OnceLock<Plan>,
+    /// The page on which it finds what needn't be done.
+    orders: Writer,
 }
 
 #[derive(Debug, Default)]
@@ -47,13 +52,17 @@ struct State {
     told: u32,
     /// Counts the requests, so that a late look isn't taken for the next one's.
     round: u64,
+    /// Requests that have written to pages of which the plan doesn't know that they would.
+    surprises: u32,
 }
 
 /// Calls that an instance may make which aren't restored, before it is replaced. Some hundred are what starting a program takes.
 const TOLD_MAX: u32 = 100_000;
 
-/// After so many requests, what the last one has written to is what most will.
-const LEARNING_ROUND: u64 = 2;
+/// After so many surprises in an instance that was made before anything was known, one that knows takes its place.
+const SURPRISES_FIRST: u32 = 3;
+/// The same of later ones: what one more page saves must pay for a fork.
+const SURPRISES_LATER: u32 = 64;
 
 /// What becomes of one that has answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,10 +79,17 @@ pub enum Next {
 }
 
 impl Gate {
-    pub(in crate::zygote) fn new(listener: Arc<Listener>, outbox: OwnedFd) -> Arc<Self> {
+    pub(in crate::zygote) fn new(listener: Arc<Listener>, outbox: OwnedFd) -> io::Result<Arc<Self>> {
+        let page = segment::create("rewind-orders", ORDERS_LEN).and_then(|fd| Writer::map(fd, ORDERS_LEN));
+        let orders = page.map_err(io::Error::other)?;
         let (state, born, instance, plan) =
             (Mutex::default(), Notify::new(), OnceLock::new(), OnceLock::new());
-        Arc::new(Self { listener, state, born, outbox, instance, plan })
+        Ok(Arc::new(Self { listener, state, born, outbox, instance, plan, orders }))
+    }
+
+    /// The page with its orders, which nobody else can write to.
+    pub(in crate::zygote) fn orders(&self) -> BorrowedFd<'_> {
+        self.orders.fd()
     }
 
     /// Where it asks.
@@ -167,9 +183,7 @@ impl Gate {
         if !self.has_small_outbox() {
             return Err(Replaced::LargeAnswer);
         }
-        // The first that gets so far shows what requests write to, and all of its kind make place for such that copy that
-        // back.
-        if state.round >= LEARNING_ROUND && self.is_renewed() {
+        if !self.is_order_given(&mut state) {
             return Err(Replaced::Learned);
         }
         // Before it can be told of: what it does next is of its next request.
@@ -178,9 +192,25 @@ impl Gate {
         sys::reply(self.listener.as_fd(), id, Reply::GoOn).map_err(|_| Replaced::Late)
     }
 
-    fn is_renewed(&self) -> bool {
-        let (Some(plan), Some(instance)) = (self.plan.get(), self.instance()) else { return false };
-        plan.is_first && self.listener.learn(|| plan.written(instance.pid).ok())
+    /// Looks what its request has written to, and has it dropped unless there is nothing to drop. False: such as it make place
+    /// for such that copy it back, which takes less time.
+    fn is_order_given(&self, state: &mut State) -> bool {
+        let changed = self.plan.get().map(|plan| (plan.generation, plan.changed()));
+        let order = match changed {
+            Some((_, Some(changed))) if changed.is_empty() => NOTHING_TO_DROP,
+            Some((generation, Some(changed))) => {
+                let known = self.listener.learn(&changed);
+                state.surprises += 1;
+                let most = if generation == 0 { SURPRISES_FIRST } else { SURPRISES_LATER };
+                if known > generation && state.surprises >= most {
+                    return false;
+                }
+                0
+            }
+            Some((_, None)) | None => 0,
+        };
+        // SYNC(rewind-orders): it waits in a system call, which returns after this is written.
+        self.orders.write_at(0, &[order]).is_ok()
     }
 
     /// Nothing was written to its outbox but what the stub zeroes. All of that is there from its birth on, so any page more

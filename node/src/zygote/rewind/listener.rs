@@ -4,7 +4,7 @@
 //! is there yet or a process is being born. So what is decided here depends on the call and on the instance's own state
 //! ([`Gate`]) alone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -22,6 +22,17 @@ use crate::sys::rewind::{self as sys, Asked, Reply};
 /// Calls that are answered in one go: whoever asks without end must not keep a thread from its other work.
 const AT_ONCE: usize = 32;
 
+/// Pages that are remembered: copying more takes longer than finding out and dropping them.
+const WRITTEN_MAX: usize = 1024;
+
+/// Pages of a zygote's instances that requests write to, beside those that differ before any request.
+#[derive(Debug, Clone, Default)]
+pub(in crate::zygote) struct Written {
+    pub(super) pages: BTreeSet<u64>,
+    /// How often some were found that weren't known.
+    pub(super) generation: u32,
+}
+
 /// Whom instances ask.
 #[derive(Debug)]
 pub struct Listener {
@@ -31,8 +42,7 @@ pub struct Listener {
     gates: Mutex<HashMap<i32, Arc<Gate>>>,
     /// Whether a gateway worker looks.
     looked_at: AtomicBool,
-    /// Pages that requests write to, beside those of the plan, as the first instance has shown.
-    written: Mutex<Option<Vec<u64>>>,
+    written: Mutex<Written>,
     /// Told when one does.
     looked_after: Notify,
     /// Those that the keeper finds to have arrived.
@@ -97,17 +107,19 @@ impl Listener {
     }
 
     /// Pages that requests write to, as far as is known.
-    pub(in crate::zygote) fn written(&self) -> Option<Vec<u64>> {
+    pub(in crate::zygote) fn written(&self) -> Written {
         self.written.lock().clone()
     }
 
-    /// Has it looked up which pages a request has written to, by `look`, if it isn't known. False: that failed.
-    pub(super) fn learn(&self, look: impl FnOnce() -> Option<Vec<u64>>) -> bool {
+    /// A request has written to these. The generation that is known now.
+    pub(super) fn learn(&self, pages: &[u64]) -> u32 {
         let mut written = self.written.lock();
-        if written.is_none() {
-            *written = look();
+        let before = written.pages.len();
+        if before + pages.len() <= WRITTEN_MAX {
+            written.pages.extend(pages);
         }
-        written.is_some()
+        written.generation += u32::from(written.pages.len() > before);
+        written.generation
     }
 
     /// The descriptor, for a loop to wait for.

@@ -14,11 +14,12 @@
 //!
 //! - [`listener`]: who asks, and what is answered.
 //! - [`gate`]: one instance's state between answer and next request.
-//! - [`plan`], [`mappings`]: what it goes back to.
+//! - [`plan`], [`mappings`], [`pages`]: what it goes back to, and what a request has changed.
 
 mod gate;
 mod listener;
 mod mappings;
+mod pages;
 mod plan;
 
 use std::fs;
@@ -70,9 +71,10 @@ pub(super) fn inode(fd: impl AsFd) -> Result<u64, Errno> {
 }
 
 /// Looks at an instance that waits in the stub for the first time: has it anything but what each request may begin with?
-pub(super) fn check(pid: i32, plan: &Plan, holdings: Holdings) -> Result<(), String> {
+pub(super) fn check(pid: i32, plan: &Plan, gate: &Gate, holdings: Holdings) -> Result<(), String> {
     let stub = stub().and_then(|stub| inode(stub).map_err(|errno| errno.to_string()))?;
-    plan.check(pid, stub)?;
+    let orders = inode(gate.orders()).map_err(|errno| errno.to_string())?;
+    plan.check(pid, stub, orders)?;
     holds_only(pid, holdings)?;
     let process = format!("/proc/{pid}");
     let tasks = fs::read_dir(format!("{process}/task")).map_err(|error| error.to_string())?;

@@ -3,7 +3,8 @@
 //!
 //! Three kinds of memory, by page:
 //! - what a private mapping shares with the file below it (or with nothing, if it has none): **dropped**, so that it is so
-//!   again;
+//!   again. After most requests there is nothing to drop, since they write to the same pages as the one before, which are of
+//!   the next kind; spryd looks each time ([`Plan::changed`]);
 //! - what differs from that, because the zygote or the instance has written to it: **copied back**, where it lies, from the plan. These
 //!   pages are not dropped, since most are written to by every request, and a copy costs a fifth of a fault;
 //! - the outbox: zeroed.
@@ -11,20 +12,17 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 
 use spry_wire::rewind::{
-    EXTENDED_MAX, Head, LISTS_AT, List, OUTBOX_ZEROED, PLAIN_FLAGS, PLAN_AT, PLAN_MAX, Registers,
+    EXTENDED_MAX, Head, LISTS_AT, List, ORDERS_AT, ORDERS_LEN, OUTBOX_ZEROED, PLAIN_FLAGS, PLAN_AT, PLAN_MAX,
+    Registers,
 };
 
+use super::listener::Written;
 use super::mappings::{self, Mapping};
+use super::pages::{self, PAGE, Watch};
 use crate::sys::rewind as sys;
 
-const PAGE: u64 = 4096;
-/// Bits of an entry in `/proc/PID/pagemap`.
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-const OF_FILE: u64 = 1 << 61;
 /// Private pages that are known to differ: more would make every rewinding longer than a fork.
 const COPIES_MAX: usize = 4096;
 
@@ -62,10 +60,10 @@ pub(crate) struct Subject {
 pub(crate) struct Plan {
     pub(crate) file: OwnedFd,
     known: Vec<Mapping>,
-    copies: Vec<[u64; 2]>,
+    watch: Watch,
     len: u64,
-    /// It was made before it was known what requests write to.
-    pub(crate) is_first: bool,
+    /// How much was known of what requests write to ([`Written::generation`]).
+    pub(super) generation: u32,
 }
 
 fn os(what: &'static str) -> impl FnOnce(io::Error) -> PlanError {
@@ -75,7 +73,7 @@ fn os(what: &'static str) -> impl FnOnce(io::Error) -> PlanError {
 impl Plan {
     /// Looks at the instance, which waits. `written`: pages that requests are known to write to, which are copied back as
     /// well.
-    pub(crate) fn make(subject: Subject, written: Option<&[u64]>) -> Result<Self, PlanError> {
+    pub(crate) fn make(subject: Subject, written: &Written) -> Result<Self, PlanError> {
         let Subject { pid, .. } = subject;
         let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).map_err(os("read its mappings"))?;
         let mut known = mappings::parse(&text);
@@ -87,8 +85,10 @@ impl Plan {
         if let Some(shared) = known.iter().find(is_shared) {
             return Err(PlanError::Shared(shared.range.clone()));
         }
-        let mut own = own_pages(pid, &known)?;
-        own.extend(written.unwrap_or_default().iter().copied().filter(|page| may_differ(&known, *page)));
+        let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(os("open its page map"))?;
+        let own = pages::own(&pagemap, &known).map_err(os("read its page map"))?;
+        let mut own = pages::differing(pid, &known, own);
+        own.extend(written.pages.iter().copied().filter(|page| may_differ(&known, *page)));
         own.sort_unstable();
         own.dedup();
         let copies = runs(&own);
@@ -98,85 +98,19 @@ impl Plan {
         }
         let registers = Said::read(subject)?;
         let drops = between(&known, &copies);
-        let plan = Self::lay_out(known, &registers, outbox.start, &drops, &copies, pid)?;
-        Ok(Self { is_first: written.is_none(), ..plan })
+        let (file, len) = lay_out(&known, &registers, outbox.start, &drops, &copies, pid)?;
+        let watch = Watch::new(pagemap, drops);
+        Ok(Self { file, known, watch, len, generation: written.generation })
     }
 
-    fn lay_out(
-        known: Vec<Mapping>,
-        registers: &Said,
-        outbox: u64,
-        drops: &[[u64; 2]],
-        copies: &[[u64; 2]],
-        pid: i32,
-    ) -> Result<Self, PlanError> {
-        let mut bytes = vec![0; LISTS_AT as usize];
-        let len_of = |[start, end]: &[u64; 2]| [*start, end - start];
-        let seals = list(&mut bytes, joined(&known).iter().map(len_of));
-        let drops = list(&mut bytes, drops.iter().map(len_of));
-        let copied = list(&mut bytes, copies.iter().map(|[start, end]| [*start, (end - start) / 8]));
-        // The plan's own place comes to be known: it is mapped when this one is.
-        let mut all = known.clone();
-        let gaps_at = PLAN_AT + bytes.len() as u64;
-        // One more gap than now, since the plan splits one.
-        let gap_count = mappings::gaps(&all).len() + 1;
-        let bytes_at = (gaps_at + 16 * gap_count as u64).next_multiple_of(PAGE);
-        let copied_bytes = copies.iter().map(|[start, end]| end - start).sum::<u64>();
-        let len = bytes_at - PLAN_AT + copied_bytes;
-        if len > PLAN_MAX {
-            return Err(PlanError::Long);
-        }
-        let place = PLAN_AT..PLAN_AT + len.next_multiple_of(PAGE);
-        let at = all.partition_point(|mapping| mapping.range.start < place.start);
-        let own = Mapping { range: place, ..all.first().cloned().ok_or(PlanError::Registers)? };
-        all.insert(at, own);
-        let gaps = mappings::gaps(&all);
-        debug_assert!(gaps.len() <= gap_count);
-        let gaps = list(&mut bytes, gaps.iter().map(|gap| [gap.start, gap.end - gap.start]));
-        let head = Head {
-            all_signals: u64::MAX,
-            mask: registers.word(MASK),
-            no_time: [0; 2],
-            brk: registers.word(BRK),
-            outbox: [outbox, OUTBOX_ZEROED / 8],
-            bases: [registers.word(BASES), registers.word(BASES + 8)],
-            gaps,
-            drops,
-            copies: copied,
-            bytes_at,
-            flags: PLAIN_FLAGS,
-            stack: registers.word(STACK),
-            goes_on: registers.word(GOES_ON),
-            kept: std::array::from_fn(|index| registers.word(KEPT + 8 * index)),
-            seals,
-        };
-        bytes[..size_of::<Head>()].copy_from_slice(&words(&head));
-        let extended = spry_wire::rewind::EXTENDED_AT as usize;
-        bytes[extended..extended + EXTENDED_MAX as usize]
-            .copy_from_slice(&registers.0[..EXTENDED_MAX as usize]);
-        bytes.resize((bytes_at - PLAN_AT) as usize, 0);
-        let mut page = vec![0; PAGE as usize];
-        for [start, end] in copies {
-            for at in (*start..*end).step_by(PAGE as usize) {
-                let read = sys::read_memory(pid, at, &mut page);
-                read.map_err(|errno| PlanError::Os { what: "read its memory", source: errno.into() })?;
-                bytes.extend_from_slice(&page);
-            }
-        }
-        let file = sys::sealed_file(c"spry-plan", &[&bytes], false).map_err(os("make its plan"))?;
-        Ok(Self { file, known, copies: copies.to_vec(), len, is_first: true })
-    }
-
-    /// Pages that the instance, which waits, has written to and that aren't copied back.
-    pub(crate) fn written(&self, pid: i32) -> Result<Vec<u64>, PlanError> {
-        let mut pages = own_pages(pid, &self.known)?;
-        let is_copied = |page: &u64| self.copies.iter().any(|[start, end]| (*start..*end).contains(page));
-        pages.retain(|page| !is_copied(page));
-        Ok(pages)
+    /// Pages that the instance, which waits, has written to and that aren't copied back; `None`: too many, or it can't be found
+    /// out.
+    pub(super) fn changed(&self) -> Option<Vec<u64>> {
+        self.watch.changed()
     }
 
     /// Whether the instance is what the plan says, and stays so: asked when it first waits in the stub.
-    pub(crate) fn check(&self, pid: i32, stub: u64) -> Result<(), String> {
+    pub(crate) fn check(&self, pid: i32, stub: u64, orders: u64) -> Result<(), String> {
         let text = std::fs::read_to_string(format!("/proc/{pid}/smaps"));
         let now = mappings::parse(&text.map_err(|error| format!("read its mappings: {error}"))?);
         mappings::check(&self.known, &now)?;
@@ -199,8 +133,78 @@ impl Plan {
         if !mapped(spry_wire::rewind::STUB_AT, spry_wire::rewind::STUB_LEN, stub, true) {
             return Err("the stub isn't where it should be".to_owned());
         }
+        if !mapped(ORDERS_AT, ORDERS_LEN, orders, false) {
+            return Err("spryd's orders aren't where they should be".to_owned());
+        }
         Ok(())
     }
+}
+
+/// The plan's file, and how long it is.
+fn lay_out(
+    known: &[Mapping],
+    registers: &Said,
+    outbox: u64,
+    drops: &[[u64; 2]],
+    copies: &[[u64; 2]],
+    pid: i32,
+) -> Result<(OwnedFd, u64), PlanError> {
+    let mut bytes = vec![0; LISTS_AT as usize];
+    let len_of = |[start, end]: &[u64; 2]| [*start, end - start];
+    let seals = list(&mut bytes, joined(known).iter().map(len_of));
+    let drops = list(&mut bytes, drops.iter().map(len_of));
+    let copied = list(&mut bytes, copies.iter().map(|[start, end]| [*start, (end - start) / 8]));
+    // The plan's own place comes to be known, and that of spryd's orders: they are mapped when this one is.
+    let mut all = known.to_vec();
+    let gaps_at = PLAN_AT + bytes.len() as u64;
+    // Two more gaps than now, since each splits one.
+    let gap_count = mappings::gaps(&all).len() + 2;
+    let bytes_at = (gaps_at + 16 * gap_count as u64).next_multiple_of(PAGE);
+    let copied_bytes = copies.iter().map(|[start, end]| end - start).sum::<u64>();
+    let len = bytes_at - PLAN_AT + copied_bytes;
+    if len > PLAN_MAX {
+        return Err(PlanError::Long);
+    }
+    let place = PLAN_AT..PLAN_AT + len.next_multiple_of(PAGE);
+    for place in [ORDERS_AT..ORDERS_AT + ORDERS_LEN, place] {
+        let at = all.partition_point(|mapping| mapping.range.start < place.start);
+        let own = Mapping { range: place, ..all.first().cloned().ok_or(PlanError::Registers)? };
+        all.insert(at, own);
+    }
+    let gaps = mappings::gaps(&all);
+    debug_assert!(gaps.len() <= gap_count);
+    let gaps = list(&mut bytes, gaps.iter().map(|gap| [gap.start, gap.end - gap.start]));
+    let head = Head {
+        all_signals: u64::MAX,
+        mask: registers.word(MASK),
+        no_time: [0; 2],
+        brk: registers.word(BRK),
+        outbox: [outbox, OUTBOX_ZEROED / 8],
+        bases: [registers.word(BASES), registers.word(BASES + 8)],
+        gaps,
+        drops,
+        copies: copied,
+        bytes_at,
+        flags: PLAIN_FLAGS,
+        stack: registers.word(STACK),
+        goes_on: registers.word(GOES_ON),
+        kept: std::array::from_fn(|index| registers.word(KEPT + 8 * index)),
+        seals,
+    };
+    bytes[..size_of::<Head>()].copy_from_slice(&words(&head));
+    let extended = spry_wire::rewind::EXTENDED_AT as usize;
+    bytes[extended..extended + EXTENDED_MAX as usize].copy_from_slice(&registers.0[..EXTENDED_MAX as usize]);
+    bytes.resize((bytes_at - PLAN_AT) as usize, 0);
+    let mut page = vec![0; PAGE as usize];
+    for [start, end] in copies {
+        for at in (*start..*end).step_by(PAGE as usize) {
+            let read = sys::read_memory(pid, at, &mut page);
+            read.map_err(|errno| PlanError::Os { what: "read its memory", source: errno.into() })?;
+            bytes.extend_from_slice(&page);
+        }
+    }
+    let file = sys::sealed_file(c"spry-plan", &[&bytes], false).map_err(os("make its plan"))?;
+    Ok((file, len))
 }
 
 /// Appends a list.
@@ -222,29 +226,7 @@ fn outbox(known: &[Mapping], inode: u64) -> Result<std::ops::Range<u64>, PlanErr
 
 /// Whether a page is of a private mapping that can be written to.
 fn may_differ(known: &[Mapping], page: u64) -> bool {
-    let mut of = known.iter().filter(|mapping| mapping.is_private() && mapping.rights.write);
-    of.any(|mapping| mapping.range.contains(&page))
-}
-
-/// The pages of private mappings that differ from what lies below them, in order.
-fn own_pages(pid: i32, known: &[Mapping]) -> Result<Vec<u64>, PlanError> {
-    let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(os("open its page map"))?;
-    let mut own = Vec::new();
-    // What can't be written to needs no copy: it can't change. (Its rights can't, either.)
-    for mapping in known.iter().filter(|mapping| mapping.is_private() && mapping.rights.write) {
-        let mut entries = vec![0; (mapping.len() / PAGE * 8) as usize];
-        pagemap
-            .read_exact_at(&mut entries, mapping.range.start / PAGE * 8)
-            .map_err(os("read its page map"))?;
-        for (index, entry) in entries.chunks_exact(8).enumerate() {
-            let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
-            let is_own = entry & SWAPPED != 0 || (entry & PRESENT != 0 && entry & OF_FILE == 0);
-            if is_own {
-                own.push(mapping.range.start + index as u64 * PAGE);
-            }
-        }
-    }
-    Ok(own)
+    pages::changeable(known).any(|mapping| mapping.range.contains(&page))
 }
 
 /// Start and end of each run of pages.
@@ -280,7 +262,7 @@ fn between(known: &[Mapping], copies: &[[u64; 2]]) -> Vec<[u64; 2]> {
         Some(last) if last[1] == start => last[1] = end,
         _ => drops.push([start, end]),
     };
-    for Mapping { range, .. } in known.iter().filter(|mapping| mapping.is_private() && mapping.rights.write) {
+    for Mapping { range, .. } in pages::changeable(known) {
         let mut at = range.start;
         // A run may go over the border of two mappings.
         let within = copies.iter().filter(|[start, end]| *start < range.end && range.start < *end);

@@ -43,12 +43,12 @@ pub(crate) fn hold(control: &OwnedFd) {
         if control::send(control.as_fd(), &FromInstance::Hold { registers }, &[]).is_err() {
             sys::exit_now(2);
         }
-        let plan = match control::receive::<ToInstance>(control.as_fd()) {
-            Ok(Some((ToInstance::Plan, fds))) => fds.into_iter().next(),
+        let files = match control::receive::<ToInstance>(control.as_fd()) {
+            Ok(Some((ToInstance::Plan, fds))) => <[OwnedFd; 2]>::try_from(fds).ok(),
             _ => None,
         };
-        let Some(plan) = plan else { sys::exit_now(2) };
-        if let Err(error) = rewind::seal_by(&plan) {
+        let Some([plan, orders]) = files else { sys::exit_now(2) };
+        if let Err(error) = rewind::seal_by(&plan, &orders) {
             eprintln!("spry: the instance can't be sealed: {error}");
             sys::exit_now(2);
         }

@@ -7,7 +7,9 @@ use std::mem::offset_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use spry_wire::rewind::{EXTENDED_MAX, Head, List, PLAN_AT, PLAN_MAX, Registers, STUB_AT, STUB_LEN};
+use spry_wire::rewind::{
+    EXTENDED_MAX, Head, List, ORDERS_AT, ORDERS_LEN, PLAN_AT, PLAN_MAX, Registers, STUB_AT, STUB_LEN,
+};
 
 use super::check;
 
@@ -56,8 +58,10 @@ pub(crate) fn add_asking_filter(program: &mut [libc::sock_filter]) -> io::Result
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Maps the plan, and seals what it names.
-pub(crate) fn seal_by(plan: &OwnedFd) -> io::Result<()> {
+/// Maps the plan and spryd's orders, and seals what the plan names.
+pub(crate) fn seal_by(plan: &OwnedFd, orders: &OwnedFd) -> io::Result<()> {
+    map(orders, ORDERS_AT, ORDERS_LEN, libc::PROT_READ)?;
+    seal(ORDERS_AT, ORDERS_LEN)?;
     // SAFETY: plain data.
     let mut about: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: fills the struct.
