@@ -146,8 +146,8 @@ fn transport(written: Option<&str>) -> Result<TransportChoice, ConfigError> {
 
 fn rewind(written: Option<&str>) -> Result<bool, ConfigError> {
     match written {
-        Some("auto") => Ok(true),
-        None | Some("off") => Ok(false),
+        None | Some("auto") => Ok(true),
+        Some("off") => Ok(false),
         Some(text) => bound("zygotes.rewind", format!("\"{text}\""), "one of \"auto\", \"off\""),
     }
 }

@@ -84,7 +84,7 @@ mod tests {
             ("[node]\nmemory_budget = \"1GiB\"", Some("node")),
             ("[keepalive]\npolicy = \"greedy-dual\"", Some("keepalive")),
             ("[zygotes]\nfreeze = \"off\"", Some("zygotes")),
-            ("[zygotes]\nrewind = \"auto\"", Some("zygotes")),
+            ("[zygotes]\nrewind = \"off\"", Some("zygotes")),
             ("[log]\nformat = \"json\"", Some("log.format")),
             ("[trace]\notlp = \"http://127.0.0.1/\"", Some("trace")),
             ("[tls]\ncertificate = \"/x\"\nkey = \"/y\"", Some("tls")),
