@@ -4,7 +4,7 @@ use std::cell::{Cell, OnceCell};
 
 use shm_bus::Descriptor;
 use spry_ebpf_common::CHAIN_BIT;
-use spry_wire::frame::{Headers, Joining, Origin, Part, Parts, RequestView, Shape};
+use spry_wire::frame::{Headers, Joining, Origin, Part, Parts, RequestView, Shape, Text};
 
 use crate::input::{Memory, Piece};
 
@@ -44,22 +44,22 @@ impl<'a> Request<'a> {
 
     /// The HTTP method.
     pub fn method(&self) -> &'a str {
-        self.head.request.method
+        self.head.request.method.as_str()
     }
 
     /// What follows the function's or the chain's name in the path.
     pub fn path(&self) -> &'a str {
-        self.head.request.path
+        self.head.request.path.as_str()
     }
 
     /// The query string without `?`.
     pub fn query(&self) -> &'a str {
-        self.head.request.query
+        self.head.request.query.as_str()
     }
 
     /// The invocation's public name.
     pub fn call_id(&self) -> &'a str {
-        self.head.request.call_id
+        self.head.request.call_id.as_str()
     }
 
     /// When the time runs out: nanoseconds since the Unix epoch.
@@ -67,15 +67,27 @@ impl<'a> Request<'a> {
         self.head.request.deadline_unix_ns
     }
 
+    /// What the client asked, as it lies in its frame. Its headers are those of the client alone: see [`Self::pairs`].
+    pub fn asked(&self) -> &RequestView<'a> {
+        &self.head.request
+    }
+
     /// Names (in lower case) and values: those of the input, then those of the client's request, except what says
     /// something about the client's body and what the input says itself.
     pub fn headers(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + use<'a> {
+        self.pairs().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// The same, the names not yet as `str`.
+    pub fn pairs(&self) -> impl Iterator<Item = (Text<'a>, &'a [u8])> + use<'a> {
         let own = self.head.own.clone();
         let said = own.clone();
-        let first = self.head.request.headers.clone().filter(move |(name, _)| {
-            said.as_ref().is_none_or(|own| !name.starts_with("content-") && own.get(name).is_none())
+        let first = self.head.request.headers.pairs().filter(move |(name, _)| {
+            said.as_ref().is_none_or(|own| {
+                !name.as_bytes().starts_with(b"content-") && own.get(name.as_str()).is_none()
+            })
         });
-        own.into_iter().flatten().chain(first)
+        own.into_iter().flat_map(|own| own.pairs()).chain(first)
     }
 
     /// The value of the first header of that name (in lower case).

@@ -8,6 +8,7 @@ use std::ffi::{c_char, c_int, c_void};
 
 use spry_fn::abi::{self, Code, HandleFn, Header, Part, Slice};
 use spry_runtime::{Failure, Request, Response, ResponseError};
+use spry_wire::frame::Text;
 
 /// What `spry_response.context` points to during one call.
 struct Context<'call, 'a> {
@@ -31,19 +32,24 @@ pub(crate) fn call(
 ) -> Result<(), Failure> {
     let Lists { headers, parts } = lists;
     headers.clear();
-    let header = |(name, value): (&str, &[u8])| Header { name: text(name), value: Slice::of(value) };
-    headers.extend(request.headers().map(header));
+    let header = |(name, value): (Text<'_>, &[u8])| Header { name: slice(name), value: Slice::of(value) };
+    headers.extend(request.pairs().map(header));
     parts.clear();
-    parts.extend(request.parts().map(|(name, value)| Part { name: text(name), value: Slice::of(value) }));
+    parts.extend(
+        request
+            .parts()
+            .map(|(name, value)| Part { name: Slice::of(name.as_bytes()), value: Slice::of(value) }),
+    );
+    let asked = request.asked();
     let raw_request = abi::Request {
         abi_version: abi::ABI_VERSION,
         header_count: headers.len() as u32,
         headers: headers.as_ptr(),
-        method: text(request.method()),
-        path: text(request.path()),
-        query: text(request.query()),
-        call_id: text(request.call_id()),
-        deadline_unix_ns: request.deadline_unix_ns(),
+        method: slice(asked.method),
+        path: slice(asked.path),
+        query: slice(asked.query),
+        call_id: slice(asked.call_id),
+        deadline_unix_ns: asked.deadline_unix_ns,
         part_count: parts.len(),
         parts: parts.as_ptr(),
         body,
@@ -99,7 +105,7 @@ unsafe fn with(
     code as c_int
 }
 
-fn text(text: &str) -> Slice {
+fn slice(text: Text<'_>) -> Slice {
     Slice::of(text.as_bytes())
 }
 

@@ -1,6 +1,33 @@
 //! The pieces that all heads are made of: integers, strings, headers.
 
+use std::fmt;
+
 use super::{ALIGN, FrameError, HEADERS_MAX, KIND_AT, Kind, Origin, Place, START_LEN, STATUS_AT, head_len};
+
+/// A string in a frame, which was checked when it was decoded.
+///
+/// It stays bytes until somebody asks for text: whoever passes it on as bytes (the C ABI) doesn't pay for a
+/// second look at every character.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Text<'a>(&'a [u8]);
+
+impl<'a> Text<'a> {
+    /// Its bytes.
+    pub fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// As text.
+    pub fn as_str(self) -> &'a str {
+        std::str::from_utf8(self.0).expect("checked when it was read")
+    }
+}
+
+impl fmt::Debug for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
 
 /// Headers in a frame whose every length and name was checked when it was decoded.
 #[derive(Debug, Clone, Default)]
@@ -12,7 +39,37 @@ pub struct Headers<'a> {
 impl<'a> Headers<'a> {
     /// The value of the first one of that name.
     pub fn get(&self, name: &str) -> Option<&'a [u8]> {
-        self.clone().find_map(|(found, value)| (found == name).then_some(value))
+        self.pairs().find_map(|(found, value)| (found.as_bytes() == name.as_bytes()).then_some(value))
+    }
+
+    /// The same headers, their names not yet as `str`.
+    pub fn pairs(&self) -> Pairs<'a> {
+        Pairs(self.clone())
+    }
+
+    fn read(&mut self) -> Option<(Text<'a>, &'a [u8])> {
+        self.left = self.left.checked_sub(1)?;
+        let mut reader = Reader::over(self.bytes);
+        // Names were checked when the frame was decoded.
+        let header = (Text(reader.bytes().ok()?), reader.bytes().ok()?);
+        self.bytes = &self.bytes[reader.at..];
+        Some(header)
+    }
+}
+
+/// See [`Headers::pairs`].
+#[derive(Debug, Clone)]
+pub struct Pairs<'a>(Headers<'a>);
+
+impl<'a> Iterator for Pairs<'a> {
+    type Item = (Text<'a>, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.read()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
     }
 }
 
@@ -20,11 +77,7 @@ impl<'a> Iterator for Headers<'a> {
     type Item = (&'a str, &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.left = self.left.checked_sub(1)?;
-        let mut reader = Reader::over(self.bytes);
-        let header = (reader.text().ok()?, reader.bytes().ok()?);
-        self.bytes = &self.bytes[reader.at..];
-        Some(header)
+        self.read().map(|(name, value)| (name.as_str(), value))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -82,6 +135,15 @@ pub(super) fn bound(what: &'static str, value: usize, limit: usize) -> Result<()
     if value > limit { Err(FrameError::TooLarge { what, value, limit }) } else { Ok(()) }
 }
 
+/// Whether all bytes are ASCII, as nearly every string in a head is. Eight at a time: `from_utf8` looks at each byte of
+/// a string that is short or doesn't lie at a multiple of eight, and a head has some fifteen such strings.
+fn is_ascii(bytes: &[u8]) -> bool {
+    let Some(last) = bytes.last_chunk::<8>() else { return bytes.is_ascii() };
+    let (words, _) = bytes.as_chunks::<8>();
+    let bits = words.iter().fold(u64::from_ne_bytes(*last), |bits, word| bits | u64::from_ne_bytes(*word));
+    bits & 0x8080_8080_8080_8080 == 0
+}
+
 /// Reads a head field by field, never beyond the length that it started with.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
@@ -124,9 +186,14 @@ impl<'a> Reader<'a> {
         self.take(len)
     }
 
-    pub(super) fn text(&mut self) -> Result<&'a str, FrameError> {
+    pub(super) fn text(&mut self) -> Result<Text<'a>, FrameError> {
         let at = self.at;
-        std::str::from_utf8(self.bytes()?).map_err(|_| FrameError::NotText(at))
+        let bytes = self.bytes()?;
+        if is_ascii(bytes) || std::str::from_utf8(bytes).is_ok() {
+            Ok(Text(bytes))
+        } else {
+            Err(FrameError::NotText(at))
+        }
     }
 
     pub(super) fn origin(&mut self) -> Result<Origin, FrameError> {

@@ -71,7 +71,7 @@ impl<'a> Emission<'a> {
     /// value says where in the block the value starts; the block is at least that long.
     pub fn decode(block: &'a [u8]) -> Result<(Self, usize), FrameError> {
         let mut reader = Reader::over(block);
-        let emission = Self::new(reader.text()?, reader.text()?)?;
+        let emission = Self::new(reader.text()?.as_str(), reader.text()?.as_str())?;
         let value_at = emission.value_at();
         if value_at > block.len() {
             return Err(FrameError::Truncated(block.len()));

@@ -31,7 +31,7 @@ mod parts;
 mod request;
 mod response;
 
-pub use codec::Headers;
+pub use codec::{Headers, Pairs, Text};
 pub use emission::{CONTENT_TYPE_MAX, EMISSION_HEAD_MAX, Emission, NAME_MAX};
 pub use parts::{Joining, ListHead, Part, Parts, PartsView, Shape, ViewHead};
 pub use request::{RequestHead, RequestView};
@@ -200,12 +200,17 @@ impl<'a> Frame<'a> {
 }
 
 /// Replaces what is in `head` with a copy of the head of `frame`, which somebody may be writing to meanwhile. What
-/// is decoded from the copy is within the copy, so it is within the frame.
+/// is decoded from the copy is within the copy, so it is within the frame; even if the copy has another length written in
+/// it than the one that it was made by.
 pub fn copy_head(frame: &[u8], head: &mut Vec<u8>) -> Result<(), FrameError> {
+    let head_len = head_len(frame)?;
+    let whole = frame.get(..head_len).ok_or(FrameError::Truncated(frame.len()))?;
     head.clear();
-    head.extend_from_slice(frame.get(..START_LEN).ok_or(FrameError::Truncated(frame.len()))?);
-    let head_len = head_len(head)?;
-    head.extend_from_slice(frame.get(START_LEN..head_len).ok_or(FrameError::Truncated(frame.len()))?);
+    head.reserve(head_len);
+    // In pieces of a known length, which are copied in place: a head is short, and `memcpy` costs more to get to than to do
+    // (docs/decisions/0023-code-pages.md).
+    let (pieces, _) = whole.as_chunks::<ALIGN>();
+    pieces.iter().for_each(|piece| head.extend_from_slice(piece));
     Ok(())
 }
 

@@ -195,7 +195,7 @@ impl<'a> Iterator for Parts<'a> {
     fn next(&mut self) -> Option<Part<'a>> {
         self.left = self.left.checked_sub(1)?;
         let mut reader = Reader::over(self.bytes);
-        let part = Part { name: reader.text().ok()?, place: reader.place().ok()? };
+        let part = Part { name: reader.text().ok()?.as_str(), place: reader.place().ok()? };
         self.bytes = &self.bytes[reader.at..];
         Some(part)
     }

@@ -1,6 +1,6 @@
 //! What a client wants: the head of a request.
 
-use super::codec::{self, Headers, Reader};
+use super::codec::{self, Headers, Reader, Text};
 use super::{FrameError, HEAD_MAX, Kind};
 
 /// The head of a request, borrowed from whoever encodes or from the frame.
@@ -36,6 +36,7 @@ impl<'a> RequestHead<'a> {
     pub fn decode(frame: &'a [u8]) -> Result<(Self, usize), FrameError> {
         let (view, body_at) = RequestView::decode(frame)?;
         let RequestView { deadline_unix_ns, call_id, method, path, query, headers } = view;
+        let [call_id, method, path, query] = [call_id, method, path, query].map(Text::as_str);
         let headers = headers.collect();
         Ok((Self { deadline_unix_ns, call_id, method, path, query, headers }, body_at))
     }
@@ -47,13 +48,13 @@ pub struct RequestView<'a> {
     /// As [`RequestHead::deadline_unix_ns`].
     pub deadline_unix_ns: u64,
     /// As [`RequestHead::call_id`].
-    pub call_id: &'a str,
+    pub call_id: Text<'a>,
     /// As [`RequestHead::method`].
-    pub method: &'a str,
+    pub method: Text<'a>,
     /// As [`RequestHead::path`].
-    pub path: &'a str,
+    pub path: Text<'a>,
     /// As [`RequestHead::query`].
-    pub query: &'a str,
+    pub query: Text<'a>,
     /// Names and values.
     pub headers: Headers<'a>,
 }
