@@ -9,7 +9,7 @@
 //! may get it without anything having run twice. The owner can lie; that decides only whether its own
 //! function sees the invocation again.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{Ordering, compiler_fence, fence};
 
 use crate::ids::InvocationId;
 use crate::segment::{Reader, Writer};
@@ -19,10 +19,11 @@ pub const HEADER_LEN: u32 = 64;
 
 /// Says that `invocation` begins now. Called before anything of it runs.
 pub fn write(outbox: &Writer, invocation: InvocationId) {
-    // SYNC(begun): pairs with the load in `read`. The reader asks after this process's death, which orders
-    // by itself; Release keeps later effects of the invocation behind the mark.
+    // SYNC(begun): pairs with the load in `read`. The reader asks after this process's death, which orders by itself: what
+    // comes before the instruction at which a process dies is done, what comes after it isn't. So only the compiler has
+    // to be kept from moving the mark.
     outbox.mapping().atomic_u64(0).store(invocation.0, Ordering::Release);
-    fence(Ordering::SeqCst);
+    compiler_fence(Ordering::SeqCst);
 }
 
 /// Which invocation the owner of `outbox` says that it began last; `None`: none yet.

@@ -16,6 +16,7 @@ use crate::response::Response;
 /// # Safety
 ///
 /// The pointers are those that the runtime passed to `spry_handle`.
+#[inline]
 pub unsafe fn handle<F>(request: *const abi::Request, response: *mut abi::Response, function: F) -> c_int
 where
     F: for<'a> FnOnce(Request<'a>) -> Result<Response<'a>, Error>,
@@ -52,6 +53,7 @@ pub fn init(function: impl FnOnce() -> Result<(), Error>) -> c_int {
     1
 }
 
+#[cold]
 fn panic_text(payload: &(dyn Any + Send)) -> String {
     let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
         (Some(text), _) => text,

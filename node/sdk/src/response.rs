@@ -67,6 +67,7 @@ impl<'a> Response<'a> {
     /// # Safety
     ///
     /// `raw` is the runtime's response to the request that this was made for.
+    #[inline]
     pub(crate) unsafe fn give(self, raw: *mut abi::Response) -> Result<(), Error> {
         // SAFETY: the caller vouches for `raw`; its functions are the runtime's and copy what they get.
         unsafe {

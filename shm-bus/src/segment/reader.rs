@@ -81,6 +81,7 @@ impl Reader {
     }
 
     /// Bytes as they lie, borrowed. The same warning as for [`Region`].
+    #[inline]
     pub fn slice(&self, offset: u64, len: u64) -> Result<&[u8], SegmentError> {
         self.mapped()?.slice(offset, len).ok_or_else(|| self.beyond(offset, len))
     }
@@ -96,7 +97,16 @@ impl Reader {
     }
 
     /// The mapping, made now if there is none.
+    #[inline]
     fn mapped(&self) -> Result<&Mapping, SegmentError> {
+        match self.mapping.get() {
+            Some(mapping) => Ok(mapping),
+            None => self.map_now(),
+        }
+    }
+
+    #[cold]
+    fn map_now(&self) -> Result<&Mapping, SegmentError> {
         if let (None, Some(file)) = (self.mapping.get(), &self.file) {
             let made = Mapping::new(file.as_fd(), self.len, Access::Read);
             // Two at once: one stays, the other is taken away again.
@@ -110,6 +120,7 @@ impl Reader {
         if within && usize::try_from(len).is_ok() { Ok(()) } else { Err(self.beyond(offset, len)) }
     }
 
+    #[cold]
     fn beyond(&self, offset: u64, len: u64) -> SegmentError {
         SegmentError::Range { offset, len, segment_len: self.len() }
     }

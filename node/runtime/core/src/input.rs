@@ -94,9 +94,7 @@ impl Input {
                 if let Shape::List(joining) = view.shape {
                     memory.check_len(joining.len(view.parts.clone().map(|part| part.place.length)))?;
                 }
-                for part in view.parts.clone() {
-                    pieces.push(memory.locate(&part.place, outbox)?);
-                }
+                memory.locate_all(&view.parts, outbox, pieces)?;
                 (view.shape, view.parts.clone())
             }
         };
@@ -132,6 +130,7 @@ impl Memory {
     }
 
     /// Finds the bytes at a place. They stay where they are until the next invocation begins.
+    #[inline(always)]
     fn locate(&mut self, place: &Place, outbox: &Outbox) -> Result<Piece, InputError> {
         let Place { segment, generation, offset, length } = *place;
         let (at, len) = (u64::from(offset), u64::from(length));
@@ -140,15 +139,31 @@ impl Memory {
                 self.segments.reader(source).slice(at, len)?;
                 Ok(Piece { source: Some(source), start: offset as usize, len: length as usize })
             }
-            Found::Passing(reader) => {
-                let bytes = reader.slice(at, len)?;
-                let start = self.copied.len();
-                self.check_len(start as u64 + len)?;
-                self.copied.resize(start + bytes.len(), 0);
-                shm_bus::copy::copy(&mut self.copied[start..], bytes);
-                Ok(Piece { source: None, start, len: bytes.len() })
-            }
+            Found::Passing(reader) => self.copy_in(reader.slice(at, len)?),
         }
+    }
+
+    #[cold]
+    fn copy_in(&mut self, bytes: &[u8]) -> Result<Piece, InputError> {
+        let start = self.copied.len();
+        self.check_len((start + bytes.len()) as u64)?;
+        self.copied.resize(start + bytes.len(), 0);
+        shm_bus::copy::copy(&mut self.copied[start..], bytes);
+        Ok(Piece { source: None, start, len: bytes.len() })
+    }
+
+    /// Finds all values of a list.
+    #[inline(never)]
+    fn locate_all(
+        &mut self,
+        parts: &Parts<'_>,
+        outbox: &Outbox,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<(), InputError> {
+        for part in parts.clone() {
+            pieces.push(self.locate(&part.place, outbox)?);
+        }
+        Ok(())
     }
 
     /// So many bytes may be copied or joined: a whole payload, and a head before it.

@@ -87,8 +87,16 @@ impl Outbox {
         begun::write(&self.writer, InvocationId(invocation));
     }
 
-    /// Takes back what spryd has released.
+    /// Takes back what spryd has released. Without looking at its page when it can't have released anything but
+    /// [`NO_ROOM`], which stays where it is.
     pub(crate) fn reclaim(&mut self) {
+        if self.outstanding > 0 {
+            self.drain();
+        }
+    }
+
+    #[inline(never)]
+    fn drain(&mut self) {
         let Self { released, blocks, outstanding, no_room, .. } = self;
         released.drain(|offset| {
             if offset != no_room.offset && blocks.free(offset).is_some() {
@@ -154,6 +162,7 @@ impl Outbox {
     }
 
     /// The answer of a failed invocation, with this text.
+    #[cold]
     pub(crate) fn fail(&mut self, text: &str) -> Descriptor {
         let text = &text[..text.floor_char_boundary(FAILURE_MAX)];
         let described = match self.try_allocate(text.len() as u32) {

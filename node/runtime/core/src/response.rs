@@ -210,6 +210,12 @@ impl<'a> Response<'a> {
             }
             self.body(request.body())?;
         }
+        self.finish_own()
+    }
+
+    /// The same for a body in the outbox.
+    #[inline(never)]
+    fn finish_own(mut self) -> Result<Descriptor, ResponseError> {
         if matches!(self.body, Body::None) {
             self.reserve(0)?;
         }

@@ -91,6 +91,12 @@ impl Segments {
             mapped.used = mapped.used.max(self.now);
             return Ok(Found::Mapped(Source::Other(index)));
         }
+        self.map(name, outbox)
+    }
+
+    /// Has a segment mapped that isn't.
+    #[cold]
+    fn map(&mut self, name: SegmentName, outbox: &Outbox) -> Result<Found, MapError> {
         let reader = if name == outbox.name() { outbox.reader()? } else { self.ask(name)? };
         let index = if self.others.len() < MAPPED_MAX {
             self.others.len()

@@ -16,7 +16,7 @@ use spry_ebpf_common::{flags, status};
 use spry_wire::frame::ResponseEncoder;
 
 use crate::handler::{Failure, Handler};
-use crate::input::Input;
+use crate::input::{Input, InputError};
 use crate::outbox::Outbox;
 use crate::response::Response;
 use crate::segments::{Inbox, Segments};
@@ -35,7 +35,10 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// Serves until the bus is closed. `control` is where it asks for other segments than its inbox.
+    /// Serves until the bus is closed. (A function of its own, so that what a hop needs lies together.)
+    ///
+    /// `control` is where it asks for other segments than its inbox.
+    #[inline(never)]
     pub(crate) fn serve<H: Handler>(self, control: OwnedFd, handler: &mut H) -> Result<(), BusError> {
         let Self { inbox, mut outbox, mut endpoint, output, payload_max, rewinds } = self;
         if rewinds {
@@ -80,7 +83,7 @@ fn answer<H: Handler>(
     head: &mut ResponseEncoder,
     handler: &mut H,
 ) -> Result<Descriptor, Failure> {
-    let request = input.read(descriptor, outbox).map_err(|error| Failure::new(error.to_string()))?;
+    let request = input.read(descriptor, outbox).map_err(unreadable)?;
     let mut response = Response::new(outbox, head, bus, request.call());
     // A handler that panicked half-way is called again: it gets `&mut self` either way, and what it leaves
     // inconsistent is its own function's.
@@ -96,6 +99,12 @@ fn answer<H: Handler>(
     answered
 }
 
+#[cold]
+fn unreadable(error: InputError) -> Failure {
+    Failure::new(error.to_string())
+}
+
+#[cold]
 fn panic_text(payload: &(dyn Any + Send)) -> String {
     let message = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
         (Some(text), _) => text,

@@ -85,6 +85,7 @@ impl Handed {
 }
 
 /// Runs all steps. The control socket comes back in any case, to tell spryd how it went.
+#[inline(never)]
 pub(crate) fn run(fork: &Fork, handed: Handed) -> (OwnedFd, Result<Instance, StepFailed>) {
     let Handed { control, stdout, stderr, output, inbox, outbox, release, endpoint } = handed;
     let kept_control = control.as_raw_fd();

@@ -12,10 +12,12 @@ pub(crate) mod switch;
 
 use std::ffi::{c_int, c_void};
 use std::io;
-use std::mem::size_of;
+use std::mem::{MaybeUninit, size_of};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::OnceLock;
+
+use rustix::event::{Timespec, epoll};
 
 /// What `clone3` returned, on either side.
 #[derive(Debug)]
@@ -214,9 +216,9 @@ mod streams {
 /// Whether one of the log pipes that `watch` (an epoll descriptor) was made for holds bytes that nobody has read. True if
 /// it can't be asked: then spryd looks.
 pub(crate) fn has_output(watch: &OwnedFd) -> bool {
-    let mut event = libc::epoll_event { events: 0, u64: 0 };
-    // SAFETY: one event, and room for it.
-    unsafe { libc::epoll_wait(watch.as_raw_fd(), &raw mut event, 1, 0) != 0 }
+    let mut room = [MaybeUninit::uninit()];
+    let ready = epoll::wait(watch, &mut room, Some(&Timespec::default()));
+    !matches!(ready, Ok((events, _)) if events.is_empty())
 }
 
 /// Has the kernel forget this thread's `rseq` area, which it otherwise reads and writes at every switch. glibc

@@ -1,10 +1,14 @@
 //! An instance's end: a blocking TCP socket. No BPF here; the kernel does its part unseen.
+//!
+//! It sends and receives by `rustix`, whose system calls are part of the code around them. In a chain of many
+//! functions each process begins its hop without a translation in the TLB, and libc's wrappers lie on another page.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 use spry_ebpf_common::{DESCRIPTOR_LEN, Descriptor};
 
 use crate::transport::{BusError, Endpoint, from_bytes, to_bytes};
@@ -20,18 +24,19 @@ pub fn open(mut fds: Vec<OwnedFd>) -> Result<Box<dyn Endpoint>, BusError> {
 /// A peer's end of the sockmap transport.
 #[derive(Debug)]
 pub struct SockmapEndpoint {
-    socket: TcpStream,
+    socket: OwnedFd,
 }
 
 impl SockmapEndpoint {
     /// Over the peer's half of a connection that the hub made.
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket: socket.into() }
+        Self { socket }
     }
 }
 
 impl SockmapEndpoint {
     /// Until there is something to read.
+    #[cold]
     fn wait(&self) -> Result<(), BusError> {
         let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         match poll(&mut socket, PollTimeout::NONE) {
@@ -53,16 +58,16 @@ impl Endpoint for SockmapEndpoint {
         loop {
             // The kernel queues whole descriptors, and the next comes only after an answer: so one read
             // gives one descriptor.
-            match self.socket.read(&mut bytes) {
+            match recv(&self.socket, &mut bytes, RecvFlags::empty()).map(|(len, _)| len) {
                 Ok(DESCRIPTOR_LEN) => return Ok(Some(from_bytes(&bytes))),
                 Ok(0) => return Ok(None),
                 Ok(_) => return Err(os("receive a whole descriptor", ErrorKind::InvalidData.into())),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(Errno::INTR) => {}
                 // A redirect woke this socket and was taken back, or what woke it was queued elsewhere: the
                 // kernel's sk_msg receive path then returns EAGAIN though the socket blocks.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait()?,
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
-                Err(error) => return Err(os("receive a descriptor", error)),
+                Err(Errno::AGAIN) => self.wait()?,
+                Err(Errno::CONNRESET) => return Ok(None),
+                Err(errno) => return Err(os("receive a descriptor", errno.into())),
             }
         }
     }
@@ -70,16 +75,17 @@ impl Endpoint for SockmapEndpoint {
     fn send(&mut self, descriptor: &Descriptor) -> Result<(), BusError> {
         // One system call: the program sees each call's bytes as one message.
         loop {
-            match self.socket.write(&to_bytes(descriptor)) {
+            match send(&self.socket, &to_bytes(descriptor), SendFlags::NOSIGNAL) {
                 Ok(DESCRIPTOR_LEN) => return Ok(()),
                 Ok(_) => return Err(os("send a whole descriptor", ErrorKind::WriteZero.into())),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(os("send a descriptor", error)),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(os("send a descriptor", errno.into())),
             }
         }
     }
 }
 
+#[cold]
 fn os(operation: &'static str, source: std::io::Error) -> BusError {
     BusError::Os { operation, source }
 }
