@@ -208,7 +208,7 @@ pub fn copy_head(frame: &[u8], head: &mut Vec<u8>) -> Result<(), FrameError> {
     head.clear();
     head.reserve(head_len);
     // In pieces of a known length, which are copied in place: a head is short, and `memcpy` costs more to get to than to do
-    // (docs/decisions/0023-code-pages.md).
+    // (docs/decisions/0024-code-pages.md).
     let (pieces, _) = whole.as_chunks::<ALIGN>();
     pieces.iter().for_each(|piece| head.extend_from_slice(piece));
     Ok(())
