@@ -149,13 +149,12 @@ fn each_works_in_a_fork_of_a_frozen_zygote_and_in_any_other() {
     call_and_remove(&daemon, "five", "from a layer, instances that stay");
 
     for zygotes in
-        ["layers_memory = 0", "freeze = \"off\"", "freeze = \"off\"\nlayers_memory = 0", "rewind = \"auto\""]
+        ["layers_memory = 0", "freeze = \"off\"", "freeze = \"off\"\nlayers_memory = 0", "rewind = \"off\""]
     {
         daemon.configure(&config(zygotes));
         daemon.stop_and_start_again();
         for isolation in ["isolation=request", "isolation=instance"] {
-            // Who is rewound begins by itself.
-            match zygotes.contains("layers_memory") || zygotes.contains("rewind") {
+            match zygotes.contains("layers_memory") {
                 true => daemon.deploy_python("five", &five, &[PACKAGES, isolation]),
                 false => deploy_on_a_layer(&daemon, "five", &five, &[PACKAGES, isolation]),
             }
@@ -240,13 +239,13 @@ fn random_numbers_differ_between_instances_and_requests() {
     need_pip!();
     let Some(links) = from_the_index(&ALL) else { return };
     let settings = ["packages=numpy cryptography", "isolation=request"];
-    let mut daemon = Daemon::start(&configuration(links.path(), ""));
+    let mut daemon = Daemon::start(&configuration(links.path(), "[zygotes]\nrewind = \"off\"\n"));
     daemon.deploy_python("one", DRAW, &settings);
-    draws(&daemon, "one", "by itself");
+    draws(&daemon, "one", "forked from a zygote that began by itself");
     deploy_on_a_layer(&daemon, "one", DRAW, &settings);
     deploy_on_a_layer(&daemon, "two", DRAW, &settings);
-    let one = draws(&daemon, "one", "from a layer");
-    let two = draws(&daemon, "two", "from a layer");
+    let one = draws(&daemon, "one", "forked, from a layer");
+    let two = draws(&daemon, "two", "forked, from a layer");
     for source in ["random", "numpy", "ssl"] {
         assert_ne!(
             one[0]["at load"][source], two[0]["at load"][source],

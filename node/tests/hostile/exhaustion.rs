@@ -96,6 +96,25 @@ fn a_memory_bomb() {
     need_root_and_cc!();
     let response = take("bomb", &["limits.memory=64MiB"]);
     assert_eq!((response.status, response.error_code().as_str()), (507, "out_of_memory"));
+    let text = response.text();
+    assert!(text.contains("64MiB") && text.contains("limits.memory"), "which limit to raise: {text}");
+}
+
+/// The same before there is anything to call: the deploy says so, and what served before serves on.
+#[test]
+fn a_memory_bomb_at_load() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    let neighbour = Neighbour::move_in(&daemon);
+    daemon.deploy_python("glutton", GLUTTON, &[]);
+    let output =
+        daemon.try_deploy_python("glutton", &format!("{GLUTTON}\nbomb()\n"), &["limits.memory=64MiB"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && text.contains("64MiB") && text.contains("limits.memory"), "{text}");
+    let after = daemon.post("/function/glutton", b"{\"how\":\"descriptors\"}");
+    assert_eq!(after.status, 200, "{}", after.text());
+    neighbour.was_undisturbed(&daemon);
+    daemon.stop();
 }
 
 #[test]

@@ -35,10 +35,17 @@ def main(params):
     return {"seen": seen, "wrote": wrote, "child": int(os.read(reader, 16))}
 "#;
 
+/// In processes that are rewound if their requests allow that (these don't, so each is replaced), and in forks.
+const KINDS: [&str; 2] = ["[zygotes]\nrewind = \"auto\"\n", "[zygotes]\nrewind = \"off\"\n"];
+
 #[test]
 fn nothing_is_left_for_the_next_request() {
     need_root_and_cc!();
-    let daemon = Daemon::start("");
+    KINDS.into_iter().for_each(nothing_is_left);
+}
+
+fn nothing_is_left(kind: &str) {
+    let daemon = Daemon::start(kind);
     let neighbour = Neighbour::move_in(&daemon);
     daemon.deploy_python("stayer", STAYER, &["isolation=request"]);
     let first = daemon.post("/function/stayer", b"{}");
@@ -56,7 +63,11 @@ fn nothing_is_left_for_the_next_request() {
 #[test]
 fn no_process_lives_on_after_its_request() {
     need_root_and_cc!();
-    let daemon = Daemon::start("");
+    KINDS.into_iter().for_each(no_process_lives_on);
+}
+
+fn no_process_lives_on(kind: &str) {
+    let daemon = Daemon::start(kind);
     let neighbour = Neighbour::move_in(&daemon);
     daemon.deploy_python("stayer", STAYER, &["isolation=request"]);
     for _ in 0..5 {
