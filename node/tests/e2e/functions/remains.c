@@ -257,14 +257,16 @@ static const char *leave(struct spry_slice what, struct spry_response *response)
             if (fd != epoll) epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
     }
     if (spry_slice_is(what, "signal-at-close")) {
-        /* The writing end, which is closed first, tells the owner of the reading end. */
-        int ends[2];
-        if (pipe(ends) != 0) return "no pipe";
-        int reads = dup2(ends[0], ends[1] + 10);
-        close(ends[0]);
-        fcntl(reads, F_SETOWN, getpid());
-        fcntl(reads, F_SETSIG, SIGRTMIN + 3);
-        fcntl(reads, F_SETFL, O_ASYNC);
+        /* The end that goes tells the owner of the one that is still there. The kernel lets go of what one call closes in an
+           order of its own: so once with each end as the later one. */
+        for (int later = 0; later < 2; later++) {
+            int ends[2];
+            if (pipe(ends) != 0) return "no pipe";
+            int moved = dup2(ends[later], 100 + later), reads = later == 0 ? moved : ends[0];
+            close(ends[later]);
+            if (fcntl(reads, F_SETOWN, getpid()) != 0 || fcntl(reads, F_SETSIG, SIGRTMIN + 3) != 0) return "no owner";
+            if (fcntl(reads, F_SETFL, O_ASYNC) != 0) return "no signal";
+        }
     }
     if (spry_slice_is(what, "late-output")) writes_late = 1;
     if (spry_slice_is(what, "replace-input")) dup2(open("/etc/passwd", O_RDONLY), 0);
