@@ -110,6 +110,11 @@ impl Bus {
         TrailIndex { port: self.index, index }
     }
 
+    /// Which trail the next invocation will have.
+    pub(crate) fn next_trail(&self) -> TrailIndex {
+        self.trail_of(&Descriptor { invocation: self.next, ..Descriptor::default() })
+    }
+
     /// The first steps of an invocation's trail.
     pub(crate) fn hops(&self, descriptor: &Descriptor, steps: usize) -> Vec<Hop> {
         let mut hops = Vec::new();

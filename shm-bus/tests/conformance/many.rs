@@ -56,13 +56,20 @@ impl Load {
             }
         }
         while self.waiting.len() < most {
-            let sent = self.next.take().unwrap_or_else(|| self.bus.run(self.route, NEVER));
-            let trail = self.bus.trail_of(&sent);
-            let free = |other: &u64| {
-                self.bus.trail_of(&Descriptor { invocation: *other, ..Descriptor::default() }) != trail
-            };
-            // A run that takes longer than all that came since holds the others up; one that never ends runs into the watchdog.
-            if !self.waiting.keys().all(free) || !self.bus.send_to(self.steps[0], &sent) {
+            if self.next.is_none() {
+                let trail = self.bus.next_trail();
+                let free = |other: &u64| {
+                    self.bus.trail_of(&Descriptor { invocation: *other, ..Descriptor::default() }) != trail
+                };
+                // A run that takes longer than all that came since holds the others up; one that never ends runs into the
+                // watchdog.
+                if !self.waiting.keys().all(free) {
+                    break;
+                }
+                self.next = Some(self.bus.run(self.route, NEVER));
+            }
+            let Some(sent) = self.next.take() else { break };
+            if !self.bus.send_to(self.steps[0], &sent) {
                 self.next = Some(sent);
                 break;
             }
