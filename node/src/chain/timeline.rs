@@ -1,6 +1,5 @@
 //! Where a chain's time went, step by step and hop by hop, as `Server-Timing` says it.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use super::served::Route;
@@ -10,23 +9,23 @@ use crate::gateway::milliseconds;
 
 /// Entries that are told; what comes after them is counted.
 const ENTRIES_MAX: usize = 64;
+/// An entry with a name of ordinary length.
+const ENTRY_LEN: usize = 48;
 
 /// See the module. Durations in nanoseconds.
+///
+/// The entries are written when they are noted, and by hand: there are two for each step, formatting is what a chain's answer
+/// would spend most of its time on, and keeping the names until later would count references that all workers share.
 #[derive(Debug, Default)]
 pub struct Timeline {
-    entries: Vec<Entry>,
+    text: Vec<u8>,
+    steps: u8,
+    hops: u8,
     untold: usize,
     first_sent: Option<Instant>,
     submitted: Option<Instant>,
     started_ns: u64,
     coldest: Option<Start>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    name: Arc<str>,
-    ns: u64,
-    kind: Kind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +38,7 @@ impl Timeline {
     /// Notes a run that began with step `first` of `route`.
     pub(super) fn note(&mut self, route: &Route, first: u8, ended: &Ended) {
         self.submitted.get_or_insert(ended.submitted_at);
-        self.entries.reserve((2 * ended.visits.len()).min(ENTRIES_MAX - self.entries.len()));
+        self.text.reserve((2 * ended.visits.len()).min(ENTRIES_MAX - self.entries()) * ENTRY_LEN);
         let mut before: Option<u64> = None;
         for visit in &ended.visits {
             let step = &route.steps[usize::from(visit.step)];
@@ -67,12 +66,30 @@ impl Timeline {
         self.first_sent.get_or_insert(ended.sent_at);
     }
 
-    fn push(&mut self, kind: Kind, name: &Arc<str>, ns: u64) {
-        if self.entries.len() < ENTRIES_MAX {
-            self.entries.push(Entry { name: Arc::clone(name), ns, kind });
-        } else {
+    fn entries(&self) -> usize {
+        usize::from(self.steps) + usize::from(self.hops)
+    }
+
+    fn push(&mut self, kind: Kind, name: &str, ns: u64) {
+        if self.entries() >= ENTRIES_MAX {
             self.untold += 1;
+            return;
         }
+        let text = &mut self.text;
+        let (letter, number, to) = match kind {
+            Kind::Step => (b's', &mut self.steps, b"".as_slice()),
+            Kind::Hop => (b'h', &mut self.hops, b"to ".as_slice()),
+        };
+        text.extend_from_slice(b", ");
+        text.push(letter);
+        decimal(text, *number);
+        text.extend_from_slice(b";dur=");
+        milliseconds(text, ns);
+        text.extend_from_slice(b";desc=\"");
+        text.extend_from_slice(to);
+        text.extend_from_slice(name.as_bytes());
+        text.push(b'"');
+        *number += 1;
     }
 
     /// What served it, at the coldest.
@@ -90,27 +107,9 @@ impl Timeline {
         (waited_ns - starting_ns, starting_ns)
     }
 
-    /// The entries of the steps, each with a comma before it. Written by hand: there are two for each step, and
-    /// formatting is what a chain's answer would spend most of its time on.
+    /// The entries of the steps, each with a comma before it.
     pub fn header(&self) -> Vec<u8> {
-        let mut text = Vec::with_capacity(self.entries.len() * 48);
-        let (mut steps, mut hops) = (0, 0);
-        for entry in &self.entries {
-            let (letter, number, to) = match entry.kind {
-                Kind::Step => (b's', &mut steps, b"".as_slice()),
-                Kind::Hop => (b'h', &mut hops, b"to ".as_slice()),
-            };
-            text.extend_from_slice(b", ");
-            text.push(letter);
-            decimal(&mut text, *number);
-            text.extend_from_slice(b";dur=");
-            milliseconds(&mut text, entry.ns);
-            text.extend_from_slice(b";desc=\"");
-            text.extend_from_slice(to);
-            text.extend_from_slice(entry.name.as_bytes());
-            text.push(b'"');
-            *number += 1;
-        }
+        let mut text = self.text.clone();
         if self.untold > 0 {
             text.extend_from_slice(format!(", more;desc=\"{} further entries\"", self.untold).as_bytes());
         }
@@ -138,11 +137,11 @@ mod tests {
     #[test]
     fn each_step_and_hop_is_told_and_the_rest_counted() {
         let mut timeline = Timeline::default();
-        timeline.push(Kind::Step, &"decode".into(), 1_234_567);
-        timeline.push(Kind::Hop, &"thumbs/resize".into(), 6_000);
+        timeline.push(Kind::Step, "decode", 1_234_567);
+        timeline.push(Kind::Hop, "thumbs/resize", 6_000);
         assert_eq!(text(&timeline), ", s0;dur=1.234;desc=\"decode\", h0;dur=0.006;desc=\"to thumbs/resize\"");
         for _ in 0..ENTRIES_MAX {
-            timeline.push(Kind::Step, &"x".into(), 0);
+            timeline.push(Kind::Step, "x", 0);
         }
         let header = text(&timeline);
         assert!(!header.contains(", s63;") && header.contains(", s62;dur=0.000;desc=\"x\""));
