@@ -15,5 +15,7 @@ mod races;
 mod rig;
 #[path = "sockmap_kernel/rules.rs"]
 mod rules;
+#[path = "sockmap_kernel/seats.rs"]
+mod seats;
 #[path = "sockmap_kernel/sockets.rs"]
 mod sockets;

@@ -97,6 +97,8 @@ pub const EMITS_MAX: u32 = 128;
 pub const PORT_BIT: u32 = 0x8000_0000;
 /// Instances that one function can have at once: bits in [`Function::idle`].
 pub const SLOTS_PER_FUNCTION: u32 = 64;
+/// Slots that one instance can have: its own, and the further seats that follow it.
+pub const SEATS: u32 = 4;
 /// CPUs that [`Function::home`] tells apart; higher ones share (modulo).
 pub const HOME_CPUS: usize = 16;
 /// Gateway ports at most; they come before the slots in the socket map.
@@ -152,6 +154,10 @@ pub mod fault {
 ///      └── detach: swap          └─────────────────────┘
 /// ```
 ///
+/// An instance of a short function may have further *seats*: the slots that follow its own, each with a state and an
+/// invocation of its own, and all with its one connection. What is put into any of them waits in the socket until the
+/// instance reads it; so it needn't sleep between two invocations, and nothing else about a slot changes.
+///
 /// The sender that wins `IDLE -> invocation` owns `port`, `route`, `step`, `trail` and `emitted`, and publishes
 /// them by writing the invocation to `claimed`. Whoever reads them first checks `claimed`.
 #[repr(C, align(64))]
@@ -178,15 +184,21 @@ pub struct Slot {
     /// Messages that this instance sent against the rules.
     pub violations: u64,
     /// Not 0: this instance serves one invocation. Its answer leaves it HELD, whatever its flags say.
-    pub single_use: u64,
+    pub single_use: u32,
+    /// The slot whose connection this is: its own index, or that of the instance whose further seat it is.
+    pub owner: u32,
     /// Index of the run's [`Trail`], on a chain's route.
     pub trail: u32,
     /// Values emitted for this invocation. Only what runs within the instance's own send adds to it.
     pub emitted: u32,
-    /// A slot has a cache line to itself: instances on different cores don't slow each other down.
-    pub reserved: u64,
+    /// How many of the slots that follow are this instance's further seats: 0, or `SEATS - 1`.
+    pub seats: u32,
+    /// Not 0: an answer leaves those seats HELD, for they are being taken away.
+    pub seats_closed: u32,
 }
+// A slot has a cache line to itself: instances on different cores don't slow each other down.
 const _: () = assert!(size_of::<Slot>() == 64);
+const _: () = assert!(SLOTS_PER_FUNCTION.is_multiple_of(SEATS));
 
 /// One gateway port's entry.
 #[repr(C, align(64))]

@@ -46,8 +46,8 @@ impl Claim {
         for _ in 0..ATTEMPTS {
             let Some(bit) = candidates.next() else { return Placed::Nowhere };
             let slot = candidates.slot(bit);
-            if self.try_take(slot, candidates.mask(), bit) {
-                if message::redirect(ctx, MAX_PORTS + slot) {
+            if let Some(owner) = self.try_take(slot, candidates.mask(), bit) {
+                if message::redirect(ctx, MAX_PORTS + owner) {
                     return Placed::In(slot);
                 }
                 if !self.give_back(slot) {
@@ -58,14 +58,14 @@ impl Claim {
         Placed::Nowhere
     }
 
-    /// Makes the slot busy with this invocation, if it is idle.
+    /// Makes the slot busy with this invocation, if it is idle. Whose socket it is, as a slot.
     #[inline(always)]
-    fn try_take(&self, index: u32, mask: *mut u64, bit: u64) -> bool {
-        let Some(slot) = SLOTS.get_ptr_mut(index) else { return false };
+    fn try_take(&self, index: u32, mask: *mut u64, bit: u64) -> Option<u32> {
+        let slot = SLOTS.get_ptr_mut(index)?;
         // SAFETY: pointers into the map's entry. All but the state is ours to write since the swap succeeded.
         unsafe {
             if atomic::compare_and_swap(&raw mut (*slot).state, STATE_IDLE, self.invocation) != STATE_IDLE {
-                return false;
+                return None;
             }
             (*slot).port = self.port;
             (*slot).trail = self.trail;
@@ -76,9 +76,9 @@ impl Claim {
             // SYNC(slot-claimed): publishes the five; pairs with the loads of `claimed` in `instance::Held::of`
             // and in the hub's `detach`.
             atomic::swap(&raw mut (*slot).claimed, self.invocation);
+            atomic::clear_bits(mask, bit);
+            Some((*slot).owner)
         }
-        atomic::clear_bits(mask, bit);
-        true
     }
 
     /// The slot's socket is gone: nobody is to pick it again. False when the hub was faster: then it

@@ -10,8 +10,8 @@
 use aya_ebpf::programs::SkMsgContext;
 use aya_log_ebpf::warn;
 use spry_ebpf_common::{
-    CHAIN_BIT, Counter, Descriptor, EMITS_MAX, SLOTS_PER_FUNCTION, STATE_DETACHED, STATE_HELD, STATE_IDLE,
-    Slot, fault, flags, invocation_of, status,
+    CHAIN_BIT, Counter, Descriptor, EMITS_MAX, SEATS, SLOTS_PER_FUNCTION, STATE_DETACHED, STATE_HELD,
+    STATE_IDLE, Slot, fault, flags, invocation_of, status,
 };
 
 use crate::{
@@ -40,7 +40,7 @@ pub(crate) fn send(ctx: &SkMsgContext, index: u32, connection: u32) {
         // Nothing counts from who has broken a rule once: spryd is about to end it.
         return violation(ctx, slot, index, broken);
     }
-    match accept(ctx, slot, index, state) {
+    match accept(ctx, slot, index) {
         // Detached in this very moment.
         Ok(()) | Err(fault::NONE) => {}
         Err(kind) => violation(ctx, slot, index, kind),
@@ -48,20 +48,20 @@ pub(crate) fn send(ctx: &SkMsgContext, index: u32, connection: u32) {
 }
 
 #[inline(always)]
-fn accept(ctx: &SkMsgContext, slot: *mut Slot, index: u32, state: u64) -> Result<(), u8> {
+fn accept(ctx: &SkMsgContext, slot: *mut Slot, index: u32) -> Result<(), u8> {
     let message = message::descriptor(ctx).ok_or(fault::MALFORMED)?;
     // SAFETY: `descriptor` has checked that the message is that long, and that it is the kernel's own.
     let message = unsafe { &mut *message };
-    let held = Held::of(slot, message.invocation)?;
+    let held = Held::of(slot, index, message.invocation)?;
     let said = message.flags;
     message.route = held.route;
     message.step = held.step;
     message.source = index;
     if said & flags::EMIT != 0 {
-        return emit(ctx, slot, message, &held, state);
+        return emit(ctx, message, &held);
     }
     match said & status::MASK {
-        status::OK | status::FAILED => answer(ctx, slot, index, message, &held),
+        status::OK | status::FAILED => answer(ctx, index, message, &held),
         _ => Err(fault::MALFORMED),
     }
 }
@@ -69,6 +69,11 @@ fn accept(ctx: &SkMsgContext, slot: *mut Slot, index: u32, state: u64) -> Result
 /// What a slot's fields say about the invocation that its instance names. They belong to it when `claimed` says so,
 /// and can't change before the slot is idle again, which only the swap in [`answer`] brings about.
 struct Held {
+    /// The instance's own slot, or one of its further seats.
+    seat: *mut Slot,
+    seat_index: u32,
+    /// The seat is being taken away: nobody is to be put there any more.
+    closed: bool,
     port: u32,
     trail: u32,
     generation: u32,
@@ -79,46 +84,83 @@ struct Held {
 
 impl Held {
     #[inline(always)]
-    fn of(slot: *mut Slot, invocation: u64) -> Result<Self, u8> {
+    fn of(slot: *mut Slot, index: u32, invocation: u64) -> Result<Self, u8> {
         let invocation = invocation_of(invocation).ok_or(fault::NOT_ITS_INVOCATION)?;
-        // SAFETY: pointers into the map's entry.
+        let (seat, seat_index) = seat_of(slot, index, invocation).ok_or(fault::NOT_ITS_INVOCATION)?;
+        // SAFETY: pointers into the map's entries.
         unsafe {
-            // SYNC(slot-claimed): pairs with the swap in `Claim::try_take`.
-            if (&raw const (*slot).claimed).read_volatile() != invocation {
-                return Err(fault::NOT_ITS_INVOCATION);
-            }
             Ok(Self {
-                port: (*slot).port,
-                trail: (*slot).trail,
+                seat,
+                seat_index,
+                closed: seat_index != index && (&raw const (*slot).seats_closed).read_volatile() != 0,
+                port: (*seat).port,
+                trail: (*seat).trail,
                 generation: (*slot).generation,
-                route: (*slot).route,
-                step: (*slot).step,
+                route: (*seat).route,
+                step: (*seat).step,
                 single_use: (*slot).single_use != 0,
             })
         }
     }
 }
 
-/// A value goes to the port, and the instance goes on. `state` is what the slot had when the message came: the
-/// instance's messages run through here one after the other, so only a detach can have changed it since.
+/// Where among an instance's seats an invocation is. (A chain may go through a function twice: then another seat may
+/// still say that it was the last one there.)
 #[inline(always)]
-fn emit(
-    ctx: &SkMsgContext,
-    slot: *mut Slot,
-    message: &mut Descriptor,
-    held: &Held,
-    state: u64,
-) -> Result<(), u8> {
-    if state != message.invocation {
-        return Err(fault::NOT_ITS_INVOCATION);
-    }
-    // SAFETY: pointers into the map's entry; nobody else adds to it while the slot is busy.
+fn seat_of(slot: *mut Slot, index: u32, invocation: u64) -> Option<(*mut Slot, u32)> {
+    // SAFETY: pointers into the map's entries.
     unsafe {
-        let emitted = (&raw const (*slot).emitted).read_volatile();
+        let seats = (&raw const (*slot).seats).read_volatile();
+        if has(slot, invocation) || seats == 0 && last_had(slot, invocation) {
+            return Some((slot, index));
+        }
+        for further in 1..SEATS {
+            if further > seats {
+                return None;
+            }
+            let seat = SLOTS.get_ptr_mut(index + further)?;
+            if has(seat, invocation) {
+                return Some((seat, index + further));
+            }
+        }
+    }
+    None
+}
+
+/// Whether the invocation is the last that was put there.
+#[inline(always)]
+unsafe fn last_had(seat: *mut Slot, invocation: u64) -> bool {
+    // SYNC(slot-claimed): pairs with the swap in `Claim::try_take`.
+    // SAFETY: the caller's pointer is into the map's entry.
+    unsafe { (&raw const (*seat).claimed).read_volatile() == invocation }
+}
+
+/// Whether it is there now, or was until a moment ago, when the hub took it.
+#[inline(always)]
+unsafe fn has(seat: *mut Slot, invocation: u64) -> bool {
+    // SAFETY: as above.
+    let state = unsafe { (&raw const (*seat).state).read_volatile() };
+    // SAFETY: as above.
+    (state == invocation || state == STATE_DETACHED) && unsafe { last_had(seat, invocation) }
+}
+
+/// A value goes to the port, and the instance goes on. The instance's messages run through here one after the other,
+/// so only a detach can change the seat's state after the look at it.
+#[inline(always)]
+fn emit(ctx: &SkMsgContext, message: &mut Descriptor, held: &Held) -> Result<(), u8> {
+    let seat = held.seat;
+    // SAFETY: pointers into the map's entry; nobody else adds to `emitted` while the seat is busy.
+    unsafe {
+        match (&raw const (*seat).state).read_volatile() {
+            state if state == message.invocation => {}
+            STATE_DETACHED => return Err(fault::NONE),
+            _ => return Err(fault::NOT_ITS_INVOCATION),
+        }
+        let emitted = (&raw const (*seat).emitted).read_volatile();
         if emitted >= EMITS_MAX {
             return Err(fault::FLOOD);
         }
-        (&raw mut (*slot).emitted).write_volatile(emitted + 1);
+        (&raw mut (*seat).emitted).write_volatile(emitted + 1);
     }
     message.flags = flags::EMIT;
     message::redirect(ctx, held.port);
@@ -128,17 +170,11 @@ fn emit(
 
 /// The slot leaves the invocation; the message goes to the next step, or to the port.
 #[inline(always)]
-fn answer(
-    ctx: &SkMsgContext,
-    slot: *mut Slot,
-    index: u32,
-    message: &mut Descriptor,
-    held: &Held,
-) -> Result<(), u8> {
-    let hold = held.single_use || message.flags & flags::HOLD != 0;
+fn answer(ctx: &SkMsgContext, index: u32, message: &mut Descriptor, held: &Held) -> Result<(), u8> {
+    let hold = held.single_use || held.closed || message.flags & flags::HOLD != 0;
     let left = if hold { STATE_HELD } else { STATE_IDLE };
     // SAFETY: only computes an address within the entry.
-    let state = unsafe { &raw mut (*slot).state };
+    let state = unsafe { &raw mut (*held.seat).state };
     match atomic::compare_and_swap(state, message.invocation, left) {
         old if old == message.invocation => {}
         STATE_DETACHED => return Err(fault::NONE),
@@ -146,10 +182,10 @@ fn answer(
     }
     let mut to_be_seen_to = hold;
     if !hold {
-        if let Some(function) = FUNCTIONS.get_ptr_mut(index / SLOTS_PER_FUNCTION) {
+        if let Some(function) = FUNCTIONS.get_ptr_mut(held.seat_index / SLOTS_PER_FUNCTION) {
             // SAFETY: only computes an address within the entry.
             let mask = unsafe { &raw mut (*function).idle };
-            atomic::set_bits(mask, 1 << (index % SLOTS_PER_FUNCTION));
+            atomic::set_bits(mask, 1 << (held.seat_index % SLOTS_PER_FUNCTION));
             // SYNC(waiting): after the bit, which is a full barrier; pairs with the hub's `set_waiting`.
             // SAFETY: a pointer into the map's entry.
             to_be_seen_to = unsafe { (&raw const (*function).waiting).read_volatile() } != 0;

@@ -13,6 +13,7 @@
 //! - A peer serves one invocation at a time: it is *detached*, *idle* or *busy with an invocation*.
 //!   It gets a descriptor only while idle, and may send only the answer to the invocation it
 //!   holds, and before it a bounded number of emitted values. So every queue is bounded by the number of peers.
+//!   With further *seats* ([`Transport::set_seats`]) all this holds for each of its seats.
 //! - `source`, `route` and `step` of a message are stamped by the transport; a peer's own are ignored.
 //! - A message against the rules (not exactly one descriptor, an answer to an invocation that
 //!   the peer doesn't hold, too many emitted values) is never delivered; it is reported as a [`Fault`] and the
@@ -143,6 +144,19 @@ pub trait Transport: Send + Sync + 'static {
     /// Takes a peer out of service for good, closes the hub's half, and returns the invocation that it
     /// held, if any, with the port that waits for it. Call again: `None`.
     fn detach(&self, peer: PeerId) -> Option<(InvocationId, PortIndex)>;
+
+    /// Gives a peer further *seats*, or takes them away (what waits in them is still served): then several invocations
+    /// wait for it at once, and it needn't sleep between two. Each is answered by itself, under the peer's one name.
+    /// For peers that are never long at work: whoever waits in a seat waits for all before it. True: it has them now;
+    /// transports that can't do it say no.
+    fn set_seats(&self, _peer: PeerId, _open: bool) -> bool {
+        false
+    }
+
+    /// Gives up a peer's further seats for good, before [`Self::detach`], and returns what waited in them.
+    fn detach_seats(&self, _peer: PeerId) -> Vec<(InvocationId, PortIndex)> {
+        Vec::new()
+    }
 
     /// Takes an *idle* peer out of service, so that it can be ended without harm.
     /// False when it wasn't idle (busy peers are left alone).

@@ -71,8 +71,8 @@ fn start<'scope>(
 
 #[test]
 fn every_delivered_invocation_is_settled_once() {
-    for _ in 0..3 {
-        churn(FUNCTIONS.map(|function| vec![function]));
+    for seats in [false, true, true] {
+        churn(FUNCTIONS.map(|function| vec![function]), seats);
     }
 }
 
@@ -80,13 +80,13 @@ fn every_delivered_invocation_is_settled_once() {
 #[test]
 fn every_run_of_a_chain_is_settled_once() {
     let [a, b] = FUNCTIONS;
-    for _ in 0..3 {
-        churn([vec![a, b, a, b, b], vec![b, a, a]]);
+    for seats in [false, true, true] {
+        churn([vec![a, b, a, b, b], vec![b, a, a]], seats);
     }
 }
 
-/// `ways`: which functions the invocations go through, in turn.
-fn churn(ways: [Vec<FunctionIndex>; 2]) {
+/// `ways`: which functions the invocations go through, in turn. `seats`: peers get further seats, and lose them again.
+fn churn(ways: [Vec<FunctionIndex>; 2], seats: bool) {
     let Some(bus) = bus() else { return };
     for (route, way) in (0..).zip(&ways) {
         bus.set_route(RouteIndex(route), way).expect("set a route");
@@ -96,7 +96,7 @@ fn churn(ways: [Vec<FunctionIndex>; 2]) {
     let (delivered, ended_busy) = thread::scope(|scope| {
         let keeper = {
             let (bus, ledger, done) = (&bus, &ledger, &done);
-            scope.spawn(move || keep(scope, bus, ledger, done))
+            scope.spawn(move || keep(scope, bus, ledger, done, seats))
         };
         let ports: Vec<_> = (0..PORTS)
             .map(|index| {
@@ -218,13 +218,22 @@ impl Sender<'_> {
     }
 }
 
+/// Takes a peer off the bus, and settles what it held. Returns how many it held.
+fn end(bus: &Sockmap, peer: PeerId, ledger: &Ledger) -> u64 {
+    let mut lost = bus.detach_seats(peer);
+    lost.extend(bus.detach(peer));
+    lost.iter().for_each(|(lost, _)| ledger.settle(lost.0));
+    lost.len() as u64
+}
+
 /// Retires, ends and replaces peers all the time; some leave by themselves, holding an invocation. Returns how many
-/// were ended while they served.
+/// invocations those had who were ended while they served.
 fn keep<'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
     bus: &'scope Sockmap,
     ledger: &Ledger,
     done: &AtomicBool,
+    seats: bool,
 ) -> u64 {
     let mut ended_busy = 0;
     let mut peers: Vec<(PeerId, FunctionIndex)> = Vec::new();
@@ -243,9 +252,7 @@ fn keep<'scope>(
         turn += 1;
         bus.faults(&mut faults);
         for fault in faults.drain(..) {
-            if let Some((lost, _)) = bus.detach(fault.peer) {
-                ledger.settle(lost.0);
-            }
+            end(bus, fault.peer, ledger);
             peers.retain(|(peer, _)| *peer != fault.peer);
         }
         // Both functions have peers before anybody is ended, and again before the wait.
@@ -254,17 +261,18 @@ fn keep<'scope>(
         let (peer, function) = peers[turn % peers.len()];
         if turn.is_multiple_of(2) {
             if bus.retire(peer) {
-                assert_eq!(bus.detach(peer), None);
+                assert_eq!(end(bus, peer, ledger), 0);
                 peers.retain(|(other, _)| *other != peer);
             }
         } else {
-            if let Some((lost, _)) = bus.detach(peer) {
-                ledger.settle(lost.0);
-                ended_busy += 1;
-            }
+            ended_busy += end(bus, peer, ledger);
             peers.retain(|(other, _)| *other != peer);
         }
         bus.set_home(peer, Some(turn));
+        if seats {
+            let (other, _) = peers.get(turn % 7).copied().unwrap_or((peer, function));
+            bus.set_seats(other, !turn.is_multiple_of(5));
+        }
         let _ = bus.holder(function, InvocationId(1));
         refill(&mut peers, turn);
         // Until they have done some work, or one of them has left.
@@ -276,9 +284,7 @@ fn keep<'scope>(
         {}
     }
     for (peer, _) in peers {
-        if let Some((lost, _)) = bus.detach(peer) {
-            ledger.settle(lost.0);
-        }
+        end(bus, peer, ledger);
     }
     ended_busy
 }

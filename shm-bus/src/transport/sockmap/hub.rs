@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use nix::sys::socket::{MsgFlags, recv};
 use parking_lot::{Mutex, MutexGuard};
-use spry_ebpf_common::{Counter, Hop, MAX_FUNCTIONS, MAX_PORTS, SLOTS_PER_FUNCTION, fault, index_of};
+use spry_ebpf_common::{Counter, Hop, MAX_FUNCTIONS, MAX_PORTS, SEATS, SLOTS_PER_FUNCTION, fault, index_of};
 
 use super::network::{Connection, Network};
 use super::port::SockmapPort;
@@ -58,6 +58,8 @@ enum Place {
     Free,
     /// Its connection is being made.
     Reserved,
+    /// A further seat of the peer before it.
+    Seat,
     Taken {
         generation: u32,
         /// The hub's end; the peer's violations and its end of file arrive here.
@@ -70,14 +72,30 @@ impl Places {
         Self { links: std::array::from_fn(|_| Place::Free), next: 0 }
     }
 
-    /// Reserves a free slot, in turn.
+    /// Reserves a free slot, in turn: one with room for further seats behind it, as long as there is one.
     fn reserve(&mut self) -> Option<usize> {
         let count = self.links.len();
-        let bit = (0..count).map(|step| (self.next + step) % count);
-        let bit = bit.into_iter().find(|bit| matches!(self.links[*bit], Place::Free))?;
+        let in_turn = || (0..count).map(|step| (self.next + step) % count);
+        let roomy = in_turn().find(|bit| bit.is_multiple_of(SEATS as usize) && self.is_free(*bit));
+        let bit = roomy.or_else(|| in_turn().find(|bit| self.is_free(*bit)))?;
         self.links[bit] = Place::Reserved;
         self.next = (bit + 1) % count;
         Some(bit)
+    }
+
+    fn is_free(&self, bit: usize) -> bool {
+        matches!(self.links[bit], Place::Free)
+    }
+
+    /// Reserves a peer's further seats, if nobody has them.
+    fn reserve_seats(&mut self, peer: PeerId) -> bool {
+        let own = peer.bit() as usize;
+        let further = own + 1..own + SEATS as usize;
+        let may = own.is_multiple_of(SEATS as usize) && further.clone().all(|bit| self.is_free(bit));
+        if may {
+            further.for_each(|bit| self.links[bit] = Place::Seat);
+        }
+        may
     }
 
     fn socket_of(&self, peer: PeerId) -> Option<&OwnedFd> {
@@ -232,10 +250,46 @@ impl Transport for Sockmap {
 
     fn admit(&self, peer: PeerId) -> bool {
         let Some(places) = self.inner.places(peer.function()) else { return false };
-        places.socket_of(peer).is_some() && self.inner.table.admit(peer)
+        if places.socket_of(peer).is_none() {
+            return false;
+        }
+        // (It may have answered from a further seat.)
+        if self.inner.table.has_open_seats(peer) {
+            self.inner.table.open_seats(peer);
+        }
+        self.inner.table.admit(peer)
+    }
+
+    fn set_seats(&self, peer: PeerId, open: bool) -> bool {
+        let Some(mut places) = self.inner.places(peer.function()) else { return false };
+        if places.socket_of(peer).is_none() {
+            return false;
+        }
+        let table = &self.inner.table;
+        match (open, table.seats(peer) != 0) {
+            (true, false) if places.reserve_seats(peer) => table.seat(peer),
+            (true, true) => table.open_seats(peer),
+            (true, false) => return false,
+            (false, _) => table.close_seats(peer),
+        }
+        open
+    }
+
+    fn detach_seats(&self, peer: PeerId) -> Vec<(InvocationId, PortIndex)> {
+        let Some(mut places) = self.inner.places(peer.function()) else { return Vec::new() };
+        if places.socket_of(peer).is_none() {
+            return Vec::new();
+        }
+        let seats = self.inner.table.seats(peer) as usize;
+        let lost = self.inner.table.unseat(peer);
+        let own = peer.bit() as usize;
+        places.links[own + 1..=own + seats].fill_with(|| Place::Free);
+        lost
     }
 
     fn detach(&self, peer: PeerId) -> Option<(InvocationId, PortIndex)> {
+        let waited = self.detach_seats(peer);
+        debug_assert!(waited.is_empty(), "given up before, or what waited in them is forgotten: {waited:?}");
         let mut places = self.inner.places(peer.function())?;
         let socket = places.socket_of(peer)?.as_fd();
         self.inner.watch.remove(socket);
@@ -249,7 +303,7 @@ impl Transport for Sockmap {
 
     fn retire(&self, peer: PeerId) -> bool {
         let Some(places) = self.inner.places(peer.function()) else { return false };
-        places.socket_of(peer).is_some() && self.inner.table.retire(peer)
+        places.socket_of(peer).is_some() && self.inner.table.retire_whole(peer)
     }
 
     fn has_idle(&self, function: FunctionIndex) -> bool {

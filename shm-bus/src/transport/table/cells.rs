@@ -25,10 +25,12 @@ pub struct SlotCell {
     pub fault: AtomicU8,
     pub connection: AtomicU32,
     pub violations: AtomicU64,
-    pub single_use: AtomicU64,
+    pub single_use: AtomicU32,
+    pub owner: AtomicU32,
     pub trail: AtomicU32,
     pub emitted: AtomicU32,
-    reserved: AtomicU64,
+    pub seats: AtomicU32,
+    pub seats_closed: AtomicU32,
 }
 
 /// A [`Function`], shared.
@@ -86,6 +88,9 @@ const _: () = {
     assert!(offset_of!(SlotCell, violations) == offset_of!(Slot, violations));
     assert!(offset_of!(SlotCell, trail) == offset_of!(Slot, trail));
     assert!(offset_of!(SlotCell, emitted) == offset_of!(Slot, emitted));
+    assert!(offset_of!(SlotCell, owner) == offset_of!(Slot, owner));
+    assert!(offset_of!(SlotCell, seats) == offset_of!(Slot, seats));
+    assert!(offset_of!(SlotCell, seats_closed) == offset_of!(Slot, seats_closed));
     assert!(size_of::<FunctionCell>() == size_of::<Function>());
     assert!(align_of::<FunctionCell>() == align_of::<Function>());
     assert!(offset_of!(FunctionCell, idle) == offset_of!(Function, idle));

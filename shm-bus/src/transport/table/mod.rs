@@ -16,6 +16,7 @@
 
 mod cells;
 mod chains;
+mod seats;
 #[cfg(test)]
 mod tests;
 
@@ -113,6 +114,8 @@ impl<C: Cells> Table<C> {
         self.set_home(PeerId { slot, generation: generation.wrapping_sub(1) }, None);
         cell.fault.store(fault::NONE, Ordering::Relaxed);
         cell.single_use.store(0, Ordering::Relaxed);
+        cell.owner.store(slot, Ordering::Relaxed);
+        cell.seats.store(0, Ordering::Relaxed);
         cell.generation.store(generation, Ordering::Relaxed);
         // SYNC(attached): whoever sees HELD or anything later sees this generation.
         cell.state.store(STATE_HELD, Ordering::Release);
@@ -259,7 +262,12 @@ impl<C: Cells> Table<C> {
     pub fn idle(&self, function: FunctionIndex) -> u32 {
         let first = usize::from(function.0) * SLOTS_PER_FUNCTION as usize;
         let cells = self.cells.slots().get(first..first + SLOTS_PER_FUNCTION as usize).unwrap_or_default();
-        cells.iter().filter(|cell| cell.state.load(Ordering::Relaxed) == STATE_IDLE).count() as u32
+        let is_idle = |cell: &SlotCell| cell.state.load(Ordering::Relaxed) == STATE_IDLE;
+        let idle = cells
+            .iter()
+            .enumerate()
+            .filter(|(bit, cell)| is_idle(cell) && !self.is_at_work(cell, first + bit));
+        idle.count() as u32
     }
 
     /// Whether some peer of `function` is probably idle.
@@ -274,8 +282,10 @@ impl<C: Cells> Table<C> {
         let first = u32::from(function.0) * SLOTS_PER_FUNCTION;
         let cells = self.cells.slots().get(first as usize..(first + SLOTS_PER_FUNCTION) as usize)?;
         let bit = cells.iter().position(|cell| cell.state.load(Ordering::Acquire) == invocation.0)?;
-        let generation = cells[bit].generation.load(Ordering::Relaxed);
-        Some(PeerId { slot: first + bit as u32, generation })
+        // (Of a further seat, the peer whose it is.)
+        let slot = cells[bit].owner.load(Ordering::Relaxed);
+        let generation = self.cells.slots().get(slot as usize)?.generation.load(Ordering::Relaxed);
+        Some(PeerId { slot, generation })
     }
 
     /// Prefers this peer for what is sent from `cpu`.
@@ -283,13 +293,13 @@ impl<C: Cells> Table<C> {
         if self.current(peer).is_none() {
             return;
         }
-        let bit = 1u64 << peer.bit();
+        let bits = self.seat_bits(peer);
         let homes = &self.cells.functions()[usize::from(peer.function().0)].home;
         for (index, home) in homes.iter().enumerate() {
             if cpu.is_some_and(|cpu| cpu % HOME_CPUS == index) {
-                home.fetch_or(bit, Ordering::Relaxed);
-            } else if home.load(Ordering::Relaxed) & bit != 0 {
-                home.fetch_and(!bit, Ordering::Relaxed);
+                home.fetch_or(bits, Ordering::Relaxed);
+            } else if home.load(Ordering::Relaxed) & bits != 0 {
+                home.fetch_and(!bits, Ordering::Relaxed);
             }
         }
     }
