@@ -13,7 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use shm_bus::Descriptor;
 use shm_bus::ids::{FunctionIndex, InvocationId, PeerId};
-use spry_ebpf_common::SLOTS_PER_FUNCTION;
+use spry_ebpf_common::{SEATS, SLOTS_PER_FUNCTION};
 use spry_sched::placement::Placement;
 use spry_wire::freeze::Frozen;
 use tokio::sync::Notify;
@@ -23,6 +23,7 @@ use crate::api::{ZygoteStart, ZygoteState};
 use crate::chain::Domain;
 use crate::inbox::Inbox;
 use crate::instance::Instance;
+use crate::manifest::Isolation;
 pub use crate::metrics::{Counts, Replaced};
 use crate::schedule::Usage;
 use crate::store::StoredFunction;
@@ -109,6 +110,8 @@ pub struct Function {
     rewinding: Mutex<Option<Result<(), String>>>,
     /// It has as many instances as it may have: nobody needs to be told that another is wanted.
     full: AtomicBool,
+    /// An instance has written to its log.
+    talks: AtomicBool,
     /// Instances in a row that could not be rewound for what their requests have done.
     spoiled: AtomicU32,
     queue: Mutex<VecDeque<Queued>>,
@@ -156,6 +159,7 @@ impl Function {
             listener: ArcSwapOption::const_empty(),
             rewinding: Mutex::default(),
             full: AtomicBool::new(false),
+            talks: AtomicBool::new(false),
             spoiled: AtomicU32::new(0),
             queue: Mutex::default(),
             queue_len: AtomicUsize::new(0),
@@ -303,6 +307,21 @@ impl Function {
         // SYNC(full): with the fence in `want_instance`. Whoever has queued a request and sees it full is seen in the queue by
         // whoever says that it isn't, and looks then.
         std::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    /// An instance has written to its log. True: for the first time.
+    pub fn note_talk(&self) -> bool {
+        !self.talks.load(Ordering::Relaxed) && !self.talks.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether several invocations may wait in one of its instances. Not if it writes to its log, which spryd reads between
+    /// two invocations to know whose it is; nor if the instance serves one only, or is rewound after each; nor where the
+    /// seats of all that there may be, and of one that is just ending, would leave no slot for another.
+    pub fn may_queue_in_instances(&self) -> bool {
+        self.domain.is_some()
+            && self.stored.manifest.isolation == Isolation::Instance
+            && (self.stored.manifest.scale.max + 1) * SEATS <= SLOTS_PER_FUNCTION
+            && !self.talks.load(Ordering::Relaxed)
     }
 
     /// Somebody waits for an instance: the keeper makes another, where there may be one.

@@ -96,6 +96,8 @@ pub struct Instance {
     wait_taken_ns: AtomicU64,
     /// The CPU that it is bound to, or [`NOWHERE`].
     home: AtomicU32,
+    /// See [`Self::set_preempting`].
+    preempts: AtomicBool,
     /// Answers in a row that a worker on another CPU got.
     strangers: AtomicU32,
     doom: OnceLock<(Doom, Instant)>,
@@ -164,6 +166,7 @@ impl Instance {
             cpu_taken_ns: AtomicU64::new(clock_ns.unwrap_or(0)),
             wait_taken_ns: AtomicU64::new(0),
             home: AtomicU32::new(NOWHERE),
+            preempts: AtomicBool::new(true),
             strangers: AtomicU32::new(0),
             doom: OnceLock::new(),
             ended: AtomicBool::new(false),
@@ -283,6 +286,16 @@ impl Instance {
         }
     }
 
+    /// Whether it interrupts whoever runs on its core when it is woken. Only on the thread that reaps it.
+    pub fn set_preempting(&self, preempts: bool) {
+        if self.has_ended() || self.preempts.swap(preempts, Ordering::Relaxed) == preempts {
+            return;
+        }
+        if let Err(error) = sys::set_preempting(self.pid, preempts) {
+            tracing::debug!(pid = self.pid, %error, "an instance's scheduling class could not be set");
+        }
+    }
+
     /// Whether it is bound to a CPU.
     pub fn has_home(&self) -> bool {
         self.home.load(Ordering::Relaxed) != NOWHERE
@@ -341,7 +354,12 @@ impl Instance {
 
     /// Whether it says that it began this invocation. It may lie; that hurts its own function only.
     pub fn has_begun(&self, invocation: InvocationId) -> bool {
-        begun::read(&self.outbox) == Some(invocation)
+        self.begun() == Some(invocation)
+    }
+
+    /// The invocation that it says it began last.
+    pub fn begun(&self) -> Option<InvocationId> {
+        begun::read(&self.outbox)
     }
 
     /// Gives an answer's block back to the instance, unread.

@@ -19,7 +19,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 pub use process::{
-    Dead, HowEnded, PidfdInfo, Which, kill_hard, pidfd_info, pidfd_open, pidfd_signal, take_fd, wait,
+    Dead, HowEnded, PidfdInfo, Which, kill_hard, pidfd_info, pidfd_open, pidfd_signal, set_preempting,
+    take_fd, wait,
 };
 use tokio::io::unix::AsyncFd;
 

@@ -4,6 +4,7 @@
 //! - [`keepalive`]: how long idle processes stay, and which go first when memory is short.
 //! - [`layers`]: which packages are imported once for several functions.
 //! - [`pool`]: how many single-use instances are kept ready.
+//! - [`crowd`]: whether the functions of a chain may interrupt one another.
 //! - [`placement`]: whether a function's instances run on the core where the request landed.
 //! - [`predict`]: how much CPU time an invocation has left, learnt from the ones before it.
 //! - [`policy`]: who runs first, for how long, and in which of the kernel's classes.
@@ -16,6 +17,7 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod crowd;
 pub mod engine;
 pub mod keepalive;
 pub mod layers;

@@ -16,10 +16,12 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
 use shm_bus::segment::{Region, SegmentError, SegmentName};
+use spry_sched::crowd::Crowd;
 use spry_wire::frame::Place;
 
 use crate::inbox::Inbox;
@@ -31,6 +33,10 @@ pub struct Domain {
     inbox: Arc<Inbox>,
     outboxes: RwLock<Outboxes>,
     calls: Mutex<Calls>,
+    /// Runs that are on the bus or in a queue.
+    under_way: AtomicU32,
+    crowd: Mutex<Crowd>,
+    is_crowded: AtomicBool,
 }
 
 /// Outboxes of the dead at most. More can't be needed: each holds the value of some run, and so many runs find no trails.
@@ -113,7 +119,33 @@ impl Calls {
 impl Domain {
     /// A domain without members.
     pub fn new(inbox: Arc<Inbox>) -> Arc<Self> {
-        Arc::new(Self { inbox, outboxes: RwLock::default(), calls: Mutex::default() })
+        Arc::new(Self {
+            inbox,
+            outboxes: RwLock::default(),
+            calls: Mutex::default(),
+            under_way: AtomicU32::new(0),
+            crowd: Mutex::default(),
+            is_crowded: AtomicBool::new(false),
+        })
+    }
+
+    /// A run begins.
+    pub fn run_begins(&self) {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A run has ended. Returns whether they are a crowd, for so many cores, when that has changed.
+    pub fn run_ends(&self, cores: u32) -> Option<bool> {
+        let under_way = self.under_way.fetch_sub(1, Ordering::Relaxed);
+        // Contended: another worker is noting the same thing.
+        let changed = self.crowd.try_lock()?.observe(under_way, cores)?;
+        self.is_crowded.store(changed, Ordering::Relaxed);
+        Some(changed)
+    }
+
+    /// Whether its runs are a crowd.
+    pub fn is_crowded(&self) -> bool {
+        self.is_crowded.load(Ordering::Relaxed)
     }
 
     /// Where spryd writes what the members read.

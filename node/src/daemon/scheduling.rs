@@ -23,7 +23,7 @@ pub(super) fn open(config: &Config, executor: &Executor) -> Result<(Cores, Strin
         tracing::info!(policy, backend = backend.kind().as_str(), how = backend.describe(), "scheduling");
     }
     let (signals, in_words) = schedule::open_signals(config.scheduler);
-    Ok((Cores { scheduler, signals }, in_words))
+    Ok((Cores { scheduler, signals, count: cores as u32 }, in_words))
 }
 
 /// The scheduler's thread; it ends when this is dropped.

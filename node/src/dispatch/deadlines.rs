@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use shm_bus::ids::InvocationId;
 
+use super::pending::Pending;
 use super::{Dispatcher, Outcome, Visit};
 use crate::function::Function;
 use crate::gateway::Refusal;
-use crate::instance::Doom;
+use crate::instance::{Doom, Instance};
 
 /// Between two looks at the deadlines.
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
@@ -55,7 +56,9 @@ impl Dispatcher {
             return self.refuse(id, Refusal::QueueTimeout(limit));
         }
         let holder = self.bus.transport.holder(target.index, id);
-        if let Some(instance) = holder.and_then(|peer| target.instance_of(peer)) {
+        if let Some(instance) = holder.and_then(|peer| target.instance_of(peer))
+            && !self.waits_its_turn(&target, &instance, id)
+        {
             instance.kill(Doom::TimedOut(id));
         }
         let again = Instant::now() + SEARCH_PAUSE;
@@ -70,6 +73,15 @@ impl Dispatcher {
         if let Some(finished) = finished {
             finished.wake();
         }
+    }
+
+    /// Whether an invocation only waits, in a further seat of an instance that is at work for another: its time being over
+    /// is no reason to end that. Says so once; the next time, the other has had [`SEARCH_PAUSE`] to end, and such
+    /// instances are never long at work.
+    fn waits_its_turn(&self, function: &Function, instance: &Instance, id: InvocationId) -> bool {
+        let Some(other) = instance.begun().filter(|begun| *begun != id) else { return false };
+        let works_for_other = self.bus.transport.holder(function.index, other) == Some(instance.peer);
+        works_for_other && self.inner.borrow_mut().pending.get(id).is_some_and(Pending::let_pass)
     }
 
     /// Ends the wait of everybody who waits for an answer on this thread: spryd is about to end.

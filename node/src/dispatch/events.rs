@@ -245,6 +245,9 @@ impl Dispatcher {
 
     /// An instance has answered: what it may do next. `read` resolves when its answer needs it no more.
     fn back_in_service(self: &Rc<Self>, sender: &Sender, read: Option<oneshot::Receiver<()>>) {
+        if sender.held && !sender.single_use && sender.function.note_talk() {
+            let _ = self.bus.keeper.send(ToKeeper::Talks(Arc::clone(&sender.function)));
+        }
         if let Some(gate) = &sender.instance.gate {
             let (gate, dispatcher) = (Arc::clone(gate), Rc::clone(self));
             tokio::task::spawn_local(async move { dispatcher.rewind(gate, read).await });

@@ -109,6 +109,8 @@ pub struct Cores {
     pub scheduler: Option<Arc<Scheduler>>,
     /// What processes do, as the kernel's scheduler sees it; `None`: not to be had, or not wanted.
     pub signals: Option<Arc<Signals>>,
+    /// How many there are.
+    pub count: u32,
 }
 
 impl Bus {

@@ -98,6 +98,8 @@ pub(super) struct Pending {
     waker: Option<Waker>,
     /// Nobody waits for it any more; the entry waits for whoever has the invocation to be done with it.
     abandoned: bool,
+    /// See [`Self::let_pass`].
+    passed: bool,
 }
 
 /// An invocation is given to another instance at most this often, when its instances die before they begin it.
@@ -117,6 +119,7 @@ impl Pending {
             outcome: None,
             waker: None,
             abandoned: false,
+            passed: false,
         }
     }
 
@@ -134,6 +137,11 @@ impl Pending {
 
     pub(super) fn is_abandoned(&self) -> bool {
         self.abandoned
+    }
+
+    /// Its time is over, and it is left where it is. True: for the first time.
+    pub(super) fn let_pass(&mut self) -> bool {
+        !std::mem::replace(&mut self.passed, true)
     }
 
     /// The run that it is, if it is one.

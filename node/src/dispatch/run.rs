@@ -19,6 +19,7 @@ use crate::chain::{Chain, Holdings, Route};
 use crate::function::Function;
 use crate::gateway::Refusal;
 use crate::instance::Instance;
+use crate::keeper::ToKeeper;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -122,6 +123,9 @@ impl Dispatcher {
             }
         };
         self.bus.transport.begin_trail(trail, id, crate::clock::monotonic_ns_at(deadline));
+        if let Some(domain) = &target.domain {
+            domain.run_begins();
+        }
         Ok((id, target, descriptor))
     }
 
@@ -136,6 +140,9 @@ impl Dispatcher {
         let steps = run.route.steps.len();
         let mut hops = Vec::with_capacity(steps);
         self.bus.transport.trail(trail, steps, &mut hops);
+        if run.chain.domain.run_ends(self.bus.cores.count).is_some() {
+            let _ = self.bus.keeper.send(ToKeeper::Crowd(Arc::clone(&run.chain)));
+        }
         let visits = self.visits(&run, &hops);
         let mut inner = self.inner.borrow_mut();
         inner.trails.give_back(trail);

@@ -78,7 +78,7 @@ impl Birth {
             Ok((process, instance)) => {
                 self.function.instances[peer.bit() as usize].store(Some(Arc::clone(&instance)));
                 if self.function.placement.lock().advice() == Advice::Home {
-                    self.keeper.place(&instance, true);
+                    self.keeper.place(&self.function, &instance, true);
                 }
                 death::watch(death::Watched {
                     keeper: self.keeper.clone(),

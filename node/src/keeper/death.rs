@@ -54,15 +54,16 @@ pub(super) fn watch(watched: Watched) {
         if !matches!(instance.doom(), Some(Doom::Retired | Doom::Used)) {
             keeper.flush_ports().await;
         }
-        let held = keeper.bus.transport.detach(instance.peer);
-        let begun = held.is_some_and(|(invocation, _)| instance.has_begun(invocation));
+        let mut held = keeper.bus.transport.detach_seats(instance.peer);
+        held.extend(keeper.bus.transport.detach(instance.peer));
         function.instances[instance.peer.bit() as usize].store(None);
         for reader in readers {
             reader.abort();
         }
         log_rest(&function, &instance);
         instance.close_output();
-        if let Some((invocation, port)) = held {
+        for (invocation, port) in held {
+            let begun = instance.has_begun(invocation);
             let refusal = refusal(&function, &instance, &exit, invocation);
             tracing::info!(
                 function = function.name(),

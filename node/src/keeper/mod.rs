@@ -24,13 +24,13 @@ use shm_bus::ids::{FunctionIndex, PortIndex};
 use shm_bus::release::ReleaseWriter;
 use shm_bus::segment::{SegmentError, SegmentName};
 use shm_bus::transport::{Fault, FaultKind};
-use spry_ebpf_common::DEFAULT_ROUTES;
+use spry_ebpf_common::{DEFAULT_ROUTES, SEATS};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
 use crate::api::{Applied, ApplyError, DeployError, Deployed, RemoveError};
 use crate::budget::Budget;
-use crate::chain::FreeRoutes;
+use crate::chain::{Chain, FreeRoutes};
 use crate::dispatch::{Bus, Dispatcher, ToWorker};
 use crate::function::Function;
 use crate::inbox::{Inbox, NodeBytes};
@@ -49,6 +49,10 @@ pub use tend::ToTender;
 
 /// What the keeper is told by other threads.
 pub enum ToKeeper {
+    /// A function has begun to write to its log.
+    Talks(Arc<Function>),
+    /// A chain's runs have become a crowd, or are none any more.
+    Crowd(Arc<Chain>),
     /// A function's advice on placement has changed.
     Place {
         /// Which.
@@ -213,9 +217,11 @@ impl Keeper {
             match message {
                 ToKeeper::Place { function, at_home } => {
                     for instance in function.instances() {
-                        self.place(&instance, at_home);
+                        self.place(&function, &instance, at_home);
                     }
                 }
+                ToKeeper::Talks(function) => self.seat_all(&function),
+                ToKeeper::Crowd(chain) => chain.members.iter().for_each(|member| self.seat_all(member)),
                 // (Unless it was set free meanwhile.)
                 ToKeeper::Move { instance, cpu } if instance.has_home() => {
                     self.bus.transport.set_home(instance.peer, Some(cpu));
@@ -330,15 +336,34 @@ impl Keeper {
         SegmentName { id, generation }
     }
 
-    fn place(&self, instance: &Instance, at_home: bool) {
+    fn place(&self, function: &Function, instance: &Instance, at_home: bool) {
         let bound: Vec<usize> = self.workers.iter().filter_map(|worker| worker.cpu).collect();
         if bound.is_empty() {
             return;
         }
-        let home = bound[instance.peer.bit() as usize % bound.len()];
+        // (Some transports give out every bit, others every `SEATS`th.)
+        let bit = instance.peer.bit() as usize;
+        let home = bound[(bit + bit / SEATS as usize) % bound.len()];
         let cpu = at_home.then_some(home);
         self.bus.transport.set_home(instance.peer, cpu);
         instance.bind_to(cpu);
+        self.seat(function, instance);
+    }
+
+    fn seat_all(&self, function: &Function) {
+        for instance in function.instances() {
+            self.seat(function, &instance);
+        }
+    }
+
+    /// Whether more than one invocation may wait in an instance: where they wait for the same core in any case, and not long.
+    /// A policy has the say itself over who waits where.
+    fn seat(&self, function: &Function, instance: &Instance) {
+        let may =
+            instance.has_home() && function.may_queue_in_instances() && self.bus.cores.scheduler.is_none();
+        let has = self.bus.transport.set_seats(instance.peer, may);
+        let in_crowd = function.domain.as_ref().is_some_and(|domain| domain.is_crowded());
+        instance.set_preempting(!(has && in_crowd));
     }
 
     fn worker(&self, port: PortIndex) -> Option<&UnboundedSender<ToWorker>> {

@@ -35,6 +35,15 @@ pub fn take_fd(pidfd: BorrowedFd<'_>, fd: std::os::fd::RawFd) -> io::Result<Owne
     Ok(Errno::result(taken).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as c_int) })?)
 }
 
+/// Lets a process's main thread interrupt whoever runs when it wakes (as all do at first), or not: `SCHED_BATCH`.
+pub fn set_preempting(pid: i32, preempts: bool) -> io::Result<()> {
+    let class = if preempts { libc::SCHED_OTHER } else { libc::SCHED_BATCH };
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads one `sched_param`, which outlives the call.
+    Errno::result(unsafe { libc::sched_setscheduler(pid, class, &raw const priority) })?;
+    Ok(())
+}
+
 /// SIGKILL to one process or, with a negative number, to a process group; none there is no error.
 pub fn kill_hard(pid: i32) -> io::Result<()> {
     // SAFETY: no memory is involved.

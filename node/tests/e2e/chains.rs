@@ -219,6 +219,34 @@ fn a_process_that_dies_at_a_step_costs_its_call_only_on_broker() {
     dies_at_a_step_on("broker");
 }
 
+/// Several runs wait in one process, and one of them ends it: the others haven't begun, and are served by the next.
+#[test]
+fn a_process_that_dies_costs_none_of_those_who_wait_in_it() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_native("hostile", &["scale.max=1"]);
+    apply(&daemon, &format!("timeout = \"20s\"\n{}", chain_of("pair", &["hostile", "hostile"])));
+    // It shows that it is short.
+    for _ in 0..40 {
+        assert_eq!(daemon.post("/function/pair", b"{}").status, 200);
+    }
+    let address = daemon.address;
+    let clients = (0..6).map(|client| {
+        std::thread::spawn(move || {
+            let mut connection = Connection::open(address);
+            for call in 0..90 {
+                let kills = client == 0 && call % 15 == 14;
+                let (path, expected) =
+                    if kills { ("/function/pair?kill", 502) } else { ("/function/pair", 200) };
+                let response = connection.call("POST", path, &[], b"{}");
+                assert_eq!(response.status, expected, "{client}, {call}: {}", response.text());
+            }
+        })
+    });
+    clients.collect::<Vec<_>>().into_iter().for_each(|client| client.join().expect("as expected"));
+    daemon.stop();
+}
+
 #[test]
 fn no_step_starts_after_the_deadline_nor_for_a_client_that_has_left() {
     need_root_and_cc!();
