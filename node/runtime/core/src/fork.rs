@@ -28,10 +28,13 @@ pub(crate) fn fork<H: Handler>(
     };
     sys::flush_c_streams();
     let mut cloned = Err(io::Error::from_raw_os_error(libc::ENOSYS));
-    let side = handler.around_fork(&mut || {
+    let mut clone = || {
         cloned = sys::clone_sibling();
         if matches!(cloned, Ok(Cloned::Child)) { Side::Child } else { Side::Parent }
-    });
+    };
+    // What comes of a zygote whose instances are rewound is like a new process already: all that this would write to again
+    // would be copied back after each request.
+    let side = if fork.rewind { clone() } else { handler.around_fork(&mut clone) };
     match (side, cloned) {
         (Side::Child, _) | (_, Ok(Cloned::Child)) => become_instance(handler, fork, handed),
         (Side::Parent, Ok(Cloned::Parent { pid, pidfd })) => {

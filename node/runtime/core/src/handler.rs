@@ -9,7 +9,9 @@ use crate::response::{Response, ResponseError};
 /// A loaded function.
 ///
 /// The order of calls: [`load`](Self::load) once; then for every instance [`around_fork`](Self::around_fork), in the
-/// zygote; and in the instance one [`call`](Self::call) per invocation.
+/// zygote; and in the instance one [`call`](Self::call) per invocation. Where instances are rewound, `around_fork` is
+/// called once, before the first fork, as if the zygote were the new process; and in the instance [`rewound`](Self::rewound)
+/// before each call.
 pub trait Handler: Sized {
     /// The runtime's own name and version, e.g. `CPython 3.11.2`.
     fn runtime() -> String;
@@ -46,7 +48,7 @@ pub trait Handler: Sized {
         go_on()
     }
 
-    /// Called in an instance after each rewinding: makes it differ from what it was after the last one, as forks differ from
+    /// Called in an instance before its first call and after each rewinding: makes it differ from what it was after the last one, as forks differ from
     /// one another (generators of random numbers).
     fn rewound(&mut self) {}
 

@@ -46,6 +46,8 @@ struct State {
     serving: bool,
     answered: bool,
     spoiled: bool,
+    /// spryd has written to its memory since it was let go on.
+    written: bool,
     /// The call that waits in the stub.
     waits: Option<u64>,
     /// Calls that spryd was asked about since it serves.
@@ -143,6 +145,11 @@ impl Gate {
         !is_much
     }
 
+    /// spryd writes to its memory, to answer a call.
+    pub(super) fn write(&self) {
+        self.state.lock().written = true;
+    }
+
     /// It is as it shall be each time, and goes on; it may be given requests from now on.
     pub(in crate::zygote) fn begin(&self) -> Result<(), Errno> {
         let mut state = self.state.lock();
@@ -195,7 +202,8 @@ impl Gate {
     /// Looks what its request has written to, and has it dropped unless there is nothing to drop. False: such as it make place
     /// for such that copy it back, which takes less time.
     fn is_order_given(&self, state: &mut State) -> bool {
-        let changed = self.plan.get().map(|plan| (plan.generation, plan.changed()));
+        let written = std::mem::take(&mut state.written);
+        let changed = self.plan.get().map(|plan| (plan.generation, plan.changed(written)));
         let order = match changed {
             Some((_, Some(changed))) if changed.is_empty() => NOTHING_TO_DROP,
             Some((generation, Some(changed))) => {

@@ -154,6 +154,9 @@ impl Listener {
                 continue;
             }
             if let Some(reply) = usage(&asked) {
+                if let Some(gate) = gate {
+                    gate.write();
+                }
                 self.tell(asked.id, reply);
                 continue;
             }

@@ -3,11 +3,19 @@
 //! A page of a private mapping is its own once it was written to. There are two questions: which pages differ from what lies
 //! below them when the plan is made ([`differing`]), and which are its own after a request though the plan doesn't copy them back
 //! ([`Watch::changed`]): mostly none, and then nothing needs to be dropped, which leaves the pages that were only read where they are.
+//!
+//! Mostly spryd needn't even look. A page becomes a process's own by a page fault, and the kernel counts a thread's faults,
+//! whether its instructions or its system calls cause them. The instance has one thread; so if its count is what it was the
+//! time before, no page has come to be its own since. There are two exceptions:
+//! - the kernel may make a huge page of small ones, in memory of no file, and nothing is counted: such ranges are looked at
+//!   each time ([`Watch::always`]). They are few, since memory that was in use when the function had been loaded is frozen;
+//! - spryd may have written to its memory, who then counts the fault as its own: who does so says it ([`Gate`](super::Gate)).
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::mappings::Mapping;
 use crate::sys::{pagemap, rewind as sys};
@@ -21,6 +29,8 @@ const OF_FILE: u64 = 1 << 61;
 const RANGES_MAX: usize = 512;
 /// Ranges with less than this between them are looked at together: a look costs as much as passing over some pages.
 const NEAR: u64 = 32 * PAGE;
+/// No count of faults.
+const UNKNOWN: u64 = u64::MAX;
 /// Pages that one request is said to have written to: of one that writes to more, all are dropped anyway.
 const CHANGED_MAX: u64 = 1024;
 
@@ -78,28 +88,93 @@ pub(super) fn differing(pid: i32, known: &[Mapping], own: Vec<u64>) -> Vec<u64> 
 #[derive(Debug)]
 pub(super) struct Watch {
     pagemap: File,
-    /// The ranges that the plan can drop, in order.
+    /// `/proc/PID/task/PID/stat`.
+    stat: File,
+    /// Faults that were counted the last time, after which nothing but the plan's pages was its own; or [`UNKNOWN`].
+    faults: AtomicU64,
+    /// In memory of no file.
+    always: Ranges,
+    /// In memory of files: frozen memory, data of libraries.
+    after_faults: Ranges,
+}
+
+/// Ranges that the plan can drop.
+#[derive(Debug)]
+struct Ranges {
+    /// In order.
     drops: Vec<[u64; 2]>,
     /// Ranges that cover these, and not much more.
     looks: Vec<[u64; 2]>,
 }
 
-impl Watch {
-    pub(super) fn new(pagemap: File, drops: Vec<[u64; 2]>) -> Self {
+impl Ranges {
+    fn new(drops: Vec<[u64; 2]>) -> Self {
         let looks = covers(&drops);
-        Self { pagemap, drops, looks }
+        Self { drops, looks }
     }
 
-    /// Pages that are its own and should not be; `None`: too many, or it can't be found out.
-    pub(super) fn changed(&self) -> Option<Vec<u64>> {
+    /// See [`Watch::changed`].
+    fn changed(&self, pagemap: &File) -> Option<Vec<u64>> {
         let mut room = [[0; 3]; RANGES_MAX];
         let mut found = 0;
         for look in &self.looks {
-            let own = pagemap::own_ranges(self.pagemap.as_fd(), *look, &mut room[found..]).ok()??;
+            let own = pagemap::own_ranges(pagemap.as_fd(), *look, &mut room[found..]).ok()??;
             found += own.len();
         }
         common(room[..found].iter().map(|[start, end, _]| [*start, *end]), &self.drops)
     }
+}
+
+impl Watch {
+    /// `drops`: what the plan can drop, in order, of these mappings.
+    pub(super) fn new(pid: i32, pagemap: File, known: &[Mapping], drops: &[[u64; 2]]) -> io::Result<Self> {
+        let stat = File::open(format!("/proc/{pid}/task/{pid}/stat"))?;
+        let within = |of_file: bool| {
+            let mappings = changeable(known).filter(move |mapping| (mapping.inode != 0) == of_file);
+            Ranges::new(parts(drops, mappings.map(|mapping| [mapping.range.start, mapping.range.end])))
+        };
+        let (always, after_faults) = (within(false), within(true));
+        Ok(Self { pagemap, stat, faults: AtomicU64::new(UNKNOWN), always, after_faults })
+    }
+
+    /// Pages that are its own and should not be; `None`: too many, or it can't be found out. `written`: somebody else may have
+    /// written to its memory since the last time.
+    ///
+    /// To be called at each rewinding, since what it remembers holds until the next one.
+    pub(super) fn changed(&self, written: bool) -> Option<Vec<u64>> {
+        let faults = self.count_faults().unwrap_or(UNKNOWN);
+        let same = self.faults.swap(faults, Ordering::Relaxed) == faults && faults != UNKNOWN;
+        let mut changed = self.always.changed(&self.pagemap)?;
+        if !same || written {
+            changed.extend(self.after_faults.changed(&self.pagemap)?);
+        }
+        Some(changed)
+    }
+
+    /// How many faults its thread has had; `None`: it can't be found out.
+    fn count_faults(&self) -> Option<u64> {
+        let mut text = [0; 512];
+        let len = self.stat.read_at(&mut text, 0).ok()?;
+        faults(&text[..len])
+    }
+}
+
+/// The faults in a line of `/proc/PID/stat`, small and large.
+fn faults(stat: &[u8]) -> Option<u64> {
+    // What comes before is the process's to choose.
+    let behind_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+    let mut words = std::str::from_utf8(&stat[behind_name..]).ok()?.split_ascii_whitespace();
+    let (small, large) = (words.nth(7)?, words.nth(1)?);
+    small.parse::<u64>().ok()?.checked_add(large.parse().ok()?)
+}
+
+/// What of `ranges` lies in `mappings`, both in order.
+fn parts(ranges: &[[u64; 2]], mappings: impl Iterator<Item = [u64; 2]>) -> Vec<[u64; 2]> {
+    let of = |[from, to]: [u64; 2]| {
+        let cut = ranges.iter().map(move |[start, end]| [from.max(*start), to.min(*end)]);
+        cut.filter(|[start, end]| start < end)
+    };
+    mappings.flat_map(of).collect()
 }
 
 /// Neighbours together.
@@ -136,6 +211,25 @@ fn common(own: impl Iterator<Item = [u64; 2]>, drops: &[[u64; 2]]) -> Option<Vec
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn faults_are_read_whatever_the_process_is_called() {
+        let line = b"7 (a) R 1 (2) S 3 4 5 6 7 8 901 10 23 12 13\n";
+        assert_eq!(faults(line), Some(901 + 23));
+        assert_eq!(faults(b"7 (a) S 3 4 5 6 7 8 901 10"), None, "cut off");
+        assert_eq!(faults(b""), None);
+    }
+
+    #[test]
+    fn ranges_are_cut_at_the_borders_of_mappings() {
+        let ranges = [[0x2000, 0x6000], [0x8000, 0x9000]];
+        let found = |mappings: &[[u64; 2]]| parts(&ranges, mappings.iter().copied());
+        assert_eq!(
+            found(&[[0x1000, 0x3000], [0x3000, 0x5000], [0x5000, 0x20_000]]),
+            [[0x2000, 0x3000], [0x3000, 0x5000], [0x5000, 0x6000], [0x8000, 0x9000]]
+        );
+        assert_eq!(found(&[[0x6000, 0x8000]]), [[0; 2]; 0]);
+    }
 
     #[test]
     fn own_pages_within_what_is_dropped_are_found() {

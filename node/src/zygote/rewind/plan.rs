@@ -99,14 +99,14 @@ impl Plan {
         let registers = Said::read(subject)?;
         let drops = between(&known, &copies);
         let (file, len) = lay_out(&known, &registers, outbox.start, &drops, &copies, pid)?;
-        let watch = Watch::new(pagemap, drops);
+        let watch = Watch::new(pid, pagemap, &known, &drops).map_err(os("open its counts of page faults"))?;
         Ok(Self { file, known, watch, len, generation: written.generation })
     }
 
     /// Pages that the instance, which waits, has written to and that aren't copied back; `None`: too many, or it can't be found
-    /// out.
-    pub(super) fn changed(&self) -> Option<Vec<u64>> {
-        self.watch.changed()
+    /// out. `written`: so has spryd, maybe.
+    pub(super) fn changed(&self, written: bool) -> Option<Vec<u64>> {
+        self.watch.changed(written)
     }
 
     /// Whether the instance is what the plan says, and stays so: asked when it first waits in the stub.
