@@ -256,8 +256,9 @@ std::arch::global_asm!(
     "jmp 8b",
     // 7. Nothing is in the outbox.
     "8:",
+    "movabs rax, {orders}",
     "mov rdi, [rbp + {outbox}]",
-    "mov rcx, [rbp + {outbox} + 8]",
+    "mov rcx, [rax + {orders_outbox}]",
     "xor eax, eax",
     "rep stosq",
     // 8. close_range(FDS, all, 0)
@@ -350,6 +351,7 @@ std::arch::global_asm!(
     fds = const spry_wire::rewind::FDS,
     plan = const spry_wire::rewind::PLAN_AT,
     orders = const spry_wire::rewind::ORDERS_AT,
+    orders_outbox = const spry_wire::rewind::ORDERS_OUTBOX,
     nothing_to_drop = const spry_wire::rewind::NOTHING_TO_DROP,
     extended = const spry_wire::rewind::EXTENDED_AT,
     all_signals = const spry_wire::rewind::at::ALL_SIGNALS,

@@ -116,8 +116,9 @@ left_behind! {
     more_filters: "another-filter", "another-listener" => Replaced;
     the_robust_list: "robust-list" => Replaced;
     the_outbox: "outbox" => Restored;
-    a_large_answer: "large-outbox" => Replaced;
+    a_large_answer: "large-outbox", "sparse-outbox" => Replaced;
     resource_usage: "usage" => Restored;
+    what_spryd_has_written: "answered-usage" => Restored;
     a_forged_stub: "forged-stub" => Restored;
 }
 

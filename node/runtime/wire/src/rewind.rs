@@ -18,10 +18,13 @@ pub const STUB_AT: u64 = 0x2000_0000_0000;
 pub const STUB_LEN: u64 = 4096;
 /// Where its first system call returns to, which is how the kernel says where a call came from.
 pub const STUB_ASKS: u64 = STUB_AT + 0x40;
-/// Where a page is mapped on which spryd says, each time, what needn't be done. Its first byte: [`NOTHING_TO_DROP`], or 0.
+/// Where a page is mapped on which spryd says, each time, what needn't be done. Its first byte: [`NOTHING_TO_DROP`], or 0. At
+/// [`ORDERS_OUTBOX`]: how much of the outbox is zeroed, in words of eight bytes.
 pub const ORDERS_AT: u64 = STUB_AT + (1 << 16);
 /// How long that is.
 pub const ORDERS_LEN: u64 = 4096;
+/// See [`ORDERS_AT`].
+pub const ORDERS_OUTBOX: u64 = 8;
 /// The request has written to no page of the ranges that are dropped otherwise.
 pub const NOTHING_TO_DROP: u8 = 1;
 /// Where the plan is mapped.
@@ -39,8 +42,11 @@ pub const LISTS_AT: u64 = EXTENDED_AT + EXTENDED_MAX;
 pub const BUS_FD: i32 = 3;
 /// All from here on are closed.
 pub const FDS: u32 = 4;
-/// So much of the outbox's beginning is zeroed. An instance whose answer needed more is replaced.
+/// So much of the outbox's beginning is zeroed if a request has written beyond [`OUTBOX_FIRST`]. An instance whose answer
+/// needed more is replaced.
 pub const OUTBOX_ZEROED: u64 = 64 << 10;
+/// So much of it is zeroed else: most answers need no more.
+pub const OUTBOX_FIRST: u64 = 8 << 10;
 
 /// The registers that a call keeps, and what else the kernel has for an instance that isn't memory. Written by the instance.
 #[repr(C, align(64))]
@@ -84,8 +90,8 @@ pub struct Head {
     pub no_time: [u64; 2],
     /// See [`Registers::brk`].
     pub brk: u64,
-    /// What of the outbox is zeroed: address, and words of eight bytes.
-    pub outbox: [u64; 2],
+    /// Where the outbox lies.
+    pub outbox: u64,
     /// See [`Registers::bases`].
     pub bases: [u64; 2],
     /// Ranges in which nothing may be mapped: start and length in bytes.

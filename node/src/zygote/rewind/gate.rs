@@ -15,9 +15,9 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
-use shm_bus::segment::{self, Writer};
+use shm_bus::segment::{self, SegmentError, Writer};
 use shm_bus::transport::FaultKind;
-use spry_wire::rewind::{NOTHING_TO_DROP, ORDERS_LEN};
+use spry_wire::rewind::{NOTHING_TO_DROP, ORDERS_LEN, ORDERS_OUTBOX, OUTBOX_FIRST, OUTBOX_ZEROED};
 use tokio::sync::Notify;
 
 use super::listener::Listener;
@@ -154,6 +154,8 @@ impl Gate {
     pub(in crate::zygote) fn begin(&self) -> Result<(), Errno> {
         let mut state = self.state.lock();
         let id = state.waits.take().ok_or(Errno::ESRCH)?;
+        // If it has used more, it is replaced after its first request.
+        self.order(0, self.used_outbox().unwrap_or(OUTBOX_ZEROED)).map_err(|_| Errno::EIO)?;
         state.serving = true;
         sys::reply(self.listener.as_fd(), id, Reply::GoOn)
     }
@@ -187,10 +189,8 @@ impl Gate {
         if state.spoiled {
             return Err(Replaced::Call);
         }
-        if !self.has_small_outbox() {
-            return Err(Replaced::LargeAnswer);
-        }
-        if !self.is_order_given(&mut state) {
+        let outbox = self.used_outbox().ok_or(Replaced::LargeAnswer)?;
+        if !self.is_order_given(&mut state, outbox) {
             return Err(Replaced::Learned);
         }
         // Before it can be told of: what it does next is of its next request.
@@ -200,8 +200,8 @@ impl Gate {
     }
 
     /// Looks what its request has written to, and has it dropped unless there is nothing to drop. False: such as it make place
-    /// for such that copy it back, which takes less time.
-    fn is_order_given(&self, state: &mut State) -> bool {
+    /// for such that copy it back, which takes less time. `outbox`: how much of that has been used, at most.
+    fn is_order_given(&self, state: &mut State, outbox: u64) -> bool {
         let written = std::mem::take(&mut state.written);
         let changed = self.plan.get().map(|plan| (plan.generation, plan.changed(written)));
         let order = match changed {
@@ -217,14 +217,25 @@ impl Gate {
             }
             Some((_, None)) | None => 0,
         };
-        // SYNC(rewind-orders): it waits in a system call, which returns after this is written.
-        self.orders.write_at(0, &[order]).is_ok()
+        self.order(order, outbox).is_ok()
     }
 
-    /// Nothing was written to its outbox but what the stub zeroes. All of that is there from its birth on, so any page more
-    /// shows in their number.
-    fn has_small_outbox(&self) -> bool {
-        outbox_bytes(&self.outbox).is_ok_and(|bytes| bytes <= spry_wire::rewind::OUTBOX_ZEROED)
+    /// Says what it does when it goes on.
+    fn order(&self, drops: u8, outbox: u64) -> Result<(), SegmentError> {
+        // SYNC(rewind-orders): it waits in a system call, which returns after this is written.
+        self.orders.write_at(0, &[drops])?;
+        self.orders.write_at(ORDERS_OUTBOX, &(outbox / 8).to_le_bytes())
+    }
+
+    /// How much of its outbox can have been written to; `None`: more than the stub zeroes. The first pages are there from its
+    /// birth on, so any page more shows in their number.
+    fn used_outbox(&self) -> Option<u64> {
+        if outbox_bytes(&self.outbox).ok()? <= OUTBOX_FIRST {
+            return Some(OUTBOX_FIRST);
+        }
+        // No data from there on.
+        let beyond = nix::unistd::lseek(&self.outbox, OUTBOX_ZEROED as i64, nix::unistd::Whence::SeekData);
+        (beyond == Err(Errno::ENXIO)).then_some(OUTBOX_ZEROED)
     }
 }
 

@@ -47,14 +47,10 @@ pub(super) fn stub() -> Result<BorrowedFd<'static>, String> {
     made.as_ref().map(OwnedFd::as_fd).map_err(Clone::clone)
 }
 
-/// Writes to all of an outbox that the stub zeroes, so that every page beyond is one more.
+/// Makes all the pages of an outbox that the stub zeroes mostly, so that every page beyond is one more.
 pub(super) fn fill_outbox(outbox: BorrowedFd<'_>) -> Result<(), Errno> {
-    nix::fcntl::fallocate(
-        outbox,
-        nix::fcntl::FallocateFlags::empty(),
-        0,
-        spry_wire::rewind::OUTBOX_ZEROED as i64,
-    )
+    let flags = nix::fcntl::FallocateFlags::empty();
+    nix::fcntl::fallocate(outbox, flags, 0, spry_wire::rewind::OUTBOX_FIRST as i64)
 }
 
 /// The files that an instance is to have open between requests.

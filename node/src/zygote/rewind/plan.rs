@@ -179,7 +179,7 @@ fn lay_out(
         mask: registers.word(MASK),
         no_time: [0; 2],
         brk: registers.word(BRK),
-        outbox: [outbox, OUTBOX_ZEROED / 8],
+        outbox,
         bases: [registers.word(BASES), registers.word(BASES + 8)],
         gaps,
         drops,
@@ -302,8 +302,7 @@ fn words(head: &Head) -> Vec<u8> {
     let list = |list: &List| [list.at, list.count];
     let mut all = vec![head.all_signals, head.mask];
     all.extend(head.no_time);
-    all.push(head.brk);
-    all.extend(head.outbox);
+    all.extend([head.brk, head.outbox]);
     all.extend(head.bases);
     for each in [&head.gaps, &head.drops, &head.copies] {
         all.extend(list(each));
@@ -314,7 +313,7 @@ fn words(head: &Head) -> Vec<u8> {
     all.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-const _: () = assert!(size_of::<Head>() == 8 * (2 + 2 + 1 + 2 + 2 + 6 + 4 + 6 + 2));
+const _: () = assert!(size_of::<Head>() == 8 * (2 + 2 + 2 + 2 + 6 + 4 + 6 + 2));
 
 #[cfg(test)]
 mod tests {
