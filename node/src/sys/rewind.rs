@@ -108,6 +108,16 @@ pub fn read_memory(pid: i32, at: u64, out: &mut [u8]) -> Result<(), Errno> {
     }
 }
 
+/// Reads what lies there in a file, all of it.
+pub fn read_file(file: &OwnedFd, at: u64, out: &mut [u8]) -> io::Result<()> {
+    // SAFETY: fills `out`.
+    let read = unsafe { libc::pread(file.as_raw_fd(), out.as_mut_ptr().cast(), out.len(), at as i64) };
+    match Errno::result(read)? {
+        all if all as usize == out.len() => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
 /// A file in memory with these bytes, which nobody can change. `executable`: it may be mapped so.
 pub fn sealed_file(name: &std::ffi::CStr, parts: &[&[u8]], executable: bool) -> io::Result<OwnedFd> {
     use std::io::Write;
@@ -244,14 +254,14 @@ std::arch::global_asm!(
     "7:",
     "mov r12, [rbp + {copies}]",
     "mov r13, [rbp + {copies} + 8]",
-    "mov rsi, [rbp + {bytes}]",
     "8:",
     "test r13, r13",
     "jz 8f",
     "mov rdi, [r12]",
     "mov rcx, [r12 + 8]",
+    "mov rsi, [r12 + 16]",
     "rep movsq",
-    "add r12, 16",
+    "add r12, 24",
     "dec r13",
     "jmp 8b",
     // 7. Nothing is in the outbox.
@@ -360,7 +370,6 @@ std::arch::global_asm!(
     gaps = const spry_wire::rewind::at::GAPS,
     drops = const spry_wire::rewind::at::DROPS,
     copies = const spry_wire::rewind::at::COPIES,
-    bytes = const spry_wire::rewind::at::BYTES,
     outbox = const spry_wire::rewind::at::OUTBOX,
     bases = const spry_wire::rewind::at::BASES,
     mask = const spry_wire::rewind::at::MASK,

@@ -406,11 +406,13 @@ async fn hold(
     };
     let refused = |why: String| ForkError::Rewind { why };
     let outbox = rewind::inode(gate.outbox()).map_err(|errno| refused(errno.to_string()))?;
-    let plan = Plan::make(Subject { pid: child.pid, registers, outbox }, &gate.listener().written());
+    let listener = gate.listener();
+    let subject = Subject { pid: child.pid, registers, outbox };
+    let plan = Plan::make(subject, &listener.written(), listener.commons());
     let plan = plan.map_err(|error| refused(error.to_string()))?;
     gate.listener().know(child.pid, Arc::clone(gate));
     channel
-        .send(&ToInstance::Plan, &[plan.file.as_fd(), gate.orders()])
+        .send(&ToInstance::Plan, &[plan.file.as_fd(), gate.orders(), plan.common.file.as_fd()])
         .await
         .map_err(ForkError::Instance)?;
     tokio::select! {

@@ -293,17 +293,21 @@ async fn load(
             Some(asks) => asks,
             None => filtered(channel, child, stub.map(drop)).await?,
         };
+        let imports = match answer_to(channel, &asks).await? {
+            (FromZygote::Imported(imports), fds) if fds.is_empty() => imports.checked(),
+            (FromZygote::Failed { message }, _) => return Err(LoadFailure::Code(message)),
+            _ => return Err(LoadFailure::Protocol),
+        };
         match answer_to(channel, &asks).await? {
-            (FromZygote::Ready { runtime, frozen, imports }, fds) if fds.is_empty() => {
+            (FromZygote::Ready { runtime, frozen }, fds) if fds.is_empty() => {
                 tracing::debug!(
                     function = spec.name,
                     ?frozen,
                     on_layer = layer.is_some(),
                     "a zygote is ready"
                 );
-                Ok(Ready { runtime, frozen: legible(frozen), imports: imports.checked(), asks })
+                Ok(Ready { runtime, frozen: legible(frozen), imports, asks })
             }
-            (FromZygote::Failed { message }, _) => Err(LoadFailure::Code(message)),
             _ => Err(LoadFailure::Protocol),
         }
     };

@@ -73,14 +73,8 @@ fn main() -> ! {
         _ => {}
     }
     std::io::stdout().flush().expect("flush");
-    say(
-        &socket,
-        &FromZygote::Ready {
-            runtime: "test".to_owned(),
-            frozen: Frozen::default(),
-            imports: Imports::default(),
-        },
-    );
+    say(&socket, &FromZygote::Imported(Imports::default()));
+    say(&socket, &FromZygote::Ready { runtime: "test".to_owned(), frozen: Frozen::default() });
     while let Ok(Some((message, fds))) = control::receive::<ToZygote>(socket.as_fd()) {
         if let ToZygote::Fork(fork) = message {
             answer(&socket, zygote, instance, &fork, fds);

@@ -150,7 +150,7 @@ fn live<H: Handler>(
             return control::send(socket.as_fd(), &FromZygote::Failed { message }, &[]);
         }
     }
-    let imports = handler.imports(&init).bounded();
+    control::send(socket.as_fd(), &FromZygote::Imported(handler.imports(&init).bounded()), &[])?;
     handler.flush();
     sys::flush_c_streams();
     let runtime = H::runtime();
@@ -161,7 +161,7 @@ fn live<H: Handler>(
         kernel::close(PAGEMAP_FD);
     }
     memory.close();
-    control::send(socket.as_fd(), &FromZygote::Ready { runtime, frozen, imports }, &[])?;
+    control::send(socket.as_fd(), &FromZygote::Ready { runtime, frozen }, &[])?;
     while let Some((message, fds)) = control::receive::<ToZygote>(socket.as_fd())? {
         match message {
             ToZygote::Fork(request) => fork(socket, &mut handler, &request, fds)?,

@@ -5,7 +5,7 @@
 //! a fork); invocations never come this way.
 //!
 //! A function zygote's life: spryd starts it with its end of the socket as fd [`ZYGOTE_FD`], sends
-//! [`ToZygote::Init`], gets [`FromZygote::Ready`] or [`FromZygote::Failed`], then any number of
+//! [`ToZygote::Init`], gets [`FromZygote::Imported`] and [`FromZygote::Ready`] or [`FromZygote::Failed`], then any number of
 //! [`ToZygote::Fork`], each answered by [`FromZygote::Forked`] (with the pidfd) or
 //! [`FromZygote::ForkFailed`]. Closing the socket ends the zygote.
 //!
@@ -113,16 +113,16 @@ pub enum FromZygote {
         /// In words.
         why: String,
     },
-    /// The function is loaded.
+    /// The function is loaded: this is what it has imported. Said before its memory is frozen, for what a long message takes and
+    /// gives back afterwards would lie on pages of which each fork has a copy.
+    Imported(Imports),
+    /// It can be forked.
     Ready {
         /// The runtime's own version, e.g. `CPython 3.11.2`.
         runtime: String,
         /// What has become of its memory.
         #[serde(default)]
         frozen: Frozen,
-        /// What it has imported.
-        #[serde(default)]
-        imports: Imports,
     },
     /// The layer is made: its file is beside the message, and the process ends.
     Layer(Layer),
@@ -190,9 +190,9 @@ pub enum ToInstance {
         /// Bytes.
         len: u32,
     },
-    /// What it goes back to after each request: beside the message are the sealed file, and the page with spryd's orders
-    /// ([`crate::rewind::ORDERS_AT`]). It maps both, seals its mappings, and
-    /// goes to the stub, which says that it has.
+    /// What it goes back to after each request: beside the message are the sealed file, the page with spryd's orders
+    /// ([`crate::rewind::ORDERS_AT`]), and the sealed file of pages that it has in common with others. It maps them, seals
+    /// its mappings, and goes to the stub, which says that it has.
     Plan,
     /// The instance may not see it, or it isn't there any more.
     Refused {

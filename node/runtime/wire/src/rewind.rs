@@ -8,6 +8,7 @@
 //! STUB_AT   code, read and execute
 //! ORDERS_AT what of the plan can be left out this time: spryd's to write       read only
 //! PLAN_AT   Head | extended registers | lists of ranges | pages to copy back          read only
+//! COMMON_AT pages to copy back that other instances of the zygote copy as well        read only
 //! ```
 
 use std::mem::offset_of;
@@ -31,6 +32,10 @@ pub const NOTHING_TO_DROP: u8 = 1;
 pub const PLAN_AT: u64 = 0x2000_1000_0000;
 /// How long it is at most.
 pub const PLAN_MAX: u64 = 64 << 20;
+/// Where the pages are mapped that instances of one zygote have in common.
+pub const COMMON_AT: u64 = 0x2000_2000_0000;
+/// How long they are at most.
+pub const COMMON_MAX: u64 = 64 << 20;
 /// Where the processor's extended registers lie in the plan.
 pub const EXTENDED_AT: u64 = 4096;
 /// How long they are at most: what AVX-512 needs, and more.
@@ -98,10 +103,8 @@ pub struct Head {
     pub gaps: List,
     /// Ranges whose private pages are dropped, if there are any: the same.
     pub drops: List,
-    /// Ranges that are copied back then: start, and words of eight bytes.
+    /// Ranges that are copied back then. An entry has three words: start, words of eight bytes, and where the bytes lie.
     pub copies: List,
-    /// Where the bytes for these lie, one after the other.
-    pub bytes_at: u64,
     /// The flags.
     pub flags: u64,
     /// See [`Registers`].
@@ -138,8 +141,6 @@ pub mod at {
     pub const DROPS: usize = offset_of!(Head, drops);
     /// See [`Head`].
     pub const COPIES: usize = offset_of!(Head, copies);
-    /// See [`Head`].
-    pub const BYTES: usize = offset_of!(Head, bytes_at);
     /// See [`Head`].
     pub const FLAGS: usize = offset_of!(Head, flags);
     /// See [`Head`].

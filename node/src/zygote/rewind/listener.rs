@@ -16,6 +16,7 @@ use spry_wire::rewind::{PLAN_AT, STUB_ASKS, at};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::common::Commons;
 use super::gate::Gate;
 use crate::sys::rewind::{self as sys, Asked, Reply};
 
@@ -43,6 +44,7 @@ pub struct Listener {
     /// Whether a gateway worker looks.
     looked_at: AtomicBool,
     written: Mutex<Written>,
+    commons: Commons,
     /// Told when one does.
     looked_after: Notify,
     /// Those that the keeper finds to have arrived.
@@ -61,6 +63,7 @@ impl Listener {
             gates: Mutex::default(),
             looked_at: AtomicBool::new(false),
             written: Mutex::default(),
+            commons: Commons::default(),
             looked_after: Notify::new(),
             found,
         };
@@ -109,6 +112,11 @@ impl Listener {
     /// Pages that requests write to, as far as is known.
     pub(in crate::zygote) fn written(&self) -> Written {
         self.written.lock().clone()
+    }
+
+    /// What the plans of its instances have in common.
+    pub(in crate::zygote) fn commons(&self) -> &Commons {
+        &self.commons
     }
 
     /// A request has written to these. The generation that is known now.

@@ -14,8 +14,10 @@
 //!
 //! - [`listener`]: who asks, and what is answered.
 //! - [`gate`]: one instance's state between answer and next request.
-//! - [`plan`], [`mappings`], [`pages`]: what it goes back to, and what a request has changed.
+//! - [`plan`], [`mappings`], [`pages`], [`copies`], [`common`]: what it goes back to, and what a request has changed.
 
+mod common;
+mod copies;
 mod gate;
 mod listener;
 mod mappings;

@@ -5,19 +5,22 @@
 //! - what a private mapping shares with the file below it (or with nothing, if it has none): **dropped**, so that it is so
 //!   again. After most requests there is nothing to drop, since they write to the same pages as the one before, which are of
 //!   the next kind; spryd looks each time ([`Plan::changed`]);
-//! - what differs from that, because the zygote or the instance has written to it: **copied back**, where it lies, from the plan. These
-//!   pages are not dropped, since most are written to by every request, and a copy costs a fifth of a fault;
+//! - what differs from that, because the zygote or the instance has written to it: **copied back**, where it lies, from the plan or
+//!   from what it has in common with others ([`Common`]). These pages are not dropped, since most are written to by every request, and a copy costs a fifth of a fault;
 //! - the outbox: zeroed.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use spry_wire::rewind::{
-    EXTENDED_MAX, Head, LISTS_AT, List, ORDERS_AT, ORDERS_LEN, OUTBOX_ZEROED, PLAIN_FLAGS, PLAN_AT, PLAN_MAX,
-    Registers,
+    COMMON_AT, COMMON_MAX, EXTENDED_MAX, Head, LISTS_AT, List, ORDERS_AT, ORDERS_LEN, OUTBOX_ZEROED,
+    PLAIN_FLAGS, PLAN_AT, PLAN_MAX, Registers,
 };
 
+use super::common::{Common, Commons};
+use super::copies::{Copies, Copy, Source};
 use super::listener::Written;
 use super::mappings::{self, Mapping};
 use super::pages::{self, PAGE, Watch};
@@ -59,6 +62,7 @@ pub(crate) struct Subject {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) file: OwnedFd,
+    pub(in crate::zygote) common: Arc<Common>,
     known: Vec<Mapping>,
     watch: Watch,
     len: u64,
@@ -73,7 +77,11 @@ fn os(what: &'static str) -> impl FnOnce(io::Error) -> PlanError {
 impl Plan {
     /// Looks at the instance, which waits. `written`: pages that requests are known to write to, which are copied back as
     /// well.
-    pub(crate) fn make(subject: Subject, written: &Written) -> Result<Self, PlanError> {
+    pub(in crate::zygote) fn make(
+        subject: Subject,
+        written: &Written,
+        commons: &Commons,
+    ) -> Result<Self, PlanError> {
         let Subject { pid, .. } = subject;
         let text = std::fs::read_to_string(format!("/proc/{pid}/smaps")).map_err(os("read its mappings"))?;
         let mut known = mappings::parse(&text);
@@ -91,16 +99,16 @@ impl Plan {
         own.extend(written.pages.iter().copied().filter(|page| may_differ(&known, *page)));
         own.sort_unstable();
         own.dedup();
-        let copies = runs(&own);
-        let pages = copies.iter().map(|[start, len]| (len - start) / PAGE).sum::<u64>() as usize;
-        if pages > COPIES_MAX {
-            return Err(PlanError::Copies { pages });
+        if own.len() > COPIES_MAX {
+            return Err(PlanError::Copies { pages: own.len() });
         }
+        let common = commons.of(written.generation, pid, &own).map_err(os("copy its memory"))?;
         let registers = Said::read(subject)?;
-        let drops = between(&known, &copies);
-        let (file, len) = lay_out(&known, &registers, outbox.start, &drops, &copies, pid)?;
+        let drops = between(&known, &runs(&own));
+        let copies = Copies::find(pid, &own, &common).map_err(os("read its memory"))?;
+        let (file, len) = lay_out(&known, &registers, outbox.start, &drops, copies, common.len)?;
         let watch = Watch::new(pid, pagemap, &known, &drops).map_err(os("open its counts of page faults"))?;
-        Ok(Self { file, known, watch, len, generation: written.generation })
+        Ok(Self { file, common, known, watch, len, generation: written.generation })
     }
 
     /// Pages that the instance, which waits, has written to and that aren't copied back; `None`: too many, or it can't be found
@@ -114,11 +122,8 @@ impl Plan {
         let text = std::fs::read_to_string(format!("/proc/{pid}/smaps"));
         let now = mappings::parse(&text.map_err(|error| format!("read its mappings: {error}"))?);
         mappings::check(&self.known, &now)?;
-        let inode = std::os::unix::fs::MetadataExt::ino(
-            &File::from(self.file.try_clone().map_err(|error| error.to_string())?)
-                .metadata()
-                .map_err(|error| error.to_string())?,
-        );
+        let inode = |file: BorrowedFd<'_>| super::inode(file).map_err(|errno| errno.to_string());
+        let (plan, common) = (inode(self.file.as_fd())?, inode(self.common.file.as_fd())?);
         let mapped = |start: u64, len: u64, inode: u64, execute: bool| {
             now.iter().any(|mapping| {
                 let rights = mapping.rights;
@@ -127,8 +132,11 @@ impl Plan {
                     && (rights.shared, rights.write, rights.execute) == (true, false, execute)
             })
         };
-        if !mapped(PLAN_AT, self.len, inode, false) {
+        if !mapped(PLAN_AT, self.len, plan, false) {
             return Err("its plan isn't where it should be".to_owned());
+        }
+        if !mapped(COMMON_AT, self.common.len, common, false) {
+            return Err("what it has in common with others isn't where it should be".to_owned());
         }
         if !mapped(spry_wire::rewind::STUB_AT, spry_wire::rewind::STUB_LEN, stub, true) {
             return Err("the stub isn't where it should be".to_owned());
@@ -146,27 +154,33 @@ fn lay_out(
     registers: &Said,
     outbox: u64,
     drops: &[[u64; 2]],
-    copies: &[[u64; 2]],
-    pid: i32,
+    copies: Copies,
+    common_len: u64,
 ) -> Result<(OwnedFd, u64), PlanError> {
     let mut bytes = vec![0; LISTS_AT as usize];
     let len_of = |[start, end]: &[u64; 2]| [*start, end - start];
     let seals = list(&mut bytes, joined(known).iter().map(len_of));
     let drops = list(&mut bytes, drops.iter().map(len_of));
-    let copied = list(&mut bytes, copies.iter().map(|[start, end]| [*start, (end - start) / 8]));
-    // The plan's own place comes to be known, and that of spryd's orders: they are mapped when this one is.
+    // The plan's own place comes to be known, and the others that are mapped when this one is.
     let mut all = known.to_vec();
-    let gaps_at = PLAN_AT + bytes.len() as u64;
-    // Two more gaps than now, since each splits one.
-    let gap_count = mappings::gaps(&all).len() + 2;
-    let bytes_at = (gaps_at + 16 * gap_count as u64).next_multiple_of(PAGE);
-    let copied_bytes = copies.iter().map(|[start, end]| end - start).sum::<u64>();
-    let len = bytes_at - PLAN_AT + copied_bytes;
-    if len > PLAN_MAX {
+    let copies_at = PLAN_AT + bytes.len() as u64;
+    // Three more gaps than now, since each splits one.
+    let gap_count = mappings::gaps(&all).len() + 3;
+    let lists_end = copies_at + 24 * copies.runs.len() as u64 + 16 * gap_count as u64;
+    let bytes_at = lists_end.next_multiple_of(PAGE);
+    let len = bytes_at - PLAN_AT + copies.own.len() as u64;
+    if len > PLAN_MAX || common_len > COMMON_MAX {
         return Err(PlanError::Long);
     }
-    let place = PLAN_AT..PLAN_AT + len.next_multiple_of(PAGE);
-    for place in [ORDERS_AT..ORDERS_AT + ORDERS_LEN, place] {
+    let copied = list(
+        &mut bytes,
+        copies.runs.iter().map(|Copy { to, len, from }| match from {
+            Source::Common(at) => [*to, len / 8, COMMON_AT + at],
+            Source::Own(at) => [*to, len / 8, bytes_at + at],
+        }),
+    );
+    let place = |at: u64, len: u64| at..at + len.next_multiple_of(PAGE);
+    for place in [place(ORDERS_AT, ORDERS_LEN), place(PLAN_AT, len), place(COMMON_AT, common_len)] {
         let at = all.partition_point(|mapping| mapping.range.start < place.start);
         let own = Mapping { range: place, ..all.first().cloned().ok_or(PlanError::Registers)? };
         all.insert(at, own);
@@ -184,7 +198,6 @@ fn lay_out(
         gaps,
         drops,
         copies: copied,
-        bytes_at,
         flags: PLAIN_FLAGS,
         stack: registers.word(STACK),
         goes_on: registers.word(GOES_ON),
@@ -195,23 +208,16 @@ fn lay_out(
     let extended = spry_wire::rewind::EXTENDED_AT as usize;
     bytes[extended..extended + EXTENDED_MAX as usize].copy_from_slice(&registers.0[..EXTENDED_MAX as usize]);
     bytes.resize((bytes_at - PLAN_AT) as usize, 0);
-    let mut page = vec![0; PAGE as usize];
-    for [start, end] in copies {
-        for at in (*start..*end).step_by(PAGE as usize) {
-            let read = sys::read_memory(pid, at, &mut page);
-            read.map_err(|errno| PlanError::Os { what: "read its memory", source: errno.into() })?;
-            bytes.extend_from_slice(&page);
-        }
-    }
+    bytes.extend(copies.own);
     let file = sys::sealed_file(c"spry-plan", &[&bytes], false).map_err(os("make its plan"))?;
     Ok((file, len))
 }
 
 /// Appends a list.
-fn list(bytes: &mut Vec<u8>, entries: impl Iterator<Item = [u64; 2]>) -> List {
+fn list<const WORDS: usize>(bytes: &mut Vec<u8>, entries: impl Iterator<Item = [u64; WORDS]>) -> List {
     let before = bytes.len();
     bytes.extend(entries.flatten().flat_map(u64::to_le_bytes));
-    List { at: PLAN_AT + before as u64, count: (bytes.len() - before) as u64 / 16 }
+    List { at: PLAN_AT + before as u64, count: (bytes.len() - before) as u64 / (8 * WORDS as u64) }
 }
 
 /// Where the outbox is mapped.
@@ -307,13 +313,13 @@ fn words(head: &Head) -> Vec<u8> {
     for each in [&head.gaps, &head.drops, &head.copies] {
         all.extend(list(each));
     }
-    all.extend([head.bytes_at, head.flags, head.stack, head.goes_on]);
+    all.extend([head.flags, head.stack, head.goes_on]);
     all.extend(head.kept);
     all.extend(list(&head.seals));
     all.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-const _: () = assert!(size_of::<Head>() == 8 * (2 + 2 + 2 + 2 + 6 + 4 + 6 + 2));
+const _: () = assert!(size_of::<Head>() == 8 * (2 + 2 + 2 + 2 + 6 + 3 + 6 + 2));
 
 #[cfg(test)]
 mod tests {
@@ -343,18 +349,11 @@ mod tests {
     #[test]
     fn a_head_lies_as_the_stub_reads_it() {
         let list = |at| List { at, count: at + 1 };
-        let head = Head {
-            gaps: list(10),
-            copies: list(20),
-            bytes_at: 30,
-            kept: [40; 6],
-            goes_on: 50,
-            ..Head::default()
-        };
+        let head = Head { gaps: list(10), copies: list(20), kept: [40; 6], goes_on: 50, ..Head::default() };
         let bytes = words(&head);
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
         use spry_wire::rewind::at;
-        assert_eq!([word(at::GAPS), word(at::GAPS + 8), word(at::COPIES), word(at::BYTES)], [10, 11, 20, 30]);
+        assert_eq!([word(at::GAPS), word(at::GAPS + 8), word(at::COPIES)], [10, 11, 20]);
         assert_eq!([word(at::KEPT), word(at::KEPT + 40), word(at::GOES_ON)], [40, 40, 50]);
     }
 }

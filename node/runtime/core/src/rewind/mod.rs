@@ -44,11 +44,11 @@ pub(crate) fn hold(control: &OwnedFd) {
             sys::exit_now(2);
         }
         let files = match control::receive::<ToInstance>(control.as_fd()) {
-            Ok(Some((ToInstance::Plan, fds))) => <[OwnedFd; 2]>::try_from(fds).ok(),
+            Ok(Some((ToInstance::Plan, fds))) => <[OwnedFd; 3]>::try_from(fds).ok(),
             _ => None,
         };
-        let Some([plan, orders]) = files else { sys::exit_now(2) };
-        if let Err(error) = rewind::seal_by(&plan, &orders) {
+        let Some([plan, orders, common]) = files else { sys::exit_now(2) };
+        if let Err(error) = rewind::seal_by(&plan, &orders, &common) {
             eprintln!("spry: the instance can't be sealed: {error}");
             sys::exit_now(2);
         }

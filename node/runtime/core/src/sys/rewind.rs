@@ -8,7 +8,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 use spry_wire::rewind::{
-    EXTENDED_MAX, Head, List, ORDERS_AT, ORDERS_LEN, PLAN_AT, PLAN_MAX, Registers, STUB_AT, STUB_LEN,
+    COMMON_AT, COMMON_MAX, EXTENDED_MAX, Head, List, ORDERS_AT, ORDERS_LEN, PLAN_AT, PLAN_MAX, Registers,
+    STUB_AT, STUB_LEN,
 };
 
 use super::check;
@@ -58,18 +59,24 @@ pub(crate) fn add_asking_filter(program: &mut [libc::sock_filter]) -> io::Result
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Maps the plan and spryd's orders, and seals what the plan names.
-pub(crate) fn seal_by(plan: &OwnedFd, orders: &OwnedFd) -> io::Result<()> {
-    map(orders, ORDERS_AT, ORDERS_LEN, libc::PROT_READ)?;
-    seal(ORDERS_AT, ORDERS_LEN)?;
+/// How long a file is; an error if that isn't within these bounds.
+fn len_of(file: &OwnedFd, least: u64, most: u64) -> io::Result<u64> {
     // SAFETY: plain data.
     let mut about: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: fills the struct.
-    check(unsafe { libc::fstat(plan.as_raw_fd(), &raw mut about) })?;
+    check(unsafe { libc::fstat(file.as_raw_fd(), &raw mut about) })?;
     let len = about.st_size as u64;
-    if len < size_of::<Head>() as u64 || len > PLAN_MAX {
-        return Err(io::ErrorKind::InvalidData.into());
-    }
+    if (least..=most).contains(&len) { Ok(len) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// Maps the plan, the pages that it has in common with others, and spryd's orders, and seals what the plan names.
+pub(crate) fn seal_by(plan: &OwnedFd, orders: &OwnedFd, common: &OwnedFd) -> io::Result<()> {
+    map(orders, ORDERS_AT, ORDERS_LEN, libc::PROT_READ)?;
+    seal(ORDERS_AT, ORDERS_LEN)?;
+    let common_len = len_of(common, 1, COMMON_MAX)?;
+    map(common, COMMON_AT, common_len, libc::PROT_READ)?;
+    seal(COMMON_AT, common_len)?;
+    let len = len_of(plan, size_of::<Head>() as u64, PLAN_MAX)?;
     map(plan, PLAN_AT, len, libc::PROT_READ)?;
     // SAFETY: the plan is mapped, at least that long, and never changes.
     let List { at, count } = unsafe { (*(PLAN_AT as *const Head)).seals };

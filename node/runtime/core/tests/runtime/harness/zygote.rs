@@ -146,12 +146,16 @@ impl Zygote {
         };
         control::send(self.control.as_fd(), &ToZygote::Init(init), &[]).expect("send Init");
         match self.hear() {
-            Some((FromZygote::Ready { runtime, frozen, imports }, _)) => {
-                (self.runtime, self.frozen, self.imports) = (runtime, frozen, imports);
+            Some((FromZygote::Imported(imports), _)) => self.imports = imports,
+            Some((FromZygote::Failed { message }, _)) => return Err(message),
+            other => panic!("{other:?} came for Init; the log: {}", super::drain(&self.log)),
+        }
+        match self.hear() {
+            Some((FromZygote::Ready { runtime, frozen }, _)) => {
+                (self.runtime, self.frozen) = (runtime, frozen);
                 Ok(self)
             }
-            Some((FromZygote::Failed { message }, _)) => Err(message),
-            other => panic!("{other:?} came for Init; the log: {}", super::drain(&self.log)),
+            other => panic!("{other:?} came after Imported; the log: {}", super::drain(&self.log)),
         }
     }
 
