@@ -18,7 +18,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::mappings::Mapping;
-use crate::sys::{pagemap, rewind as sys};
+use crate::sys::pagemap::{self, Region};
+use crate::sys::rewind as sys;
 
 pub(super) const PAGE: u64 = 4096;
 /// Bits of an entry in `/proc/PID/pagemap`.
@@ -27,6 +28,8 @@ const SWAPPED: u64 = 1 << 62;
 const OF_FILE: u64 = 1 << 61;
 /// Ranges of its own pages that one look finds. Python's nop has some two hundred.
 const RANGES_MAX: usize = 512;
+/// The same where mostly less is found: the kernel makes room for as many as it is asked for.
+const FEW: usize = 16;
 /// Ranges with less than this between them are looked at together: a look costs as much as passing over some pages.
 const NEAR: u64 = 32 * PAGE;
 /// No count of faults.
@@ -115,7 +118,10 @@ impl Ranges {
 
     /// See [`Watch::changed`].
     fn changed(&self, pagemap: &File) -> Option<Vec<u64>> {
-        let mut room = [[0; 3]; RANGES_MAX];
+        self.look(pagemap, &mut [[0; 3]; FEW]).or_else(|| self.look(pagemap, &mut [[0; 3]; RANGES_MAX]))
+    }
+
+    fn look(&self, pagemap: &File, room: &mut [Region]) -> Option<Vec<u64>> {
         let mut found = 0;
         for look in &self.looks {
             let own = pagemap::own_ranges(pagemap.as_fd(), *look, &mut room[found..]).ok()??;
