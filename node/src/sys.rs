@@ -99,6 +99,17 @@ impl Drop for SignalsBlocked {
     }
 }
 
+/// Children that end leave no zombies. Child-safe.
+pub fn ignore_children() -> Result<(), Errno> {
+    // The kernel's own struct: SIG_IGN, no flags, no restorer, an empty mask.
+    let ignore = [libc::SIG_IGN as u64, 0, 0, 0];
+    let old = std::ptr::null::<u64>();
+    // SAFETY: the kernel only reads `ignore`, which is as long as its struct is on 64-bit machines.
+    let result =
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, libc::SIGCHLD, ignore.as_ptr(), old, 8_usize) };
+    Errno::result(result).map(drop)
+}
+
 /// Every signal at its default, none blocked. Child-safe.
 pub fn reset_signals() -> Result<(), Errno> {
     // The kernel's own struct, all zero: SIG_DFL, no flags, no restorer, an empty mask.
@@ -261,6 +272,14 @@ pub fn die_with_parent(parent: i32) -> Result<(), Errno> {
     if unsafe { libc::getppid() } == parent { Ok(()) } else { Err(Errno::ESRCH) }
 }
 
+/// `EPIPE`: whoever read from this pipe is gone. Child-safe.
+pub fn has_reader(pipe: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut polled = libc::pollfd { fd: pipe.as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: one entry, which is local.
+    Errno::result(unsafe { libc::poll(&raw mut polled, 1, 0) })?;
+    if polled.revents & libc::POLLERR == 0 { Ok(()) } else { Err(Errno::EPIPE) }
+}
+
 /// Makes `to` a name of what `from` is. They must differ. Child-safe.
 pub fn install_fd(from: BorrowedFd<'_>, to: RawFd, close_on_exec: bool) -> Result<(), Errno> {
     let flags = if close_on_exec { libc::O_CLOEXEC } else { 0 };
@@ -312,6 +331,15 @@ impl ExecImage {
         // SAFETY: both lists end with a null pointer and point to terminated strings owned by `self` (moving a
         // CString doesn't move its bytes).
         unsafe { libc::execve(self.path.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
+        Errno::last()
+    }
+
+    /// Becomes the program in this file instead; the path is only its name. Child-safe.
+    pub fn execute_file(&self, program: RawFd) -> Errno {
+        let (argv, envp) = (self.argv.as_ptr(), self.envp.as_ptr());
+        let (here, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+        // SAFETY: as above, and an empty string.
+        unsafe { libc::syscall(libc::SYS_execveat, program, here, argv, envp, flags) };
         Errno::last()
     }
 }

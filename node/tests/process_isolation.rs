@@ -14,3 +14,5 @@ mod hostile;
 mod limits;
 #[path = "process_isolation/loading.rs"]
 mod loading;
+#[path = "process_isolation/namespaces.rs"]
+mod namespaces;

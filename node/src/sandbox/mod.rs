@@ -17,11 +17,14 @@
 //! 4. descriptors, since the earlier steps use them, and at the very end the filter on system calls, which
 //!    refuses most of what came before.
 //!
+//! Where there is a [`PidNamespace`] for it, the process is born in that; a plan names the user for its init.
+//!
 //! [`Root`] says what is to be seen of the host's files, [`filter`] which system calls may be made, [`landlock`]
 //! guards the files a second time.
 
 pub mod filter;
 pub mod landlock;
+mod pid_namespace;
 pub mod probe;
 mod root;
 mod spawn;
@@ -35,6 +38,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use landlock::Landlock;
+pub use pid_namespace::PidNamespace;
 pub use probe::{Ability, Outcome, Probe, probe};
 pub use root::{Root, installation};
 pub use spawn::{Spawned, StepFailed, StepReport, spawn};
@@ -147,6 +151,7 @@ pub enum PlanError {
 #[derive(Debug)]
 pub struct Plan {
     namespaces: u64,
+    init: Option<(u32, u32)>,
     steps: Vec<Step>,
 }
 
@@ -155,6 +160,7 @@ impl Plan {
     pub fn new(wanted: Confinement<'_>) -> Result<Self, PlanError> {
         let namespaces = wanted.ability.namespaces(wanted.credentials, wanted.private_network);
         let has = |flag: i32| namespaces & flag as u64 != 0;
+        let init = wanted.ability.pid_namespace_of(wanted.credentials);
         let mut steps = vec![Step::ResetSignals];
         steps.extend(wanted.control_groups.into_iter().map(Step::JoinControlGroup));
         steps.push(Step::RaiseOomScore(OOM_SCORE_ADJ.to_owned()));
@@ -189,7 +195,7 @@ impl Plan {
         steps.extend([
             Step::DropCapabilities,
             Step::NoNewPrivileges,
-            Step::DieWithParent(nix::unistd::getpid().as_raw()),
+            Step::DieWithParent(if init.is_some() { 0 } else { nix::unistd::getpid().as_raw() }),
             Step::ChangeDirectory(text("code folder", wanted.program.directory.as_os_str())?),
         ]);
         if let Some(version) = wanted.ability.landlock() {
@@ -212,7 +218,12 @@ impl Plan {
             steps.push(Step::FilterSystemCalls(filter::compile(wanted.filter)));
         }
         steps.push(Step::Execute(image(wanted.program)?));
-        Ok(Self { namespaces, steps })
+        Ok(Self { namespaces, init, steps })
+    }
+
+    /// Its process needs a pid namespace, whose init is to be this user and group.
+    pub fn init(&self) -> Option<(u32, u32)> {
+        self.init
     }
 
     /// The steps, in order.

@@ -5,7 +5,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::{Credentials, Plan, Root, Step, StepFailed};
+use super::{Credentials, Plan, Root, Step, StepFailed, pid_namespace};
 use crate::cgroup;
 use crate::sys::{self, Forked, SignalsBlocked};
 
@@ -59,6 +59,8 @@ pub struct Ability {
     user_namespaces: Result<(), Errno>,
     /// One per [`NAMESPACES`], made from root or within a user namespace, whichever is used.
     others: [Result<(), Errno>; NAMESPACES.len()],
+    /// With an init, which takes more than the namespace.
+    pid_namespaces: Result<(), Errno>,
     own_root: Result<(), StepFailed>,
     /// Can `/proc` be mounted anew? Its owner is the pid namespace: not ours, unless spryd is root, and even then a
     /// container may hide parts of it.
@@ -80,7 +82,18 @@ impl Ability {
         let not_tried = StepFailed { step: "make mounts private", errno: Errno::EPERM };
         let (landlock, filter) = (sys::landlock_version(), sys::seccomp_filter_available());
         let own_root = Err(not_tried);
-        let mut found = Self { root, user_namespaces, others, own_root, own_proc: root, landlock, filter };
+        // Whoever isn't root couldn't start processes in one that he has made.
+        let pid_namespaces = if root { pid_namespace::try_one((0, 0))? } else { Err(Errno::EPERM) };
+        let mut found = Self {
+            root,
+            user_namespaces,
+            others,
+            pid_namespaces,
+            own_root,
+            own_proc: root,
+            landlock,
+            filter,
+        };
         found.own_root = found.try_root()?;
         if found.own_root.is_err() && found.own_proc {
             found.own_proc = false;
@@ -111,7 +124,7 @@ impl Ability {
             user: ids,
         };
         steps.extend(root.steps().map_err(io::Error::other)?);
-        let spawned = super::spawn(&Plan { namespaces, steps })?;
+        let spawned = super::spawn(&Plan { namespaces, init: None, steps }, None)?;
         super::await_death(&spawned.pidfd)?;
         sys::wait(sys::Which::Child(std::os::fd::AsFd::as_fd(&spawned.pidfd)), true)?;
         match spawned.report.read() {
@@ -169,6 +182,21 @@ impl Ability {
         }
     }
 
+    /// Whom the init of a pid namespace is to be, for a process with these credentials; `None`: it has none. The numbers in
+    /// `/proc` must be those of the namespace.
+    pub(super) fn pid_namespace_of(&self, credentials: Credentials) -> Option<(u32, u32)> {
+        match credentials {
+            Credentials::Own { uid, gid } if self.pid_namespaces.is_ok() && self.shows_own_proc() => {
+                Some((uid, gid))
+            }
+            _ => None,
+        }
+    }
+
+    fn shows_own_proc(&self) -> bool {
+        self.own_root.is_ok() && self.own_proc
+    }
+
     /// Is this one of the namespaces that functions get?
     pub fn has_private_network(&self) -> bool {
         self.others[0].is_ok()
@@ -212,6 +240,15 @@ impl Ability {
             };
             probes.push(Probe { name, outcome });
         }
+        let instead = "other users' processes are hidden, and end with their control groups";
+        let processes = match self.pid_namespaces {
+            Ok(()) if self.shows_own_proc() => {
+                Outcome::Yes { detail: "with an init for each zygote".to_owned() }
+            }
+            Ok(()) => Outcome::No { why: "/proc can't be mounted anew".to_owned(), instead },
+            Err(errno) => no(errno, instead),
+        };
+        probes.push(Probe { name: "pid namespaces", outcome: processes });
         let own = match self.root {
             true => Outcome::Yes { detail: "a user and group per function".to_owned() },
             false => Outcome::No {

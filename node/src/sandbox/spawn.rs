@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
-use super::Plan;
+use super::{PidNamespace, Plan};
 use crate::sys::{self, Forked, SignalsBlocked};
 
 /// Where the child keeps the report pipe: the first descriptor past those that it hands to the runtime.
@@ -37,6 +37,7 @@ pub struct Spawned {
 pub struct StepReport {
     pipe: OwnedFd,
     names: Vec<&'static str>,
+    init: Option<Box<StepReport>>,
 }
 
 /// A step of the plan failed in the child.
@@ -50,6 +51,25 @@ pub struct StepFailed {
 }
 
 impl StepReport {
+    /// Of a process in a pid namespace: with the report of the namespace's init, if that has just been started.
+    pub fn after(self, init: Option<StepReport>) -> Self {
+        Self { init: init.map(Box::new), ..self }
+    }
+
+    /// What comes first: without an init, its namespace's processes can't live.
+    pub fn take_init(&mut self) -> Option<StepReport> {
+        self.init.take().map(|init| *init)
+    }
+
+    /// Waits until there is something to [`Self::read`].
+    pub(super) fn wait(&self) -> io::Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        match poll(&mut [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// What became readable on [`Self::as_fd`]: `Ok(None)` when the runtime is running. Non-blocking.
     pub fn read(&self) -> io::Result<Option<StepFailed>> {
         let mut bytes = [0; REPORT_LEN];
@@ -83,14 +103,15 @@ fn own(number: i32) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(number) }
 }
 
-/// Starts the process. The calling thread becomes its parent, and its end is the child's end
-/// ([`super::Step::DieWithParent`]).
+/// Starts the process, in this pid namespace or in the caller's. The calling thread becomes its parent, and its end is the
+/// child's end ([`super::Step::DieWithParent`]).
 #[allow(unsafe_code, reason = "fork; everything that the child does is behind `run_steps`")]
-pub fn spawn(plan: &Plan) -> io::Result<Spawned> {
+pub fn spawn(plan: &Plan, within: Option<&PidNamespace>) -> io::Result<Spawned> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let writer = out_of_the_way(writer.as_fd())?;
     let names = plan.steps.iter().map(super::Step::name).collect();
     let forked = {
+        let _inside = within.map(PidNamespace::enter).transpose()?;
         let _blocked = SignalsBlocked::new();
         // SAFETY: the child calls nothing but `run_steps`, which keeps to child-safe functions and never returns.
         match unsafe { sys::clone3_fork(plan.namespaces) }? {
@@ -100,7 +121,7 @@ pub fn spawn(plan: &Plan) -> io::Result<Spawned> {
     };
     match forked {
         Forked::Parent { pid, pidfd } => {
-            Ok(Spawned { pid, pidfd, report: StepReport { pipe: reader, names } })
+            Ok(Spawned { pid, pidfd, report: StepReport { pipe: reader, names, init: None } })
         }
         Forked::Child => unreachable!("the child never leaves run_steps"),
     }
@@ -125,7 +146,7 @@ fn run_steps(plan: &Plan, report: BorrowedFd<'_>) -> ! {
 }
 
 #[allow(unsafe_code, reason = "a descriptor that was installed at a fixed number")]
-fn report_at_its_place() -> BorrowedFd<'static> {
+pub(super) fn report_at_its_place() -> BorrowedFd<'static> {
     // SAFETY: `install_fd` has just put the pipe there, and the plan closes only what lies above.
     unsafe { BorrowedFd::borrow_raw(REPORT_FD) }
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nix::errno::Errno;
 
 use super::landlock::Landlock;
+use super::spawn;
 use crate::secrets::Value;
 use crate::sys::confine::{self, Instruction};
 use crate::sys::{self, ExecImage};
@@ -24,6 +25,8 @@ const ROOT_OPTIONS: &CStr = c"size=256k,nr_inodes=1024,mode=755";
 pub enum Step {
     /// Every signal at its default, none blocked.
     ResetSignals,
+    /// Children that end, and orphans that are handed over, leave nothing to be waited for. Stays so over `execve`.
+    ReapNobody,
     /// Enter the control group whose `cgroup.procs` this is, before anything is charged to anyone.
     JoinControlGroup(OwnedFd),
     /// Be the first to go when memory is short.
@@ -136,8 +139,12 @@ pub enum Step {
     NoNewPrivileges,
     /// Files by landlock: what the root's mounts say, said again by another mechanism.
     RestrictFiles(Landlock),
-    /// Die with the thread of spryd that made this process. After [`Self::SetUser`], which would clear it.
+    /// Die with the thread of spryd that made this process. After [`Self::SetUser`], which would clear it. spryd's number
+    /// here; 0 in a pid namespace, from where it isn't to be seen.
     DieWithParent(i32),
+    /// The same for who is the first in his namespace, where a parent that is gone has the same number as before: spryd holds
+    /// the other end of the report's pipe.
+    EndUnwatched,
     /// The working directory, entered with the function's own rights.
     ChangeDirectory(CString),
     /// Descriptor `to` is this one. The plan keeps `from` out of the way of every `to`.
@@ -153,6 +160,13 @@ pub enum Step {
     FilterSystemCalls(Vec<Instruction>),
     /// Become the runtime.
     Execute(ExecImage),
+    /// Become a pid namespace's init.
+    BecomeInit {
+        /// Where its program lies.
+        program: RawFd,
+        /// Its name.
+        image: ExecImage,
+    },
 }
 
 impl Step {
@@ -160,6 +174,7 @@ impl Step {
     pub fn name(&self) -> &'static str {
         match self {
             Self::ResetSignals => "reset signals",
+            Self::ReapNobody => "ignore the death of children",
             Self::JoinControlGroup(_) => "join the control group",
             Self::RaiseOomScore(_) => "raise the OOM score",
             Self::MapUser { .. } => "map the user",
@@ -192,11 +207,13 @@ impl Step {
             Self::NoNewPrivileges => "forbid new privileges",
             Self::RestrictFiles(_) => "restrict files",
             Self::DieWithParent(_) => "die with the parent",
+            Self::EndUnwatched => "find spryd",
             Self::ChangeDirectory(_) => "enter the code folder",
             Self::InstallFd { .. } => "install a descriptor",
             Self::CloseFrom(_) => "close descriptors",
             Self::FilterSystemCalls(_) => "filter system calls",
             Self::Execute(_) => "execute the runtime",
+            Self::BecomeInit { .. } => "become a pid namespace's init",
         }
     }
 
@@ -204,6 +221,7 @@ impl Step {
     pub(super) fn run(&self) -> Result<(), Errno> {
         match self {
             Self::ResetSignals => sys::reset_signals(),
+            Self::ReapNobody => sys::ignore_children(),
             Self::JoinControlGroup(procs) => sys::write_once(procs.as_fd(), b"0"),
             Self::RaiseOomScore(score) => sys::write_file(c"/proc/self/oom_score_adj", score.to_bytes()),
             Self::MapUser { uid_map, gid_map } => {
@@ -266,11 +284,13 @@ impl Step {
             Self::NoNewPrivileges => sys::set_no_new_privileges(),
             Self::RestrictFiles(landlock) => landlock.apply(),
             Self::DieWithParent(parent) => sys::die_with_parent(*parent),
+            Self::EndUnwatched => sys::has_reader(spawn::report_at_its_place()),
             Self::ChangeDirectory(path) => sys::change_directory(path),
             Self::InstallFd { from, to } => sys::install_fd(from.as_fd(), *to, false),
             Self::CloseFrom(first) => sys::close_from(*first),
             Self::FilterSystemCalls(program) => confine::filter_system_calls(program),
             Self::Execute(image) => Err(image.execute()),
+            Self::BecomeInit { program, image } => Err(image.execute_file(*program)),
         }
     }
 }

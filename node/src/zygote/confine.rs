@@ -122,7 +122,16 @@ pub(super) async fn begin(
 }
 
 /// Waits until the process runs its program, or a step has failed.
-pub(super) async fn confined(report: StepReport) -> io::Result<Option<StepFailed>> {
+pub(super) async fn confined(mut report: StepReport) -> io::Result<Option<StepFailed>> {
+    if let Some(init) = report.take_init()
+        && let Some(failed) = told(init).await?
+    {
+        return Ok(Some(failed));
+    }
+    told(report).await
+}
+
+async fn told(report: StepReport) -> io::Result<Option<StepFailed>> {
     let pipe = sys::watch(report.as_fd().try_clone_to_owned()?)?;
     loop {
         let mut ready = pipe.readable().await?;

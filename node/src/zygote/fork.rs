@@ -146,7 +146,7 @@ impl Link {
 
 /// A zygote's answer.
 enum Answer {
-    Forked { pid: i32, pidfd: OwnedFd },
+    Forked { pidfd: OwnedFd },
     Failed { step: String, errno: i32 },
 }
 
@@ -292,7 +292,7 @@ impl Zygote {
             Answer::Failed { step, errno } => {
                 Err(ForkError::Refused { step, errno: nix::errno::Errno::from_raw(errno) })
             }
-            Answer::Forked { pid, pidfd } => self.adopt(pid, pidfd, leaf).await,
+            Answer::Forked { pidfd } => self.adopt(pidfd, leaf).await,
         }
     }
 
@@ -301,9 +301,9 @@ impl Zygote {
         if link.unanswered.is_none() {
             return Ok(());
         }
-        if let Answer::Forked { pid, pidfd } = answer(link).await? {
+        if let Answer::Forked { pidfd } = answer(link).await? {
             let leaf = self.group.lease("instance", &GroupLimits::from(&self.limits))?;
-            match self.adopt(pid, pidfd, leaf).await {
+            match self.adopt(pidfd, leaf).await {
                 Ok(child) => drop(child), // kills it
                 Err(error) if error.ends_zygote() => return Err(error),
                 Err(error) => tracing::debug!("a fork that nobody waits for: {error}"),
@@ -312,10 +312,11 @@ impl Zygote {
         Ok(())
     }
 
-    async fn adopt(&self, pid: i32, pidfd: OwnedFd, leaf: Leaf) -> Result<Child, ForkError> {
+    async fn adopt(&self, pidfd: OwnedFd, leaf: Leaf) -> Result<Child, ForkError> {
         let limits = GroupLimits::from(&self.limits);
         let zygote = self.child.pid;
-        let adoption = Adoption { pidfd, pid, uid: self.uid, zygote, leaf, limits };
+        let namespace = self.child.namespace.clone();
+        let adoption = Adoption { pidfd, uid: self.uid, zygote, leaf, limits, namespace };
         self.executor.nursery.adopt(adoption).await.map_err(|error| match error {
             AdoptError::Gone => ForkError::DiedUnknown,
             AdoptError::Cgroup(error) => ForkError::Cgroup(error),
@@ -340,8 +341,8 @@ async fn answer(link: &mut Link) -> Result<Answer, ForkError> {
     };
     let mut fds = fds.into_iter();
     let answer = match (message, fds.next(), fds.next()) {
-        (FromZygote::Forked { instance, pid }, Some(pidfd), None) if asked == Some(instance) => {
-            Answer::Forked { pid, pidfd }
+        (FromZygote::Forked { instance }, Some(pidfd), None) if asked == Some(instance) => {
+            Answer::Forked { pidfd }
         }
         (FromZygote::ForkFailed { instance, step, errno }, None, None) if asked == Some(instance) => {
             Answer::Failed { step, errno }

@@ -245,6 +245,7 @@ fn hostile_code_on_a_layer_reaches_neither_the_layer_nor_a_neighbour() {
     daemon.until("a layer", |daemon| has_layer(daemon, &["neighbour"]));
     assert!(again(&daemon, "neighbour", neighbour, &settings).get("layer_modules").is_some());
     let pid = daemon.post("/function/neighbour", b"{}").json()["pid"].as_i64().expect("a number");
+    let pid = daemon.outside("neighbour", pid).expect("its zygote");
     let source = format!(
         r#"
 import tiny, decimal, ctypes, signal, os

@@ -74,9 +74,27 @@ fn no_process_lives_on(kind: &str) {
         let response = daemon.post("/function/stayer", b"{}");
         assert_eq!(response.status, 200, "{}", response.text());
         let child = response.json()["child"].as_i64().expect("a pid");
-        let path = format!("/proc/{child}");
-        daemon.until("the orphan is gone", |_| !Path::new(&path).exists());
+        daemon.until("the orphan is gone", |daemon| daemon.outside("stayer", child).is_none());
     }
     neighbour.was_undisturbed(&daemon);
+    daemon.stop();
+}
+
+/// The death signal isn't inherited by what a function forks; its namespace's init has one.
+#[test]
+fn no_process_outlives_a_spryd_that_is_killed() {
+    need_root_and_cc!();
+    let mut daemon = Daemon::start("");
+    daemon.deploy_python("stayer", STAYER, &["isolation=instance"]);
+    let child = daemon.post("/function/stayer", b"{}").json()["child"].as_i64().expect("a number");
+    let left = daemon.outside("stayer", child).expect("it is there");
+    let everything = daemon.children();
+    daemon.kill();
+    for pid in everything.into_iter().chain([left]) {
+        let path = format!("/proc/{pid}");
+        daemon.until("it is gone, and nobody has started spryd again", |_| !Path::new(&path).exists());
+    }
+    daemon.crash_and_restart();
+    assert_eq!(daemon.post("/function/stayer", b"{}").status, 200);
     daemon.stop();
 }

@@ -14,6 +14,8 @@ const SOURCE: &str = "import os\ndef main(params): return {'pid': os.getpid()}\n
 pub(crate) struct Neighbour {
     stop: Arc<AtomicBool>,
     answers: Arc<AtomicUsize>,
+    /// What it calls itself.
+    number: i64,
     pid: i32,
     thread: JoinHandle<Vec<i64>>,
 }
@@ -21,13 +23,14 @@ pub(crate) struct Neighbour {
 impl Neighbour {
     pub(crate) fn move_in(daemon: &Daemon) -> Self {
         daemon.deploy_python("neighbour", SOURCE, &["scale.max=1"]);
-        let pid = pid_of(&mut Connection::open(daemon.address)) as i32;
+        let number = pid_of(&mut Connection::open(daemon.address));
+        let pid = daemon.outside("neighbour", number).expect("its process");
         let (stop, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let thread = std::thread::spawn({
             let (stop, answers, address) = (Arc::clone(&stop), Arc::clone(&answers), daemon.address);
             move || call_on(address, &stop, &answers)
         });
-        Self { stop, answers, pid, thread }
+        Self { stop, answers, number, pid, thread }
     }
 
     /// Its process.
@@ -43,7 +46,7 @@ impl Neighbour {
         });
         self.stop.store(true, Ordering::Relaxed);
         let pids = self.thread.join().expect("every call was answered");
-        assert!(pids.iter().all(|pid| *pid == i64::from(self.pid)), "{pids:?}");
+        assert!(pids.iter().all(|pid| *pid == self.number), "{pids:?}");
     }
 }
 

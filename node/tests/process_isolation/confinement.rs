@@ -72,7 +72,7 @@ async fn a_zygote_sees_what_it_needs_and_no_more() {
         let link = fs::read_link(format!("/proc/self/ns/{name}")).expect("namespace");
         link.display().to_string()
     };
-    for name in ["mnt", "ipc", "uts", "net", "cgroup"] {
+    for name in ["mnt", "pid", "ipc", "uts", "net", "cgroup"] {
         assert_ne!(facts[&format!("ns {name}")[..]], own(name), "{name}");
     }
     let expected = ["bin", "dev", "etc", "lib", "lib64", "proc", "sbin", "tmp", "usr"];
@@ -205,6 +205,7 @@ fn probes_answer_in_three_ways_and_leave_nothing() {
         "cgroup namespaces",
         "user namespaces",
         "network namespaces",
+        "pid namespaces",
         "memory limit",
     ] {
         assert!(probes.iter().any(|probe| probe.name == name), "{name}: {probes:?}");

@@ -36,7 +36,7 @@ lies! {
     it_claims_to_be_its_own_instance: "claims-itself", ForkError::Lied { .. },
     it_claims_spryd: "claims-its-parent", ForkError::Lied { .. },
     it_claims_a_child_of_its_own: "claims-its-own-child", ForkError::Lied { .. },
-    it_tells_another_pid: "wrong-pid", ForkError::Lied { .. },
+    it_presents_its_init: "claims-its-init", ForkError::Lied { .. },
     it_answers_for_another_instance: "wrong-instance", ForkError::Lied { .. },
     it_sends_no_pidfd: "no-pidfd", ForkError::Lied { .. },
     it_sends_two_pidfds: "two-pidfds", ForkError::Lied { .. },

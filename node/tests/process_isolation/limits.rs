@@ -6,7 +6,7 @@ use std::time::Duration;
 use spry_node::cgroup::{self, Arrangement, Controller, GroupLimits, Tree};
 use spry_node::zygote::{ExitHow, Zygote};
 
-use crate::process_support::{Stage, exists, fork, gone, within};
+use crate::process_support::{Stage, fork, gone, next_line, outside, within};
 use crate::{needs_control_group, needs_root};
 
 #[tokio::test]
@@ -77,11 +77,8 @@ async fn no_more_processes_than_allowed_and_none_is_left() {
     let zygote = Zygote::start(&stage.executor, &spec).await.expect("start");
     for _ in 0..2 {
         let instance = fork(&zygote).await.expect("fork");
-        let mut line = String::new();
         // the pipe stays open in the children, so only the first line can be awaited
-        while !line.contains('\n') {
-            line.push_str(&within("a line", next_bytes(&instance.stdout)).await);
-        }
+        let line = next_line(&instance.stdout).await;
         // ten, and one more when the zygote, which was there at the birth, has left
         assert!(line.starts_with("made 9: EAGAIN") || line.starts_with("made 10: EAGAIN"), "{line}");
         let children = descendants(instance.pid);
@@ -92,19 +89,6 @@ async fn no_more_processes_than_allowed_and_none_is_left() {
         }
     }
     stage.executor.shutdown().await;
-}
-
-async fn next_bytes(pipe: &std::os::fd::OwnedFd) -> String {
-    let pipe = spry_node::sys::watch(pipe.try_clone().expect("dup")).expect("watch");
-    let mut bytes = [0; 256];
-    loop {
-        let mut ready = pipe.readable().await.expect("readable");
-        match nix::unistd::read(pipe.get_ref(), &mut bytes) {
-            Ok(len) => return String::from_utf8_lossy(&bytes[..len]).into_owned(),
-            Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
-            Err(error) => panic!("read: {error}"),
-        }
-    }
 }
 
 fn descendants(pid: i32) -> Vec<i32> {
@@ -118,13 +102,10 @@ async fn killing_takes_grandchildren_that_left_session_and_parent() {
     needs_control_group!(stage, Pids);
     let zygote = stage.start("good", "grandchildren").await.expect("start");
     let instance = fork(&zygote).await.expect("fork");
-    let mut line = String::new();
-    while !line.contains('\n') {
-        line.push_str(&within("pids", next_bytes(&instance.stdout)).await);
-    }
-    let pids: Vec<i32> = line.split_whitespace().map(|pid| pid.parse().expect("pid")).collect();
+    let line = next_line(&instance.stdout).await;
+    let pids = line.split_whitespace().map(|pid| outside(instance.pid, pid.parse().expect("pid")));
+    let pids: Vec<i32> = pids.collect();
     assert_eq!(pids.len(), 3);
-    assert!(pids.iter().all(|pid| exists(*pid)));
     instance.kill();
     within("the end", instance.exited()).await;
     for pid in pids {

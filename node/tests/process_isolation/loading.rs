@@ -92,10 +92,14 @@ async fn an_instance_writes_to_its_own_pipes() {
     for _ in 0..3 {
         instances.push(fork(&zygote).await.expect("fork"));
     }
+    let mut numbers: Vec<i32> = Vec::new();
     for instance in instances {
         assert_eq!(within("the end", instance.exited()).await.how, ExitHow::Code(0));
         let text = within("output", read_all(instance.stdout.try_clone().expect("dup"))).await;
-        assert!(text.contains(&format!("Pid:\t{}\n", instance.pid)), "{text}");
+        let mut said = text.lines().filter_map(|line| line.strip_prefix("Pid:\t"));
+        numbers.push(said.next().expect("its number").parse().expect("a number"));
+        assert_eq!(said.next(), None, "one instance's output");
     }
+    assert!(numbers.is_sorted_by(|a, b| a < b), "in the order of their births: {numbers:?}");
     stage.executor.shutdown().await;
 }

@@ -211,6 +211,37 @@ pub fn exists(pid: i32) -> bool {
     PathBuf::from(format!("/proc/{pid}")).exists()
 }
 
+/// What it prints up to the end of a line, and no longer.
+pub async fn next_line(pipe: &OwnedFd) -> String {
+    let pipe = spry_node::sys::watch(pipe.try_clone().expect("dup")).expect("watch");
+    let mut line = String::new();
+    let mut bytes = [0; 256];
+    while !line.contains('\n') {
+        let mut ready = within("a line", pipe.readable()).await.expect("readable");
+        match nix::unistd::read(pipe.get_ref(), &mut bytes) {
+            Ok(len) => line.push_str(&String::from_utf8_lossy(&bytes[..len])),
+            Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
+            Err(error) => panic!("read: {error}"),
+        }
+    }
+    line
+}
+
+/// What a process that calls itself `number` is called here, from another in its pid namespace.
+pub fn outside(sibling: i32, number: i32) -> i32 {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let (wanted, number) = (namespace(sibling), number.to_string());
+    let all = fs::read_dir("/proc").expect("/proc").flatten();
+    let mut all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    all.find(|pid| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        numbers.and_then(|numbers| numbers.split_whitespace().last()) == Some(&number)
+            && namespace(*pid) == wanted
+    })
+    .unwrap_or_else(|| panic!("no process {number} beside {sibling}"))
+}
+
 /// Waits for the end of a process that isn't our child.
 pub async fn gone(pid: i32) {
     let Ok(pidfd) = spry_node::sys::pidfd_open(pid) else { return };

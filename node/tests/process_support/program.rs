@@ -90,8 +90,8 @@ fn say(socket: &OwnedFd, message: &FromZygote) {
 /// Serves or betrays one request.
 fn answer(socket: &OwnedFd, zygote: &str, instance: &str, fork: &Fork, fds: Vec<OwnedFd>) {
     let id = fork.instance;
-    let forked = |instance, pid, pidfds: &[BorrowedFd<'_>]| {
-        control::send(socket.as_fd(), &FromZygote::Forked { instance, pid }, pidfds).expect("send");
+    let forked = |instance, pidfds: &[BorrowedFd<'_>]| {
+        control::send(socket.as_fd(), &FromZygote::Forked { instance }, pidfds).expect("send");
     };
     match zygote {
         "refuses" => {
@@ -100,51 +100,48 @@ fn answer(socket: &OwnedFd, zygote: &str, instance: &str, fork: &Fork, fds: Vec<
                 &FromZygote::ForkFailed { instance: id, step: "clone3".to_owned(), errno: libc::EAGAIN },
             );
         }
-        "claims-itself" => forked(id, pid_of_self(), &[pidfd_of(pid_of_self()).as_fd()]),
+        "claims-itself" => forked(id, &[pidfd_of(pid_of_self()).as_fd()]),
+        "claims-its-init" => forked(id, &[pidfd_of(1).as_fd()]),
         "claims-its-parent" => {
             // SAFETY: no memory is involved.
             let parent = unsafe { libc::getppid() };
-            forked(id, parent, &[pidfd_of(parent).as_fd()]);
+            forked(id, &[pidfd_of(parent).as_fd()]);
         }
         "claims-another" => {
             let victim: i32 = std::env::var("VICTIM").expect("VICTIM").parse().expect("pid");
-            forked(id, victim, &[pidfd_of(victim).as_fd()]);
+            forked(id, &[pidfd_of(victim).as_fd()]);
         }
         "claims-its-own-child" => {
-            let (pid, pidfd) = fork_with(0, || {
+            let pidfd = fork_with(0, || {
                 loop {
                     std::thread::park();
                 }
             });
-            forked(id, pid, &[pidfd.as_fd()]);
-        }
-        "wrong-pid" => {
-            let (pid, pidfd) = sibling(|| become_instance("idle", fork, fds));
-            forked(id, pid + 1, &[pidfd.as_fd()]);
+            forked(id, &[pidfd.as_fd()]);
         }
         "wrong-instance" => {
-            let (pid, pidfd) = sibling(|| become_instance("idle", fork, fds));
-            forked(id + 1, pid, &[pidfd.as_fd()]);
+            let pidfd = sibling(|| become_instance("idle", fork, fds));
+            forked(id + 1, &[pidfd.as_fd()]);
         }
         "no-pidfd" => {
-            let (pid, _pidfd) = sibling(|| become_instance("idle", fork, fds));
-            forked(id, pid, &[]);
+            let _pidfd = sibling(|| become_instance("idle", fork, fds));
+            forked(id, &[]);
         }
         "two-pidfds" => {
-            let (pid, pidfd) = sibling(|| become_instance("idle", fork, fds));
-            forked(id, pid, &[pidfd.as_fd(), pidfd.as_fd()]);
+            let pidfd = sibling(|| become_instance("idle", fork, fds));
+            forked(id, &[pidfd.as_fd(), pidfd.as_fd()]);
         }
         "not-a-pidfd" => {
             let null = fs::File::open("/dev/null").expect("null");
-            forked(id, pid_of_self(), &[null.as_fd()]);
+            forked(id, &[null.as_fd()]);
         }
         "garbage" => drop(nix::unistd::write(socket, b"\xff\xfe not json")),
         "closes" => quit(0),
         "silent" => {}
         "same-twice" => {
             let mut kept = KEPT.lock();
-            let (pid, pidfd) = kept.get_or_insert_with(|| sibling(|| become_instance("idle", fork, fds)));
-            forked(id, *pid, &[pidfd.as_fd()]);
+            let pidfd = kept.get_or_insert_with(|| sibling(|| become_instance("idle", fork, fds)));
+            forked(id, &[pidfd.as_fd()]);
         }
         "strays" => {
             for _ in 0..4 {
@@ -155,32 +152,34 @@ fn answer(socket: &OwnedFd, zygote: &str, instance: &str, fork: &Fork, fds: Vec<
                 });
                 let _ = sibling(|| quit(0));
             }
-            let (pid, pidfd) = sibling(|| become_instance(instance, fork, fds));
-            forked(id, pid, &[pidfd.as_fd()]);
+            let pidfd = sibling(|| become_instance(instance, fork, fds));
+            forked(id, &[pidfd.as_fd()]);
         }
         _ => {
-            let (pid, pidfd) = sibling(|| become_instance(instance, fork, fds));
-            forked(id, pid, &[pidfd.as_fd()]);
+            let pidfd = sibling(|| become_instance(instance, fork, fds));
+            forked(id, &[pidfd.as_fd()]);
         }
     }
 }
 
-static KEPT: parking_lot::Mutex<Option<(i32, OwnedFd)>> = parking_lot::Mutex::new(None);
+static KEPT: parking_lot::Mutex<Option<OwnedFd>> = parking_lot::Mutex::new(None);
 
 fn pid_of_self() -> i32 {
     std::process::id() as i32
 }
 
+/// Of the zygote itself, if that process isn't to be seen from here.
 fn pidfd_of(pid: i32) -> OwnedFd {
-    spry_node::sys::pidfd_open(pid).expect("pidfd_open")
+    let open = spry_node::sys::pidfd_open;
+    open(pid).or_else(|_| open(pid_of_self())).expect("pidfd_open")
 }
 
 /// A child of spryd's.
-fn sibling(child: impl FnOnce()) -> (i32, OwnedFd) {
+fn sibling(child: impl FnOnce()) -> OwnedFd {
     fork_with(libc::CLONE_PARENT, child)
 }
 
-fn fork_with(flags: c_int, child: impl FnOnce()) -> (i32, OwnedFd) {
+fn fork_with(flags: c_int, child: impl FnOnce()) -> OwnedFd {
     let mut pidfd: c_int = -1;
     // By clone: the sandbox refuses clone3, whose flags a filter can't see.
     let signal = if flags & libc::CLONE_PARENT == 0 { libc::SIGCHLD } else { 0 };
@@ -196,7 +195,7 @@ fn fork_with(flags: c_int, child: impl FnOnce()) -> (i32, OwnedFd) {
             quit(0)
         }
         // SAFETY: the kernel has just made it.
-        pid => (pid as i32, unsafe { OwnedFd::from_raw_fd(pidfd) }),
+        _ => unsafe { OwnedFd::from_raw_fd(pidfd) },
     }
 }
 

@@ -37,10 +37,10 @@ pub(crate) fn fork<H: Handler>(
     let side = if fork.rewind { clone() } else { handler.around_fork(&mut clone) };
     match (side, cloned) {
         (Side::Child, _) | (_, Ok(Cloned::Child)) => become_instance(handler, fork, handed),
-        (Side::Parent, Ok(Cloned::Parent { pid, pidfd })) => {
+        (Side::Parent, Ok(Cloned::Parent { pidfd })) => {
             // Our copies of what the instance was handed go first: spryd must see the instance's end of file.
             drop(handed);
-            control::send(control_socket.as_fd(), &FromZygote::Forked { instance, pid }, &[pidfd.as_fd()])
+            control::send(control_socket.as_fd(), &FromZygote::Forked { instance }, &[pidfd.as_fd()])
         }
         (Side::Parent, Err(error)) => {
             drop(handed);

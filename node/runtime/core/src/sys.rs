@@ -22,8 +22,8 @@ use rustix::event::{Timespec, epoll};
 /// What `clone3` returned, on either side.
 #[derive(Debug)]
 pub(crate) enum Cloned {
-    /// In the zygote: the new process, by pid (in the zygote's pid namespace) and pidfd.
-    Parent { pid: i32, pidfd: OwnedFd },
+    /// In the zygote: the new process.
+    Parent { pidfd: OwnedFd },
     /// In the new process.
     Child,
 }
@@ -58,7 +58,7 @@ pub(crate) fn clone_sibling() -> io::Result<Cloned> {
             Ok(Cloned::Child)
         }
         // SAFETY: the kernel has just made this descriptor for us.
-        pid => Ok(Cloned::Parent { pid: pid as i32, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+        _ => Ok(Cloned::Parent { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
     }
 }
 

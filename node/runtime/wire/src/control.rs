@@ -142,8 +142,6 @@ pub enum FromZygote {
     Forked {
         /// As in [`Fork::instance`].
         instance: u64,
-        /// The instance's pid, in the zygote's pid namespace.
-        pid: i32,
     },
     /// No instance was made.
     ForkFailed {
@@ -313,7 +311,7 @@ mod tests {
     fn message_and_descriptors_arrive() {
         let (a, b) = pair();
         let (one, two) = (memfd("spry-wire-one"), memfd("spry-wire-two"));
-        let sent = FromZygote::Forked { instance: 7, pid: 42 };
+        let sent = FromZygote::Forked { instance: 7 };
         send(a.as_fd(), &sent, &[one.as_fd(), two.as_fd()]).expect("send");
         let (got, fds) = receive::<FromZygote>(b.as_fd()).expect("receive").expect("open");
         assert_eq!(got, sent);

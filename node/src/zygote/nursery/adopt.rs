@@ -3,12 +3,14 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 
 use super::Child;
 use super::keeper::Keeper;
 use crate::cgroup::{CgroupError, GroupLimits, Leaf};
+use crate::sandbox::PidNamespace;
 use crate::sys::{self, Which};
 
 /// Why a process that a zygote presented isn't taken.
@@ -22,8 +24,6 @@ pub(in crate::zygote) enum AdoptError {
     Known(i32),
     #[error("process {pid} belongs to user {uid}")]
     OtherUser { pid: i32, uid: u32 },
-    #[error("it said process {said}, and sent the descriptor of process {is}")]
-    OtherPid { said: i32, is: i32 },
     /// It was, and has been reaped as a stray: nobody's fault.
     #[error("the process ended before it was known")]
     Gone,
@@ -37,13 +37,14 @@ pub(in crate::zygote) enum AdoptError {
 #[derive(Debug)]
 pub(in crate::zygote) struct Adoption {
     pub(in crate::zygote) pidfd: OwnedFd,
-    pub(in crate::zygote) pid: i32,
     pub(in crate::zygote) uid: Option<u32>,
     /// Who forked it.
     pub(in crate::zygote) zygote: i32,
     /// For the new process, unless it was born in one: then the zygote goes there, ahead of its next fork.
     pub(in crate::zygote) leaf: Leaf,
     pub(in crate::zygote) limits: GroupLimits,
+    /// The zygote's.
+    pub(in crate::zygote) namespace: Option<Arc<PidNamespace>>,
 }
 
 impl Keeper {
@@ -72,11 +73,10 @@ impl Keeper {
         let user = adoption.uid.and_then(|wanted| Some((user.or_else(|| user_of(pid))?, wanted)));
         let checked = match user {
             Some((uid, wanted)) if uid != wanted => Err(AdoptError::OtherUser { pid, uid }),
-            _ if pid != adoption.pid => Err(AdoptError::OtherPid { said: adoption.pid, is: pid }),
             _ if in_place => Ok(()),
             _ => enter(pid, &leaf),
         };
-        match self.know(pid, ours, leaf, adoption.limits) {
+        match self.know(pid, ours, leaf, adoption.limits, adoption.namespace) {
             Ok(child) => (checked.map(|()| child), spare),
             Err(error) => (Err(error.into()), spare),
         }
@@ -99,7 +99,8 @@ impl Keeper {
             Err(Errno::ECHILD) if pid == -1 => return Err(AdoptError::Gone),
             Ok(_) | Err(_) => return Err(AdoptError::NotAChild(pid)),
         }
-        if self.known.contains_key(&pid) { Err(AdoptError::Known(pid)) } else { Ok((pid, user)) }
+        let known = self.known.contains_key(&pid) || self.inits.contains_key(&pid);
+        if known { Err(AdoptError::Known(pid)) } else { Ok((pid, user)) }
     }
 
     /// Moves a zygote to where its next instance is to be born. If that fails it must not stay in an instance's

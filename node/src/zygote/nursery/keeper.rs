@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::{Child, Command, Steward};
 use crate::cgroup::watchdog::Watchdog;
 use crate::cgroup::{Controller, GroupLimits, Leaf, Tree};
-use crate::sandbox::{self, Plan, StepReport};
+use crate::sandbox::{self, PidNamespace, Plan, StepReport};
 use crate::sys::{self, Which};
 use crate::zygote::exit::Exit;
 
@@ -58,6 +58,8 @@ pub(super) struct Keeper {
     pub(super) steward: Steward,
     pub(super) forks_under_way: Arc<AtomicUsize>,
     pub(super) known: HashMap<i32, Known>,
+    /// The inits of pid namespaces.
+    pub(super) inits: HashMap<i32, OwnedFd>,
     pub(super) leftovers: HashMap<u64, Leftover>,
     pub(super) next_leftover: u64,
     /// Leaves to retire when no fork is under way.
@@ -116,9 +118,19 @@ impl Keeper {
     }
 
     fn spawn(&mut self, plan: &Plan, leaf: Leaf, limits: GroupLimits) -> io::Result<(Child, StepReport)> {
-        let spawned = sandbox::spawn(plan)?;
-        let child = self.know(spawned.pid, spawned.pidfd, leaf, limits)?;
-        Ok((child, spawned.report))
+        let (namespace, init) = match plan.init() {
+            Some(user) => {
+                let (namespace, report) = PidNamespace::start(user)?;
+                let pid = namespace.pid();
+                self.epoll.add(namespace.init(), EpollEvent::new(EpollFlags::EPOLLIN, pid as u64))?;
+                self.inits.insert(pid, namespace.init().try_clone_to_owned()?);
+                (Some(Arc::new(namespace)), Some(report))
+            }
+            None => (None, None),
+        };
+        let spawned = sandbox::spawn(plan, namespace.as_deref())?;
+        let child = self.know(spawned.pid, spawned.pidfd, leaf, limits, namespace)?;
+        Ok((child, spawned.report.after(init)))
     }
 
     pub(super) fn know(
@@ -127,6 +139,7 @@ impl Keeper {
         pidfd: OwnedFd,
         leaf: Leaf,
         limits: GroupLimits,
+        namespace: Option<Arc<PidNamespace>>,
     ) -> io::Result<Child> {
         let pidfd = Arc::new(pidfd);
         let (sender, exit) = watch::channel(None);
@@ -142,10 +155,13 @@ impl Keeper {
         let (known, ours) = (pidfd.clone(), process.clone());
         let known = Known { pidfd: known, process: ours, exit: sender, leaf, ahead: None, placed: told };
         self.known.insert(pid, known);
-        Ok(Child { pid, pidfd, process, exit, placed })
+        Ok(Child { pid, pidfd, process, exit, placed, namespace })
     }
 
     fn reap(&mut self, pid: i32) {
+        if let Some(init) = self.inits.remove(&pid) {
+            return self.reap_init(pid, init);
+        }
         let Some(known) = self.known.get(&pid) else { return };
         // read while the zombie still holds the pid
         let killed = self.watchdog.as_ref().is_some_and(|watchdog| watchdog.forget(pid));
@@ -171,6 +187,14 @@ impl Keeper {
         self.retire(known.leaf);
         if let Some(leaf) = known.ahead {
             self.retire(leaf);
+        }
+    }
+
+    fn reap_init(&mut self, pid: i32, init: OwnedFd) {
+        match sys::wait(Which::Child(init.as_fd()), true) {
+            Ok(None) => drop(self.inits.insert(pid, init)),
+            Ok(Some(_)) => {}
+            Err(error) => tracing::error!("reap init {pid} of a pid namespace: {error}"),
         }
     }
 
@@ -219,7 +243,7 @@ impl Keeper {
     /// Dead children that nobody has spoken of.
     fn reap_strays(&mut self) {
         while let Ok(Some(dead)) = sys::wait(Which::Any, false) {
-            if self.known.contains_key(&dead.pid) {
+            if self.known.contains_key(&dead.pid) || self.inits.contains_key(&dead.pid) {
                 return self.reap(dead.pid); // its event would come; this way the list moves on
             }
             match sys::wait(Which::Pid(dead.pid), true) {

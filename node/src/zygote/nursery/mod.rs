@@ -18,6 +18,9 @@
 //!   it has been moved would stay behind, out of its limits and of its death. One that was born elsewhere all the
 //!   same (its zygote forked unasked) is moved, and what it left behind dies with the zygote.
 //!
+//! - **Pid namespaces.** Each zygote has one, for itself and its instances. Its init is a child of this thread as well; it is
+//!   killed, and with it whatever is left in there, when nobody holds the zygote or an instance of it any more.
+//!
 //! Between events the thread sleeps in epoll: on the pidfds of its children, on those of leftovers that it has
 //! killed, and on an eventfd for commands.
 
@@ -39,7 +42,7 @@ use tokio::sync::{oneshot, watch};
 use super::exit::Exit;
 use crate::cgroup::watchdog::Watchdog;
 use crate::cgroup::{Controller, GroupLimits, Leaf, Tree};
-use crate::sandbox::{Ability, Plan, StepReport};
+use crate::sandbox::{Ability, PidNamespace, Plan, StepReport};
 use crate::sys;
 pub(super) use adopt::{AdoptError, Adoption};
 use keeper::{COMMANDS, Keeper};
@@ -54,6 +57,8 @@ pub(super) struct Child {
     pub(super) exit: watch::Receiver<Option<Exit>>,
     /// A zygote's: is it where its next instance is to be born?
     placed: watch::Receiver<bool>,
+    /// Where it was born, with its siblings; ends with the last of them.
+    pub(super) namespace: Option<Arc<PidNamespace>>,
 }
 
 impl Child {
@@ -146,6 +151,7 @@ impl Nursery {
             steward,
             forks_under_way: forks_under_way.clone(),
             known: HashMap::new(),
+            inits: HashMap::new(),
             leftovers: HashMap::new(),
             next_leftover: 0,
             deferred: Vec::new(),

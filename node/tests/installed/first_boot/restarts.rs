@@ -134,13 +134,14 @@ fn a_reload_with_a_bad_file_keeps_the_configuration() {
 fn a_killed_daemon_is_started_again_and_serves() {
     need_a_guest!();
     node();
-    let (instance, pid) = (both_serve(), main_pid());
+    both_serve();
+    let (process, pid) = (a_process(), main_pid());
     let restarts: u32 = property("spryd", "NRestarts").parse().expect("a number");
     run("systemctl", &["kill", "--kill-whom=main", "--signal=KILL", "spryd"]);
     until("it is dead", || !exists(pid));
     // The socket is systemd's: who comes now waits.
     both_serve();
-    assert!(!exists(instance), "an instance of the dead one lives");
+    assert!(!exists(process), "a process of the dead one lives");
     assert_eq!(property("spryd", "NRestarts").parse(), Ok(restarts + 1), "{}", journal());
 }
 

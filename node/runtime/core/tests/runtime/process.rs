@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use crate::harness::{
-    Instance, Zygote, faults_library, open_files, open_numbers, rust_library, wait_readable,
+    Instance, Zygote, faults_library, open_files, open_numbers, pid_of, rust_library, wait_readable,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
@@ -206,7 +206,8 @@ fn a_failed_step_is_told_by_its_name() {
         let all = [theirs.as_fd(), null, null, null, fds[0], fds[1], fds[2], null];
         control::send(zygote.control.as_fd(), &fork_message(transport, outbox_len), &all).expect("send");
         drop(theirs);
-        let Some((FromZygote::Forked { pid, .. }, _)) = zygote.hear() else { panic!("not forked") };
+        let Some((FromZygote::Forked { .. }, pidfds)) = zygote.hear() else { panic!("not forked") };
+        let pid = pid_of(&pidfds[0]);
         wait_readable(ours.as_fd(), "the instance");
         match control::receive::<FromInstance>(ours.as_fd()).expect("receive") {
             Some((FromInstance::Failed { step: said, message }, _)) => {

@@ -19,7 +19,7 @@ use spry_wire::frame::{Frame, Origin, Place, RequestHead, ResponseHead};
 
 use super::segments::Shelf;
 use super::zygote::{Zygote, pipe, seqpacket};
-use super::{drain, wait_readable};
+use super::{drain, pid_of, wait_readable};
 
 /// A chain of this function alone.
 const CHAIN: RouteIndex = RouteIndex(0);
@@ -121,12 +121,13 @@ impl Instance {
         control::send(zygote.control.as_fd(), &ToZygote::Fork(request), &fds).expect("send Fork");
         drop((their_control, their_stdout, their_stderr));
         drop(attachment.endpoint);
-        let (pid, pidfd) = match zygote.hear() {
-            Some((FromZygote::Forked { instance, pid }, mut fds)) if instance == number && fds.len() == 1 => {
-                (pid, fds.remove(0))
+        let pidfd = match zygote.hear() {
+            Some((FromZygote::Forked { instance }, mut fds)) if instance == number && fds.len() == 1 => {
+                fds.remove(0)
             }
             other => panic!("{other:?} came for Fork; the log: {}", drain(&zygote.log)),
         };
+        let pid = pid_of(&pidfd);
         let peer = attachment.peer;
         let blocks = Allocator::new(INBOX.len);
         let instance = Self {

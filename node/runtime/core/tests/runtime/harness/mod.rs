@@ -14,7 +14,7 @@ pub(crate) use segments::{Foreign, Grant};
 pub(crate) use zygote::Zygote;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -32,6 +32,13 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, what: &str) {
             Err(error) => panic!("poll {what}: {error}"),
         }
     }
+}
+
+/// Whose descriptor this is.
+pub(crate) fn pid_of(pidfd: &OwnedFd) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).expect("fdinfo");
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")).expect("a process");
+    pid.trim().parse().expect("its number")
 }
 
 /// What the open descriptors of a process are, counted by what they lead to.
