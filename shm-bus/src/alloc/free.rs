@@ -3,6 +3,9 @@
 //! Mostly there are none or a few, and every allocation in an idle segment walks through all sizes, so the
 //! few live in a sorted vector that keeps its memory (highest first, so that the lowest is popped off
 //! the end). When they become many they move to a tree, so that no pattern of sizes makes a step slow.
+//!
+//! A new segment has one free block of most sizes, and many never have more: one needs no memory of its own. (A new
+//! process that makes its allocator would take a page fault for most pieces of memory otherwise.)
 
 use std::collections::BTreeSet;
 
@@ -13,6 +16,7 @@ const MANY_MIN: usize = 16;
 
 #[derive(Debug)]
 pub(super) enum FreeList {
+    One(Option<u32>),
     /// Sorted, highest first.
     Few(Vec<u32>),
     Many(BTreeSet<u32>),
@@ -20,11 +24,12 @@ pub(super) enum FreeList {
 
 impl FreeList {
     pub(super) const fn new() -> Self {
-        Self::Few(Vec::new())
+        Self::One(None)
     }
 
     pub(super) fn is_empty(&self) -> bool {
         match self {
+            Self::One(one) => one.is_none(),
             Self::Few(list) => list.is_empty(),
             Self::Many(tree) => tree.is_empty(),
         }
@@ -32,6 +37,8 @@ impl FreeList {
 
     pub(super) fn insert(&mut self, unit: u32) {
         match self {
+            Self::One(one @ None) => *one = Some(unit),
+            Self::One(Some(other)) => *self = Self::Few(vec![unit.max(*other), unit.min(*other)]),
             Self::Few(list) => {
                 let at = list.partition_point(|other| *other > unit);
                 list.insert(at, unit);
@@ -48,6 +55,7 @@ impl FreeList {
     /// Removes `unit`; false when it isn't there.
     pub(super) fn remove(&mut self, unit: u32) -> bool {
         match self {
+            Self::One(one) => one.take_if(|one| *one == unit).is_some(),
             Self::Few(list) => {
                 let at = list.partition_point(|other| *other > unit);
                 let found = list.get(at) == Some(&unit);
@@ -66,6 +74,7 @@ impl FreeList {
 
     pub(super) fn pop_lowest(&mut self) -> Option<u32> {
         match self {
+            Self::One(one) => one.take(),
             Self::Few(list) => list.pop(),
             Self::Many(tree) => {
                 let unit = tree.pop_first();

@@ -22,10 +22,11 @@ mod writer;
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use memfd::{FileSeal, Memfd, MemfdOptions, SealsHashSet};
+use memfd::{FileSeal, MemfdOptions};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
 pub use reader::{Reader, require_sealed};
 pub use table::{NameError, Table};
@@ -116,16 +117,14 @@ fn refused(operation: &'static str) -> impl FnOnce(memfd::Error) -> SegmentError
 }
 
 /// The file's seals; refused when it can't have any (it is no memfd).
-fn seals(fd: BorrowedFd<'_>) -> Result<SealsHashSet, SegmentError> {
-    let fd = fd.try_clone_to_owned().map_err(|source| SegmentError::Os { operation: "duplicate", source })?;
-    let memfd = Memfd::try_from_fd(fd).map_err(|_| SegmentError::Seals { missing: "of a memfd" })?;
-    memfd.seals().map_err(refused("read the seals of"))
+fn seals(fd: BorrowedFd<'_>) -> Result<SealFlag, SegmentError> {
+    let bits = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| SegmentError::Seals { missing: "of a memfd" })?;
+    Ok(SealFlag::from_bits_retain(bits))
 }
 
 /// The file's size must be what was agreed, and sealed.
 fn check_size(fd: BorrowedFd<'_>, expected: u64) -> Result<(), SegmentError> {
-    let seals = seals(fd)?;
-    if !seals.contains(&FileSeal::SealShrink) || !seals.contains(&FileSeal::SealGrow) {
+    if !seals(fd)?.contains(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW) {
         return Err(SegmentError::Seals { missing: "SHRINK and GROW" });
     }
     let stat = nix::sys::stat::fstat(fd)
@@ -183,11 +182,6 @@ impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Region").field("offset", &self.offset).field("len", &self.len).finish_non_exhaustive()
     }
-}
-
-/// Duplicates are cheap; callers keep their own.
-fn duplicate(fd: &OwnedFd) -> Result<OwnedFd, SegmentError> {
-    fd.as_fd().try_clone_to_owned().map_err(|source| SegmentError::Os { operation: "duplicate", source })
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 
-use memfd::FileSeal;
+use nix::fcntl::SealFlag;
 
 use super::{Keep, Region, SegmentError, check_size, seals};
 use crate::sys::{Access, Mapping};
@@ -130,8 +130,7 @@ impl Reader {
 /// add or remove seals. To be asked when the owner says that it has.
 pub fn require_sealed(fd: impl AsFd) -> Result<(), SegmentError> {
     let fd: BorrowedFd<'_> = fd.as_fd();
-    let seals = seals(fd)?;
-    if seals.contains(&FileSeal::SealFutureWrite) && seals.contains(&FileSeal::SealSeal) {
+    if seals(fd)?.contains(SealFlag::F_SEAL_FUTURE_WRITE | SealFlag::F_SEAL_SEAL) {
         Ok(())
     } else {
         Err(SegmentError::Seals { missing: "FUTURE_WRITE and SEAL" })

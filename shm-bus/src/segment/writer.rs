@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use memfd::{FileSeal, Memfd};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
-use super::{Keep, Region, SegmentError, check_size, duplicate, refused};
+use super::{Keep, Region, SegmentError, check_size};
 use crate::sys::{Access, Mapping};
 
 /// A segment that this process owns: its only writer, for ever.
@@ -27,9 +27,9 @@ impl Writer {
         check_size(fd.as_fd(), len)?;
         let mapping = Mapping::new(fd.as_fd(), len, Access::ReadWrite)
             .map_err(|source| SegmentError::Os { operation: "map", source })?;
-        let memfd =
-            Memfd::try_from_fd(duplicate(&fd)?).map_err(|_| SegmentError::Seals { missing: "of a memfd" })?;
-        memfd.add_seals(&[FileSeal::SealFutureWrite, FileSeal::SealSeal]).map_err(refused("seal"))?;
+        let seals = SealFlag::F_SEAL_FUTURE_WRITE | SealFlag::F_SEAL_SEAL;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))
+            .map_err(|errno| SegmentError::Os { operation: "seal", source: errno.into() })?;
         Ok(Self { mapping, fd })
     }
 
