@@ -104,6 +104,10 @@ def load(code, handler, function_name):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=False, errors="backslashreplace")
     find_generators()
+    if ONE_SIDED and len(AFTER_FORK) == OWN_HOOKS:
+        # Nothing of the function's: done often enough to have what the interpreter makes of it frozen with the rest.
+        for _ in range(16):
+            forked()
     gc.collect()
     gc.freeze()
     return function, how
@@ -187,12 +191,29 @@ def after_fork():
 # What is to be called in each fork, in this order: here as well, for processes that are rewound to what they were after theirs.
 AFTER_FORK = []
 OF_CPYTHON = os.register_at_fork
+# Whether all that was registered is called in the new process only.
+ONE_SIDED = True
 
 
 def register_at_fork(**hooks):
+    global ONE_SIDED
     OF_CPYTHON(**hooks)
     if "after_in_child" in hooks:
         AFTER_FORK.append(hooks["after_in_child"])
+    if hooks.keys() - {"after_in_child"}:
+        ONE_SIDED = False
+
+
+def forked():
+    """What is left to do in an instance whose zygote has one thread: CPython's own work after a fork is about threads that
+    are gone and locks that these held."""
+    thread = threading.current_thread()
+    if hasattr(thread, "_set_native_id"):
+        thread._set_native_id()
+    # CPython 3.12 and later: an event loop isn't taken along, whose descriptors are closed here.
+    if hasattr(asyncio.events, "on_fork"):
+        asyncio.events.on_fork()
+    rewound()
 
 
 def rewound():
@@ -208,6 +229,7 @@ os.register_at_fork = register_at_fork
 os.register_at_fork(after_in_child=after_fork)
 if "random" in sys.modules:
     AFTER_FORK.append(sys.modules["random"]._inst.seed)
+OWN_HOOKS = len(AFTER_FORK)
 
 
 # JSON, without what json.loads and json.dumps do anew at each call

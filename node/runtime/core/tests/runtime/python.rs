@@ -400,6 +400,47 @@ fn forks_run_pythons_own_hooks_and_differ_in_their_random_numbers() {
     assert_ne!(random(&texts[1]), random(&texts[2]));
 }
 
+/// Without hooks that the zygote would have to call, too, CPython's own work after a fork isn't done: nothing may show that.
+#[test]
+fn forks_with_hooks_for_the_new_process_alone() {
+    let zygote = load(
+        "import _thread, logging, os, queue, random, signal, threading, weakref\nlog = []\n\
+         ready = threading.Event(); lock = threading.RLock()\n\
+         def fails(): raise ValueError('told')\n\
+         os.register_at_fork(after_in_child=fails)\n\
+         os.register_at_fork(after_in_child=lambda: log.append('child'))\n\
+         def main(params):\n    \
+         found = queue.Queue(); before = threading.get_ident()\n    \
+         def work():\n        \
+         with lock: logging.getLogger().setLevel(20); ready.set(); found.put(threading.current_thread() is not threading.main_thread())\n    \
+         with lock: thread = threading.Thread(target=work); thread.start(); early = ready.is_set()\n    \
+         thread.join(); ready.clear()\n    \
+         child = os.fork()\n    \
+         if child == 0: os._exit(7)\n    \
+         signal.signal(signal.SIGUSR1, lambda *_: log.append('signal')); signal.raise_signal(signal.SIGUSR1)\n    \
+         return {'log': log, 'random': random.random(), 'thread': [found.get(), early],\
+         'ids': threading.main_thread().native_id == os.getpid() == threading.get_native_id(),\
+         'main': threading.current_thread() is threading.main_thread() and threading.main_thread().ident == before,\
+         'alive': threading.active_count(), 'child': os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n",
+    );
+    let randoms: Vec<String> = (0..3)
+        .map(|_| {
+            let mut instance = zygote.fork();
+            let text = call(&mut instance, "").text().to_owned();
+            let all = r#""thread":[true,false],"ids":true,"main":true,"alive":1,"child":7}"#;
+            assert!(text.starts_with(r#"{"log":["child","signal"],"#), "{text}");
+            assert!(text.ends_with(all), "{text}");
+            assert!(
+                instance.err().contains("ValueError: told"),
+                "a hook that fails is told, and the next is called"
+            );
+            text.split(r#""random":"#).nth(1).expect("random").split(',').next().expect("random").to_owned()
+        })
+        .collect();
+    assert_ne!(randoms[0], randoms[1]);
+    assert_ne!(randoms[1], randoms[2]);
+}
+
 /// A function's own thread runs while its instance waits for the next call.
 #[test]
 fn background_threads_run_between_calls() {
