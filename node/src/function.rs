@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use crate::activation::History;
 use crate::api::{ZygoteStart, ZygoteState};
 use crate::chain::Domain;
+use crate::expected::Expected;
 use crate::inbox::Inbox;
 use crate::instance::Instance;
 use crate::manifest::Isolation;
@@ -85,6 +86,8 @@ pub struct Function {
     pub stored: StoredFunction,
     /// Its instances, by bit.
     pub instances: [ArcSwapOption<Instance>; SLOTS_PER_FUNCTION as usize],
+    /// Those on the bus whose processes aren't known yet.
+    pub expected: Expected,
     /// The last invocations and output.
     pub history: Arc<Mutex<History>>,
     /// Counters; they go on over versions.
@@ -142,6 +145,7 @@ impl Function {
             index,
             stored,
             instances: [const { ArcSwapOption::const_empty() }; SLOTS_PER_FUNCTION as usize],
+            expected: Expected::default(),
             history,
             counts,
             placement: Mutex::default(),

@@ -141,6 +141,8 @@ pub struct Parts {
     pub output_max: usize,
     /// See [`Instance::gate`].
     pub gate: Option<Arc<Gate>>,
+    /// It may have begun a request already.
+    pub ahead: bool,
 }
 
 impl Instance {
@@ -148,7 +150,7 @@ impl Instance {
     pub fn new(parts: Parts) -> Arc<Self> {
         let process = parts.process;
         // What is tracked counts from now on, the process's clock from its birth.
-        let clock_ns = if parts.tracked.is_none() { process.cpu_ns() } else { None };
+        let clock_ns = if parts.tracked.is_none() && !parts.ahead { process.cpu_ns() } else { None };
         let gate = parts.gate.clone();
         let instance = Arc::new(Self {
             peer: parts.peer,

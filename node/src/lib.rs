@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod dispatch;
 pub mod doctor;
 pub mod embedded;
+pub mod expected;
 pub mod function;
 pub mod gateway;
 pub mod inbox;

@@ -9,6 +9,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, SamplingMode};
@@ -103,8 +104,6 @@ impl Caller {
     fn fork_and_call(&mut self, node: &mut Node, zygote: &Zygote) -> Duration {
         let prepared = node.prepare();
         let started_ns = now_ns();
-        let life = node.fork(zygote, self.inbox.fd(), prepared);
-        assert!(node.bus.admit(life.peer), "a new instance is idle");
         self.invocation += 1;
         let descriptor = Descriptor {
             segment: INBOX,
@@ -114,7 +113,12 @@ impl Caller {
             source: PORT_BIT,
             ..Descriptor::default()
         };
-        assert_eq!(self.port.send(FunctionIndex(0), &descriptor).expect("send"), Sent::Delivered);
+        let (bus, port) = (Arc::clone(&node.bus), &mut self.port);
+        // As a birth does on which a request waits (spry_node::keeper).
+        let life = node.fork(zygote, self.inbox.fd(), prepared, |peer| {
+            assert!(bus.admit(peer), "a new instance is idle");
+            assert_eq!(port.send(FunctionIndex(0), &descriptor).expect("send"), Sent::Delivered);
+        });
         let answer = self.answer();
         let first_ns = read_time(&life, &answer);
         node.finish(life);

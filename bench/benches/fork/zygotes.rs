@@ -177,7 +177,7 @@ impl Node {
     /// What `spry_node::keeper` does for a birth, up to the hello.
     fn begin(&mut self, zygote: &Zygote, inbox: std::os::fd::BorrowedFd<'_>) -> Life {
         let prepared = self.prepare();
-        self.fork(zygote, inbox, prepared)
+        self.fork(zygote, inbox, prepared, |_| ())
     }
 
     pub(super) fn prepare(&mut self) -> Prepared {
@@ -195,6 +195,7 @@ impl Node {
         zygote: &Zygote,
         inbox: std::os::fd::BorrowedFd<'_>,
         prepared: Prepared,
+        under_way: impl FnOnce(PeerId),
     ) -> Life {
         let Prepared { attachment: Attachment { peer, endpoint }, outbox_fd, outbox, release } = prepared;
         let segment = |id, len: u64| SegmentSpec { id, generation: 1, len: len as u32 };
@@ -208,7 +209,8 @@ impl Node {
             payload_max: PAYLOAD_MAX,
         };
         let started = Instant::now();
-        let process = self.events.block_on(zygote.fork(request)).expect("fork an instance");
+        let process =
+            self.events.block_on(zygote.fork(request, || under_way(peer))).expect("fork an instance");
         let fork = started.elapsed();
         Life { process, peer, outbox, _release: release, fork }
     }

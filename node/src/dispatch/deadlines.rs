@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shm_bus::ids::InvocationId;
+use shm_bus::ids::{InvocationId, PeerId};
 
 use super::pending::Pending;
 use super::{Dispatcher, Outcome, Visit};
@@ -55,11 +55,8 @@ impl Dispatcher {
         if self.withdraw(&target, id) {
             return self.refuse(id, Refusal::QueueTimeout(limit));
         }
-        let holder = self.bus.transport.holder(target.index, id);
-        if let Some(instance) = holder.and_then(|peer| target.instance_of(peer))
-            && !self.waits_its_turn(&target, &instance, id)
-        {
-            instance.kill(Doom::TimedOut(id));
+        if let Some(peer) = self.bus.transport.holder(target.index, id) {
+            self.end_holder(&target, peer, id);
         }
         let again = Instant::now() + SEARCH_PAUSE;
         let finished = {
@@ -82,6 +79,24 @@ impl Dispatcher {
         let Some(other) = instance.begun().filter(|begun| *begun != id) else { return false };
         let works_for_other = self.bus.transport.holder(function.index, other) == Some(instance.peer);
         works_for_other && self.inner.borrow_mut().pending.get(id).is_some_and(Pending::let_pass)
+    }
+
+    /// Ends the instance that holds an invocation, as soon as it is known.
+    fn end_holder(self: &Rc<Self>, target: &Arc<Function>, peer: PeerId, id: InvocationId) {
+        if let Some(instance) = target.instance_of(peer) {
+            if !self.waits_its_turn(target, &instance, id) {
+                instance.kill(Doom::TimedOut(id));
+            }
+            return;
+        }
+        let (dispatcher, target) = (Rc::clone(self), Arc::clone(target));
+        tokio::task::spawn_local(async move {
+            let born = target.born(peer.bit()).await;
+            let holder = dispatcher.bus.transport.holder(target.index, id);
+            if let Some(instance) = born.filter(|instance| holder == Some(instance.peer)) {
+                instance.kill(Doom::TimedOut(id));
+            }
+        });
     }
 
     /// Ends the wait of everybody who waits for an answer on this thread: spryd is about to end.

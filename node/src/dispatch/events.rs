@@ -44,19 +44,25 @@ impl Dispatcher {
             events
         };
         for event in events.drain(..) {
-            match event {
-                Event::Answer(descriptor) => self.answered(descriptor),
-                Event::Forward(descriptor) => self.forwarded(descriptor),
-                Event::Emitted(descriptor) => self.emitted(descriptor),
-                Event::Bounced(descriptor) => self.bounced(descriptor),
-            }
+            self.take_in(event);
         }
         self.inner.borrow_mut().events = events;
     }
 
+    fn take_in(self: &Rc<Self>, event: Event) {
+        match event {
+            Event::Answer(descriptor) => self.answered(descriptor),
+            Event::Forward(descriptor) => self.forwarded(descriptor),
+            Event::Emitted(descriptor) => self.emitted(descriptor),
+            Event::Bounced(descriptor) => self.bounced(descriptor),
+        }
+    }
+
     fn answered(self: &Rc<Self>, descriptor: Descriptor) {
         let id = InvocationId(descriptor.invocation);
-        let Some(sender) = self.sender(&descriptor) else { return };
+        let Some(sender) = self.sender(&descriptor) else {
+            return self.take_in_later(&descriptor, Event::Answer(descriptor));
+        };
         let at = Instant::now();
         self.log_output(&sender, id);
         self.settle(id);
@@ -100,7 +106,9 @@ impl Dispatcher {
     /// A step has answered, and the bus can't send the run on by itself.
     fn forwarded(self: &Rc<Self>, descriptor: Descriptor) {
         let id = InvocationId(descriptor.invocation);
-        let Some(sender) = self.sender(&descriptor) else { return };
+        let Some(sender) = self.sender(&descriptor) else {
+            return self.take_in_later(&descriptor, Event::Forward(descriptor));
+        };
         self.log_output(&sender, id);
         self.send_on(id, descriptor.step, place_of(&descriptor));
         self.back_in_service(&sender, None);
@@ -145,7 +153,9 @@ impl Dispatcher {
     /// A function has emitted a value and serves on.
     fn emitted(self: &Rc<Self>, descriptor: Descriptor) {
         let id = InvocationId(descriptor.invocation);
-        let Some(sender) = self.sender(&descriptor) else { return };
+        let Some(sender) = self.sender(&descriptor) else {
+            return self.take_in_later(&descriptor, Event::Emitted(descriptor));
+        };
         let of = self
             .inner
             .borrow_mut()
@@ -211,20 +221,34 @@ impl Dispatcher {
     }
 
     fn sender(&self, descriptor: &Descriptor) -> Option<Sender> {
-        let function = self.bus.function(FunctionIndex((descriptor.source / SLOTS_PER_FUNCTION) as u16));
-        let Some(function) = function else {
-            tracing::error!(?descriptor, "a message from a function that is not there");
-            return None;
-        };
-        let Some(instance) =
-            function.instances[(descriptor.source % SLOTS_PER_FUNCTION) as usize].load_full()
-        else {
-            tracing::error!(?descriptor, "a message from an instance that is not there");
-            return None;
-        };
+        let function = self.bus.function(function_of(descriptor))?;
+        let instance = function.instances[bit_of(descriptor) as usize].load_full()?;
         let single_use = function.stored.manifest.isolation == Isolation::Request;
         let held = single_use || descriptor.flags & flags::HOLD != 0;
         Some(Sender { function, instance, single_use, held })
+    }
+
+    /// What a process has sent that spryd doesn't know yet counts when it does.
+    #[cold]
+    fn take_in_later(self: &Rc<Self>, descriptor: &Descriptor, event: Event) {
+        let (id, bit) = (InvocationId(descriptor.invocation), bit_of(descriptor));
+        let function = match self.bus.function(function_of(descriptor)) {
+            Some(function) if function.is_expected(bit) => function,
+            // It has become known just now.
+            Some(function) if function.instances[bit as usize].load().is_some() => {
+                return self.take_in(event);
+            }
+            _ => return tracing::error!(?descriptor, "a message from an instance that is not there"),
+        };
+        let dispatcher = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            match function.born(bit).await {
+                Some(_) => dispatcher.take_in(event),
+                None => {
+                    dispatcher.refuse(id, Refusal::StartFailed("it was not what it should be".to_owned()))
+                }
+            }
+        });
     }
 
     /// What the invocation has written goes to the function's log.
@@ -277,4 +301,14 @@ impl Dispatcher {
             let _ = self.bus.keeper.send(ToKeeper::Place { function: Arc::clone(function), at_home });
         }
     }
+}
+
+/// The function that a descriptor comes from.
+fn function_of(descriptor: &Descriptor) -> FunctionIndex {
+    FunctionIndex((descriptor.source / SLOTS_PER_FUNCTION) as u16)
+}
+
+/// Which of the function's instances it comes from.
+fn bit_of(descriptor: &Descriptor) -> u32 {
+    descriptor.source % SLOTS_PER_FUNCTION
 }

@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! submit ──idle?──► Port::send ──► instance ──► Event::Answer ──► outcome, wake the request
-//!    └─no─► queue ─► keeper forks ─► admit ─► pump ─► Port::send …
+//!    └─no─► queue ─► keeper asks for a fork ─► admit ─► pump ─► Port::send …
 //! ```
 //!
 //! Whoever sees an instance become idle pumps the queue, whoever put the request there.

@@ -278,7 +278,10 @@ impl Slab {
             return None;
         }
         let exec = match &outcome {
-            Outcome::Answered(answered) => Some(answered.at.saturating_duration_since(pending.sent_at())),
+            // (It may have been sent ahead, before its instance was there.)
+            Outcome::Answered(Answered { at, instance, .. }) => {
+                Some(at.saturating_duration_since(pending.sent_at().max(instance.ready_at)))
+            }
             Outcome::Refused(_) => None,
         };
         pending.outcome = Some(outcome);

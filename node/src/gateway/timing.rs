@@ -31,8 +31,10 @@ impl Timing {
     /// Of an invocation that was answered by an instance that had served `before` others.
     pub(super) fn answered(ended: &Ended, answered: &Answered, before: u64) -> Self {
         let (answered_at, instance, used) = (answered.at, &answered.instance, answered.used);
-        let waited = ended.sent_at.saturating_duration_since(ended.submitted_at);
-        let exec_ns = nanoseconds(answered_at.saturating_duration_since(ended.sent_at));
+        // (It may have been sent ahead, before its instance was there.)
+        let begun = ended.sent_at.max(instance.ready_at);
+        let waited = begun.saturating_duration_since(ended.submitted_at);
+        let exec_ns = nanoseconds(answered_at.saturating_duration_since(begun));
         if before > 0 {
             return Self {
                 start: Some(Start::Warm),
@@ -44,7 +46,7 @@ impl Timing {
         }
         // The part of the wait in which its process was being made.
         let from = instance.requested_at.max(ended.submitted_at);
-        let starting = instance.ready_at.min(ended.sent_at).saturating_duration_since(from);
+        let starting = instance.ready_at.saturating_duration_since(from);
         let start = if instance.cold && !starting.is_zero() { Start::Cold } else { Start::Forked };
         Self {
             start: Some(start),

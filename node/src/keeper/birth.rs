@@ -1,10 +1,13 @@
 //! The birth of an instance: a place on the bus, its segments, the fork, and into service.
 
+use std::cell::OnceCell;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use shm_bus::begun;
+use shm_bus::ids::PeerId;
 use shm_bus::release::ReleaseWriter;
 use shm_bus::segment::{self, Reader, SegmentError};
 use shm_bus::transport::{Attachment, BusError};
@@ -15,7 +18,10 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Keeper, ToTender, death};
 use crate::budget::Promise;
+use crate::dispatch::ToWorker;
+use crate::expected::Expectation;
 use crate::function::Function;
+use crate::gateway::Refusal;
 use crate::instance::{Instance, Parts};
 use crate::manifest::Isolation;
 use crate::zygote::{ForkError, ForkRequest, InstanceProcess, Zygote};
@@ -51,9 +57,24 @@ pub(super) struct Birth {
     pub(super) zygote: Rc<Zygote>,
     /// Its memory.
     pub(super) promise: Promise,
+    /// Births go well: requests may be sent to it before it is there.
+    pub(super) ahead: bool,
     pub(super) requested_at: Instant,
     pub(super) cold: bool,
     pub(super) letters: UnboundedSender<ToTender>,
+}
+
+/// A birth that has failed.
+struct Failed {
+    error: BirthError,
+    /// Says whether the instance has begun what it was sent.
+    outbox: Option<Reader>,
+}
+
+impl<E: Into<BirthError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self { error: error.into(), outbox: None }
+    }
 }
 
 /// Answers that an instance can have outstanding at once, were all of the largest size.
@@ -74,7 +95,8 @@ impl Birth {
     async fn go(self) -> Result<Arc<Instance>, BirthError> {
         let transport = &self.keeper.bus.transport;
         let Attachment { peer, endpoint } = transport.attach(self.function.index)?;
-        match self.fork(peer, endpoint).await {
+        let expected = OnceCell::new();
+        match self.fork(peer, endpoint, &expected).await {
             Ok((process, instance)) => {
                 self.function.instances[peer.bit() as usize].store(Some(Arc::clone(&instance)));
                 if self.function.placement.lock().advice() == Advice::Home {
@@ -88,25 +110,74 @@ impl Birth {
                     promise: self.promise,
                     tender: self.letters,
                 });
-                if self.function.stored.manifest.isolation == Isolation::Request {
-                    transport.set_single_use(peer);
+                if expected.into_inner().is_none() {
+                    admit(&self.keeper, &self.function, peer);
                 }
-                transport.admit(peer);
                 self.keeper.dispatcher.pump(&self.function);
                 Ok(instance)
             }
-            Err(error) => {
-                transport.detach(peer);
+            Err(Failed { error, outbox }) => {
+                match expected.into_inner() {
+                    Some(expectation) => self.take_back(peer, &error, outbox.as_ref(), expectation).await,
+                    None => drop(self.keeper.bus.transport.detach(peer)),
+                }
                 Err(error)
             }
         }
     }
 
+    /// What waits goes to the new instance while it is made: it finds its request when it begins.
+    ///
+    /// Not in a chain, where what it answers may go on to others before it is known who it is.
+    fn send_ahead(&self, peer: PeerId, expected: &OnceCell<Expectation>) {
+        if self.ahead && self.function.queue_len() > 0 && self.function.domain.is_none() {
+            expected.get_or_init(|| Expectation::new(&self.function, peer));
+            admit(&self.keeper, &self.function, peer);
+            self.keeper.dispatcher.pump(&self.function);
+        }
+    }
+
+    /// A birth has failed on whose instance a request waits.
+    async fn take_back(
+        &self,
+        peer: PeerId,
+        error: &BirthError,
+        outbox: Option<&Reader>,
+        expectation: Expectation,
+    ) {
+        let transport = &self.keeper.bus.transport;
+        transport.retire(peer);
+        self.keeper.flush_ports().await;
+        let held = transport.detach(peer);
+        drop(expectation);
+        let Some((invocation, port)) = held else { return };
+        let (begun, refusal) = match error {
+            BirthError::Fork(ForkError::Died(exit)) => {
+                let begun = outbox.and_then(begun::read) == Some(invocation);
+                (begun, death::ended(&self.function, exit))
+            }
+            // If there is a process, nobody knows it, and it is killed as a stray.
+            BirthError::Fork(
+                ForkError::DiedUnknown | ForkError::ZygoteGone(_) | ForkError::ZygoteDied(_),
+            ) => (true, Refusal::Killed { signal: libc::SIGKILL }),
+            // In the first two nobody was there to begin it.
+            error => {
+                use ForkError::{Refused, Setup};
+                let nobody = matches!(error, BirthError::Fork(Refused { .. } | Setup { .. }));
+                (!nobody, Refusal::StartFailed(error.to_string()))
+            }
+        };
+        if let Some(worker) = self.keeper.worker(port) {
+            let _ = worker.send(ToWorker::Lost { invocation, begun, refusal });
+        }
+    }
+
     async fn fork(
         &self,
-        peer: shm_bus::ids::PeerId,
+        peer: PeerId,
         endpoint: Vec<std::os::fd::OwnedFd>,
-    ) -> Result<(InstanceProcess, Arc<Instance>), BirthError> {
+        expected: &OnceCell<Expectation>,
+    ) -> Result<(InstanceProcess, Arc<Instance>), Failed> {
         let payload_max = self.function.stored.manifest.limits.payload.as_bytes();
         let block = (payload_max + HEAD_MAX as u64).next_power_of_two();
         let outbox_len = block.saturating_mul(OUTBOX_BLOCKS).clamp(OUTBOX_MIN, OUTBOX_MAX);
@@ -143,7 +214,11 @@ impl Birth {
             payload_max,
         };
         let asked = Instant::now();
-        let process = self.zygote.fork(request).await?;
+        let under_way = || self.send_ahead(peer, expected);
+        let process = match self.zygote.fork(request, under_way).await {
+            Ok(process) => process,
+            Err(error) => return Err(Failed { error: error.into(), outbox: Some(outbox) }),
+        };
         self.keeper.bus.totals.fork.observe(asked.elapsed().as_nanos() as u64);
         let duplicate =
             |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().map_err(BirthError::Duplicate);
@@ -162,6 +237,7 @@ impl Birth {
             stderr: duplicate(process.stderr.as_fd())?,
             output_max: self.keeper.node.config().log_volume.as_usize(),
             gate: process.gate.clone(),
+            ahead: expected.get().is_some(),
         });
         if let Some(domain) = &self.function.domain {
             domain.admit(&instance, outbox_fd);
@@ -171,4 +247,13 @@ impl Birth {
         }
         Ok((process, instance))
     }
+}
+
+/// Puts a new instance in service.
+fn admit(keeper: &Keeper, function: &Function, peer: PeerId) {
+    let transport = &keeper.bus.transport;
+    if function.stored.manifest.isolation == Isolation::Request {
+        transport.set_single_use(peer);
+    }
+    transport.admit(peer);
 }

@@ -87,13 +87,20 @@ pub(super) fn watch(watched: Watched) {
 /// Why a request that this instance held has no answer.
 fn refusal(function: &Function, instance: &Instance, exit: &Exit, lost: InvocationId) -> Refusal {
     let limits = &function.stored.manifest.limits;
-    match (instance.doom(), &exit.how) {
+    match instance.doom() {
         // (Another one, if it answered in the last moment and was given this one: that is only killed.)
-        (Some(Doom::TimedOut(late)), _) if late == lost => Refusal::TimedOut(limits.timeout.as_duration()),
-        (Some(Doom::Fault(kind)), _) => Refusal::ProtocolBroken(kind),
-        _ if exit.out_of_memory => Refusal::OutOfMemory { limit: limits.memory },
-        (_, ExitHow::Code(code)) => Refusal::Exited { code: *code },
-        (_, ExitHow::Signal(signal)) => Refusal::Killed { signal: *signal },
+        Some(Doom::TimedOut(late)) if late == lost => Refusal::TimedOut(limits.timeout.as_duration()),
+        Some(Doom::Fault(kind)) => Refusal::ProtocolBroken(kind),
+        _ => ended(function, exit),
+    }
+}
+
+/// What a process's own end makes of a request that it had.
+pub(super) fn ended(function: &Function, exit: &Exit) -> Refusal {
+    match exit.how {
+        _ if exit.out_of_memory => Refusal::OutOfMemory { limit: function.stored.manifest.limits.memory },
+        ExitHow::Code(code) => Refusal::Exited { code },
+        ExitHow::Signal(signal) => Refusal::Killed { signal },
     }
 }
 

@@ -278,16 +278,20 @@ impl Keeper {
     }
 
     fn fault(&self, Fault { peer, kind }: Fault) {
-        let function = self.bus.functions[usize::from(peer.function().0)].load_full();
-        let instance = function.and_then(|function| function.instances[peer.bit() as usize].load_full());
-        let Some(instance) = instance.filter(|instance| instance.peer == peer) else { return };
-        if kind != FaultKind::Closed {
-            tracing::warn!(pid = instance.pid, ?kind, "an instance broke the bus's rules and is ended");
-            return instance.kill(Doom::Fault(kind));
-        }
-        // A process that ends closes its sockets first; only one that lives on has broken the rules.
+        let Some(function) = self.bus.functions[usize::from(peer.function().0)].load_full() else { return };
         tokio::task::spawn_local(async move {
-            tokio::time::sleep(CLOSED_GRACE).await;
+            // It may not be known yet.
+            let instance = function.born(peer.bit()).await.filter(|instance| instance.peer == peer);
+            let Some(instance) = instance else { return };
+            // A process that ends closes its sockets first; only one that lives on has broken the rules.
+            match kind {
+                FaultKind::Closed => tokio::time::sleep(CLOSED_GRACE).await,
+                _ => tracing::warn!(
+                    pid = instance.pid,
+                    ?kind,
+                    "an instance broke the bus's rules and is ended"
+                ),
+            }
             instance.kill(Doom::Fault(kind));
         });
     }

@@ -8,6 +8,9 @@
 //!   checks the outbox's seals
 //! ```
 //!
+//! A request that waits is on its way to the instance meanwhile, if it isn't to be rewound: it serves after its hello, whoever has
+//! heard that by then ([`crate::expected`]).
+//!
 //! One request at a time is on a zygote's socket (it has one thread); what follows on the instance's own socket
 //! runs side by side. A fork whose caller gave up is remembered, and the process killed when it shows up.
 
@@ -144,6 +147,14 @@ impl Link {
     }
 }
 
+/// What a zygote is asked for.
+struct Asked<'a> {
+    request: ForkRequest<'a>,
+    /// The other descriptors, in the message's order.
+    handed: [OwnedFd; 4],
+    rewind: bool,
+}
+
 /// A zygote's answer.
 enum Answer {
     Forked { pidfd: OwnedFd },
@@ -154,9 +165,14 @@ impl Zygote {
     /// Makes an instance. It is confined like its zygote, in a control group of its own, has said hello and
     /// sealed its outbox; it isn't on the bus yet. Safe to call side by side, and to give up on.
     ///
-    /// It is rewound ([`super::rewind`]) if this zygote's instances are.
-    pub async fn fork(&self, request: ForkRequest<'_>) -> Result<InstanceProcess, ForkError> {
-        let forked = self.fork_one(request);
+    /// It is rewound ([`super::rewind`]) if this zygote's instances are. If not, it serves as soon as it is there, and
+    /// `under_way` is called when the zygote has been asked: what is sent to it from then on waits for it at its birth.
+    pub async fn fork(
+        &self,
+        request: ForkRequest<'_>,
+        under_way: impl FnOnce(),
+    ) -> Result<InstanceProcess, ForkError> {
+        let forked = self.fork_one(request, under_way);
         let Some(listener) = &self.listener else { return forked.await };
         let looking = async {
             listener.look().await;
@@ -173,7 +189,11 @@ impl Zygote {
         }
     }
 
-    async fn fork_one(&self, request: ForkRequest<'_>) -> Result<InstanceProcess, ForkError> {
+    async fn fork_one(
+        &self,
+        request: ForkRequest<'_>,
+        under_way: impl FnOnce(),
+    ) -> Result<InstanceProcess, ForkError> {
         let os = |operation| move |source| ForkError::Os { operation, source };
         let timeout = self.executor.config.fork_timeout;
         let leaf = self.group.lease("instance", &GroupLimits::from(&self.limits))?;
@@ -199,7 +219,8 @@ impl Zygote {
             _ => None,
         };
         let handed = [control, stdout_writer, stderr_writer, watch];
-        let child = self.ask(request, handed, leaf, held.is_some()).await.inspect_err(|error| {
+        let asked = Asked { request, handed, rewind: held.is_some() };
+        let child = self.ask(asked, leaf, under_way).await.inspect_err(|error| {
             if error.ends_zygote() {
                 self.kill();
             }
@@ -240,16 +261,10 @@ impl Zygote {
     }
 
     /// The exchange with the zygote, and the adoption of what it made. The time runs from this request's turn.
-    async fn ask(
-        &self,
-        request: ForkRequest<'_>,
-        handed: [OwnedFd; 4],
-        leaf: Leaf,
-        rewind: bool,
-    ) -> Result<Child, ForkError> {
+    async fn ask(&self, asked: Asked<'_>, leaf: Leaf, under_way: impl FnOnce()) -> Result<Child, ForkError> {
         let mut link = self.link.lock().await;
         let _under_way = self.executor.nursery.fork_begins();
-        let exchange = self.exchange(&mut link, request, handed, leaf, rewind);
+        let exchange = self.exchange(&mut link, asked, leaf, under_way);
         let exchange = tokio::time::timeout(self.executor.config.fork_timeout, exchange);
         tokio::select! {
             biased;
@@ -264,10 +279,9 @@ impl Zygote {
     async fn exchange(
         &self,
         link: &mut Link,
-        request: ForkRequest<'_>,
-        handed: [OwnedFd; 4],
+        Asked { request, handed, rewind }: Asked<'_>,
         leaf: Leaf,
-        rewind: bool,
+        under_way: impl FnOnce(),
     ) -> Result<Child, ForkError> {
         self.settle(link).await?;
         self.child.placed().await;
@@ -288,6 +302,9 @@ impl Zygote {
         // spryd's copies go, so that the instance's end is the end of its files
         drop(fds);
         drop((handed, endpoint));
+        if !rewind {
+            under_way();
+        }
         match answer(link).await? {
             Answer::Failed { step, errno } => {
                 Err(ForkError::Refused { step, errno: nix::errno::Errno::from_raw(errno) })

@@ -52,6 +52,61 @@ fn with_isolation_request_every_call_has_a_process_of_its_own_if_it_is_not_rewou
     daemon.stop();
 }
 
+/// A request that is sent to an instance at its birth is answered once, whatever becomes of the instance, and its time runs
+/// out like any other's.
+#[test]
+fn requests_in_hand_at_birth() {
+    need_root_and_cc!();
+    let source = "import os, time\n\
+                  def main(params):\n    \
+                  if params['do'] == 'end': os._exit(3)\n    \
+                  if params['do'] == 'fail': raise ValueError(params['n'])\n    \
+                  if params['do'] == 'sleep': time.sleep(600)\n    \
+                  print(params['n'])\n    \
+                  return {'n': params['n'], 'pid': os.getpid()}\n";
+    let daemon = Daemon::start("[zygotes]\nrewind = \"off\"\n");
+    let mut slept = 0;
+    for (name, isolation) in [("kept", "isolation=instance"), ("used", "isolation=request")] {
+        daemon.deploy_python(
+            name,
+            source,
+            &[isolation, "scale.max=8", "scale.idle=200ms", "limits.timeout=5s"],
+        );
+        for round in 0..4 {
+            let calls: Vec<_> =
+                ["answer", "end", "fail", "answer", if round == 0 { "sleep" } else { "answer" }]
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, what)| {
+                        let (address, n) = (daemon.address, round * 100 + index);
+                        let path = format!("/function/{name}");
+                        let body = format!("{{\"do\": \"{what}\", \"n\": {n}}}");
+                        let call =
+                            move || Connection::open(address).call("POST", &path, &[], body.as_bytes());
+                        (what, n, std::thread::spawn(call))
+                    })
+                    .collect();
+            for (what, n, call) in calls {
+                let answer = call.join().expect("an answer");
+                let code = if answer.status == 200 { String::new() } else { answer.error_code() };
+                match what {
+                    "answer" => assert_eq!(answer.json()["n"], n, "{}", answer.text()),
+                    "end" => assert_eq!((answer.status, code.as_str()), (502, "process_exited")),
+                    "fail" => assert_eq!(answer.status, 500, "{}", answer.text()),
+                    _ => {
+                        assert_eq!(answer.status, 504, "{}", answer.text());
+                        slept += 1;
+                    }
+                }
+            }
+            // The next round finds none, either.
+            daemon.until("everything idle has ended", |daemon| daemon.children().is_empty());
+        }
+    }
+    assert_eq!(slept, 2);
+    daemon.stop();
+}
+
 #[test]
 fn parallel_calls_scale_up_to_max_and_idle_instances_end() {
     need_root_and_cc!();

@@ -135,7 +135,7 @@ async fn a_fork_that_is_given_up() {
     let zygote = stage.start("good", "idle").await.expect("start");
     for instance in 1000..1020 {
         let segments = Segments::new();
-        let mut asking = Box::pin(zygote.fork(segments.request(instance)));
+        let mut asking = Box::pin(zygote.fork(segments.request(instance), || ()));
         // as far as it gets in a few turns of the event loop: a different point each time
         for _ in 0..instance % 10 {
             tokio::select! {

@@ -181,7 +181,7 @@ impl Segments {
 /// Forks with segments of its own.
 pub async fn fork(zygote: &Zygote) -> Result<InstanceProcess, ForkError> {
     let segments = Segments::new();
-    zygote.fork(segments.request(SERIAL.fetch_add(1, Ordering::Relaxed))).await
+    zygote.fork(segments.request(SERIAL.fetch_add(1, Ordering::Relaxed)), || ()).await
 }
 
 /// What comes through a pipe until its end.

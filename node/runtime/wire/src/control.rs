@@ -10,7 +10,7 @@
 //! [`FromZygote::ForkFailed`]. Closing the socket ends the zygote.
 //!
 //! An instance's life: it maps its segments, seals its outbox, sends [`FromInstance::Hello`] on its own control
-//! socket, and serves. spryd puts it on the bus after it has both `Forked` and `Hello`. The socket stays
+//! socket, and serves. spryd believes it nothing before it has both `Forked` and `Hello`. The socket stays
 //! open: its end of file tells each side that the other is gone. In a chain, an instance asks on it for the segments
 //! that its input lies in: [`FromInstance::Map`], one at a time, each answered by a [`ToInstance`].
 

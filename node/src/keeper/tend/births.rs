@@ -51,8 +51,10 @@ impl Tender {
         let queued = self.function.queue_len();
         let floor = if self.function.is_superseded() { 0 } else { min.max(self.warm).min(max) };
         // Those that somebody waits for, and those beyond them that shall be ready.
-        let waited_for = queued.saturating_sub(self.starting).max(floor.saturating_sub(self.live()));
-        let ahead = (queued + self.ready()).saturating_sub(self.idle() + self.starting);
+        // (An instance to which a request was sent ahead is there for that one.)
+        let starting = self.starting.saturating_sub(self.function.expected_now());
+        let waited_for = queued.saturating_sub(starting).max(floor.saturating_sub(self.live()));
+        let ahead = (queued + self.ready()).saturating_sub(self.idle() + starting);
         let wanted = match self.is_single_use() {
             false => waited_for,
             true => {
@@ -154,6 +156,7 @@ impl Tender {
                 function: Arc::clone(&self.function),
                 zygote: Rc::clone(&zygote),
                 promise,
+                ahead: self.failures == 0,
                 requested_at,
                 cold,
                 letters: self.letters.clone(),
