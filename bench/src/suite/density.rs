@@ -1,5 +1,5 @@
-//! `density`: what an idle instance takes, and a node full of them: functions deployed, each called once, then each called
-//! again.
+//! `density`: what an idle instance takes, alone and among others of its function, and a node full of them: functions deployed,
+//! each called once, then each called again.
 //!
 //! Memory is PSS (`smaps_rollup`): a page that several processes map counts for each by its share. So it depends on who else is
 //! there: a function that is alone on a node pays for half of the interpreter's code, and its first instance for all pages of the
@@ -24,6 +24,8 @@ const BENCH: &str = "density";
 /// Of `smaps_rollup`.
 const PSS: &str = "Pss:";
 const ANONYMOUS: &str = "Anonymous:";
+/// Instances of one function side by side.
+const SEVERAL: usize = 10;
 /// What a call leaves to do is done by then.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Room for the Python functions beside the many, whose limits together are far beyond any machine.
@@ -50,6 +52,7 @@ fn singles(programs: &Programs, stop: &Stop) -> Result<Vec<Row>, SuiteError> {
     for (case, bar) in [("native", Some(400.0)), ("Python", None), ("Python with NumPy", Some(2560.0))] {
         let node = Node::start_with(programs, SETTINGS, stop)?;
         let before = pids(&node)?;
+        let mut numpy = None;
         match case {
             "native" => node.deploy(Function::NativeNop, "one")?,
             "Python" => node.deploy(Function::PythonNop, "one")?,
@@ -59,6 +62,7 @@ fn singles(programs: &Programs, stop: &Stop) -> Result<Vec<Row>, SuiteError> {
                     eprintln!("{BENCH}: {case} is left out: {error}");
                     continue;
                 }
+                numpy = Some(folder);
             }
         }
         let with_zygote = pids(&node)?;
@@ -73,6 +77,24 @@ fn singles(programs: &Programs, stop: &Stop) -> Result<Vec<Row>, SuiteError> {
         rows.push(bar.map_or(pss.clone(), |bar| pss.must(Bar::AtMost(bar))));
         rows.push(row("of which nobody else has", kib(&with_zygote, &with_instance, ANONYMOUS)));
         rows.push(row("PSS of its zygote", kib(&before, &with_zygote, PSS)));
+        node.spry(&["remove", "one"])?;
+        let least = format!("scale.min={SEVERAL}");
+        match &numpy {
+            None if case == "native" => node.deploy_with(Function::NativeNop, "ten", &[&least])?,
+            None => node.deploy_with(Function::PythonNop, "ten", &[&least])?,
+            Some(folder) => node.deploy_file(folder, "ten", &[&least])?,
+        }
+        let all = settled(&node, before.len() + SEVERAL + 1, stop)?;
+        // What they come from is older.
+        let born: BTreeSet<i32> =
+            all.iter().rev().copied().filter(|pid| !before.contains(pid)).take(SEVERAL).collect();
+        let row = |metric, value| Row::new(BENCH, case, metric, value / born.len().max(1) as f64, "KiB");
+        let pss = row("PSS of an idle instance, one of ten, not called yet", kib(&before, &born, PSS));
+        rows.push(bar.map_or(pss.clone(), |bar| pss.must(Bar::AtMost(bar))));
+        rows.push(row(
+            "of which nobody else has, one of ten, not called yet",
+            kib(&before, &born, ANONYMOUS),
+        ));
     }
     Ok(rows)
 }
@@ -91,6 +113,7 @@ fn full(functions: usize, programs: &Programs, stop: &Stop) -> Result<Vec<Row>, 
     pause(SETTLE, stop)?;
     let tree = pids(&node)?;
     let total: f64 = tree.iter().filter_map(|pid| pss_kib(*pid)).sum();
+    let instances: f64 = instances(&node, &tree, functions).into_iter().filter_map(pss_kib).sum();
     let of_functions = total - pss_kib(node.pid().as_raw()).unwrap_or(0.0);
     let mut times = Vec::with_capacity(functions);
     for index in 0..functions {
@@ -105,6 +128,8 @@ fn full(functions: usize, programs: &Programs, stop: &Stop) -> Result<Vec<Row>, 
         row("processes", tree.len() as f64, "").must(Bar::AtLeast((2 * functions) as f64)),
         row("PSS of all", total / 1024.0, "MiB"),
         row("PSS of a zygote and its idle instance", of_functions / functions as f64, "KiB"),
+        row("PSS of an idle instance, among all", instances / functions as f64, "KiB")
+            .must(Bar::AtMost(400.0)),
         row("PSS of spryd", pss_kib(node.pid().as_raw()).unwrap_or(0.0) / 1024.0, "MiB")
             .against(empty / 1024.0),
         // page tables, kernel stacks, control groups and sockets as well
@@ -113,6 +138,26 @@ fn full(functions: usize, programs: &Programs, stop: &Stop) -> Result<Vec<Row>, 
         row("call, p50, a connection each", times[times.len() / 2], "us"),
         row("call, p99, a connection each", times[times.len() * 99 / 100], "us"),
     ])
+}
+
+/// The last of each function's processes, which were begun one function after the other.
+fn instances(node: &Node, tree: &BTreeSet<i32>, functions: usize) -> Vec<i32> {
+    let of_functions: Vec<i32> = tree.iter().copied().filter(|pid| *pid != node.pid().as_raw()).collect();
+    let each = (of_functions.len() / functions.max(1)).max(1);
+    of_functions.chunks(each).filter_map(|one| one.last().copied()).collect()
+}
+
+/// Waits until so many processes are there; returns them.
+fn settled(node: &Node, processes: usize, stop: &Stop) -> Result<BTreeSet<i32>, SuiteError> {
+    let until = Instant::now() + TIMEOUT;
+    loop {
+        let now = pids(node)?;
+        if now.len() >= processes || Instant::now() > until {
+            pause(SETTLE, stop)?;
+            return pids(node);
+        }
+        pause(Duration::from_millis(20), stop)?;
+    }
 }
 
 pub(super) fn call(node: &Node, name: &str) -> Result<(), SuiteError> {
