@@ -137,7 +137,8 @@ fn who_kills_all_that_he_can_kills_his_own() {
     let neighbour = Neighbour::move_in(&daemon);
     daemon.deploy_python("killer", KILLER, &["scale.max=1"]);
     for _ in 0..3 {
-        assert_eq!(daemon.post("/function/killer", br#"{"kill": true}"#).status, 200);
+        let killed = daemon.post("/function/killer", br#"{"kill": true}"#);
+        assert_eq!(killed.status, 200, "{}", killed.text());
         let after = daemon.post("/function/killer", b"{}");
         assert_eq!(after.status, 200, "it is served again: {}", after.text());
     }
