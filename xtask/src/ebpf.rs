@@ -116,6 +116,8 @@ fn build(Tools { work, sysroot, linker }: &Tools) -> Result<PathBuf, Failure> {
     for variable in ["RUSTFLAGS", "CARGO_TARGET_DIR", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
         cargo.env_remove(variable);
     }
+    // Whoever has set it for other builds would get other bytes here.
+    cargo.env("CARGO_INCREMENTAL", "0");
     cargo
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(std::ffi::OsStr::new("\x1f")));
