@@ -7,7 +7,8 @@ use std::thread::{self, JoinHandle};
 
 use crate::client::Connection;
 use crate::machine::{
-    ADDRESS, both_serve, deploy_python, exists, install, journal, main_pid, node, property, run, spry, until,
+    ADDRESS, a_process, both_serve, deploy_python, exists, install, journal, main_pid, node, property, run,
+    spry, until,
 };
 use crate::need_a_guest;
 
