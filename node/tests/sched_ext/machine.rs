@@ -191,7 +191,10 @@ impl Node {
         let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
         let texts: Vec<String> = texts.collect();
         let pids = texts.iter().flat_map(|text| text.split_whitespace()).filter_map(|pid| pid.parse().ok());
-        pids.filter_map(|pid| Some((pid, is_extensible(pid)?))).collect()
+        // (Inits of pid namespaces have nothing to be scheduled for.)
+        let init =
+            |pid: i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|name| name == b"spry-init\0");
+        pids.filter(|pid| !init(*pid)).filter_map(|pid| Some((pid, is_extensible(pid)?))).collect()
     }
 
     /// SIGTERM, to the end.
