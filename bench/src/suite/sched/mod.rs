@@ -50,8 +50,8 @@ pub struct Options {
     #[arg(long)]
     pub io: bool,
     /// How many functions share the short invocations of `bimodal`, and how many the long ones. (The fair class shares among
-    /// functions: with one of each, nothing is between them.)
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    /// functions: with few of them the long invocations are among themselves, and do short ones little harm.)
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub functions: u32,
     /// Seconds in which invocations come, for each policy. At load 0.95 a queue needs minutes to become as long as it is on average:
     /// in short runs there is little to put in order.
