@@ -5,72 +5,70 @@
 //! limits hold it and that nobody else can write to its outbox is checked first, and what came meanwhile waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use shm_bus::ids::PeerId;
-use spry_ebpf_common::SLOTS_PER_FUNCTION;
 use tokio::sync::watch;
 
 use crate::function::Function;
 use crate::instance::Instance;
 
+/// Told once, when it is known.
+type Told = watch::Receiver<Option<Arc<Instance>>>;
+
 /// Those of one function, by bit.
 #[derive(Debug, Default)]
-pub struct Expected {
-    bits: AtomicU64,
-    ends: Mutex<Vec<(u32, watch::Receiver<()>)>>,
-}
+pub struct Expected(Mutex<Vec<(u32, Told)>>);
 
-const _: () = assert!(SLOTS_PER_FUNCTION <= u64::BITS);
-
-/// One that is expected, until this is dropped: then it is among the function's instances, or won't be.
+/// One that is expected. Dropped before it is [met](Self::meet), it won't be there.
 #[derive(Debug)]
 pub struct Expectation {
     function: Arc<Function>,
     bit: u32,
-    /// Its end wakes those who wait.
-    _end: watch::Sender<()>,
+    /// Its end wakes those who wait, too.
+    met: watch::Sender<Option<Arc<Instance>>>,
 }
 
 impl Expectation {
     /// Expects this peer's instance. There is none in its place.
     pub fn new(function: &Arc<Function>, peer: PeerId) -> Self {
-        let (bit, (sender, end)) = (peer.bit(), watch::channel(()));
-        function.expected.ends.lock().push((bit, end));
-        function.expected.bits.fetch_or(1 << bit, Ordering::AcqRel);
-        Self { function: Arc::clone(function), bit, _end: sender }
+        let (bit, (met, told)) = (peer.bit(), watch::channel(None));
+        function.expected.0.lock().push((bit, told));
+        Self { function: Arc::clone(function), bit, met }
+    }
+
+    /// It is known, and among the function's instances.
+    pub fn meet(self, instance: &Arc<Instance>) {
+        self.met.send_replace(Some(Arc::clone(instance)));
     }
 }
 
 impl Drop for Expectation {
     fn drop(&mut self) {
-        let expected = &self.function.expected;
-        expected.ends.lock().retain(|(bit, _)| *bit != self.bit);
-        expected.bits.fetch_and(!(1 << self.bit), Ordering::AcqRel);
+        self.function.expected.0.lock().retain(|(bit, _)| *bit != self.bit);
     }
 }
 
 impl Function {
-    /// Whether the instance in this place is on the bus, and not known yet.
-    pub fn is_expected(&self, bit: u32) -> bool {
-        self.expected.bits.load(Ordering::Acquire) & 1 << bit != 0
-    }
-
     /// How many are on the bus, and not known yet.
     pub fn expected_now(&self) -> usize {
-        self.expected.bits.load(Ordering::Acquire).count_ones() as usize
+        self.expected.0.lock().len()
+    }
+
+    /// Waits for the instance that is expected in this place, if one is; `None` then: it won't be there. (Who comes to the
+    /// place after that is another.)
+    pub fn expected(&self, bit: u32) -> Option<impl Future<Output = Option<Arc<Instance>>> + use<>> {
+        let found = self.expected.0.lock().iter().find(|(of, _)| *of == bit).map(|(_, told)| told.clone());
+        found.map(
+            |mut told| async move { told.wait_for(Option::is_some).await.ok().and_then(|met| met.clone()) },
+        )
     }
 
     /// The instance in this place, when it is known; `None` if there is none and none is expected (any more).
     pub async fn born(&self, bit: u32) -> Option<Arc<Instance>> {
-        loop {
-            let end = self.expected.ends.lock().iter().find(|(of, _)| *of == bit).map(|(_, end)| end.clone());
-            match end {
-                // An error: it has been dropped, which is what is waited for.
-                Some(mut end) => drop(end.changed().await),
-                None => return self.instances[bit as usize].load_full(),
-            }
+        match self.expected(bit) {
+            Some(met) => met.await,
+            None => self.instances[bit as usize].load_full(),
         }
     }
 }

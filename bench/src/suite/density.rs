@@ -76,7 +76,7 @@ fn singles(programs: &Programs, stop: &Stop) -> Result<Vec<Row>, SuiteError> {
         let pss = row("PSS of an idle instance, alone", kib(&with_zygote, &with_instance, PSS));
         rows.push(bar.map_or(pss.clone(), |bar| pss.must(Bar::AtMost(bar))));
         rows.push(row("of which nobody else has", kib(&with_zygote, &with_instance, ANONYMOUS)));
-        rows.push(row("PSS of its zygote", kib(&before, &with_zygote, PSS)));
+        rows.push(row("PSS of its zygote and their init", kib(&before, &with_zygote, PSS)));
         node.spry(&["remove", "one"])?;
         let least = format!("scale.min={SEVERAL}");
         match &numpy {
@@ -127,7 +127,7 @@ fn full(functions: usize, programs: &Programs, stop: &Stop) -> Result<Vec<Row>, 
     Ok(vec![
         row("processes", tree.len() as f64, "").must(Bar::AtLeast((2 * functions) as f64)),
         row("PSS of all", total / 1024.0, "MiB"),
-        row("PSS of a zygote and its idle instance", of_functions / functions as f64, "KiB"),
+        row("PSS of a zygote, its idle instance and their init", of_functions / functions as f64, "KiB"),
         row("PSS of an idle instance, among all", instances / functions as f64, "KiB")
             .must(Bar::AtMost(400.0)),
         row("PSS of spryd", pss_kib(node.pid().as_raw()).unwrap_or(0.0) / 1024.0, "MiB")

@@ -232,17 +232,17 @@ impl Dispatcher {
     #[cold]
     fn take_in_later(self: &Rc<Self>, descriptor: &Descriptor, event: Event) {
         let (id, bit) = (InvocationId(descriptor.invocation), bit_of(descriptor));
-        let function = match self.bus.function(function_of(descriptor)) {
-            Some(function) if function.is_expected(bit) => function,
-            // It has become known just now.
-            Some(function) if function.instances[bit as usize].load().is_some() => {
-                return self.take_in(event);
-            }
-            _ => return tracing::error!(?descriptor, "a message from an instance that is not there"),
+        let function = self.bus.function(function_of(descriptor));
+        let Some(met) = function.as_ref().and_then(|function| function.expected(bit)) else {
+            return match function.and_then(|function| function.instances[bit as usize].load_full()) {
+                // It has become known just now.
+                Some(_) => self.take_in(event),
+                None => tracing::error!(?descriptor, "a message from an instance that is not there"),
+            };
         };
         let dispatcher = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            match function.born(bit).await {
+            match met.await {
                 Some(_) => dispatcher.take_in(event),
                 None => {
                     dispatcher.refuse(id, Refusal::StartFailed("it was not what it should be".to_owned()))

@@ -110,8 +110,9 @@ impl Birth {
                     promise: self.promise,
                     tender: self.letters,
                 });
-                if expected.into_inner().is_none() {
-                    admit(&self.keeper, &self.function, peer);
+                match expected.into_inner() {
+                    Some(expectation) => expectation.meet(&instance),
+                    None => admit(&self.keeper, &self.function, peer),
                 }
                 self.keeper.dispatcher.pump(&self.function);
                 Ok(instance)

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 
 use super::client::{self, Response};
+use super::outside;
 
 /// Why the tests can't run here, if they can't.
 pub(crate) fn missing() -> Option<&'static str> {
@@ -265,22 +266,11 @@ impl Daemon {
 
     /// What a process of this function's, which calls itself `number`, is called here. (Its namespace is that of a zygote.)
     pub(crate) fn outside(&self, function: &str, number: i64) -> Option<i32> {
-        let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let theirs = self.children().into_iter().filter(|pid| {
             let folder = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
             folder.iter().any(|part| part == function)
         });
-        let theirs: Vec<_> = theirs.filter_map(namespace).collect();
-        let all = std::fs::read_dir("/proc").expect("/proc").flatten();
-        let all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let mut found = all.filter(|pid| {
-            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-            let last = numbers.and_then(|numbers| numbers.split_whitespace().nth(1));
-            last.is_some_and(|last| last == number.to_string())
-                && namespace(*pid).is_some_and(|namespace| theirs.contains(&namespace))
-        });
-        found.next()
+        outside::find(&theirs.filter_map(outside::namespace).collect::<Vec<_>>(), number)
     }
 
     pub(crate) fn open_fds(&self) -> usize {

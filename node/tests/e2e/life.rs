@@ -57,15 +57,15 @@ fn with_isolation_request_every_call_has_a_process_of_its_own_if_it_is_not_rewou
 #[test]
 fn requests_in_hand_at_birth() {
     need_root_and_cc!();
-    let source = "import os, time\n\
+    let source = "import os, signal\n\
                   def main(params):\n    \
                   if params['do'] == 'end': os._exit(3)\n    \
                   if params['do'] == 'fail': raise ValueError(params['n'])\n    \
-                  if params['do'] == 'sleep': time.sleep(600)\n    \
+                  if params['do'] == 'hang': signal.pause()\n    \
                   print(params['n'])\n    \
                   return {'n': params['n'], 'pid': os.getpid()}\n";
     let daemon = Daemon::start("[zygotes]\nrewind = \"off\"\n");
-    let mut slept = 0;
+    let mut hung = 0;
     for (name, isolation) in [("kept", "isolation=instance"), ("used", "isolation=request")] {
         daemon.deploy_python(
             name,
@@ -74,7 +74,7 @@ fn requests_in_hand_at_birth() {
         );
         for round in 0..4 {
             let calls: Vec<_> =
-                ["answer", "end", "fail", "answer", if round == 0 { "sleep" } else { "answer" }]
+                ["answer", "end", "fail", "answer", if round == 0 { "hang" } else { "answer" }]
                     .into_iter()
                     .enumerate()
                     .map(|(index, what)| {
@@ -95,7 +95,7 @@ fn requests_in_hand_at_birth() {
                     "fail" => assert_eq!(answer.status, 500, "{}", answer.text()),
                     _ => {
                         assert_eq!(answer.status, 504, "{}", answer.text());
-                        slept += 1;
+                        hung += 1;
                     }
                 }
             }
@@ -103,7 +103,7 @@ fn requests_in_hand_at_birth() {
             daemon.until("everything idle has ended", |daemon| daemon.children().is_empty());
         }
     }
-    assert_eq!(slept, 2);
+    assert_eq!(hung, 2);
     daemon.stop();
 }
 

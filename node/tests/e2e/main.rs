@@ -20,6 +20,8 @@ mod libraries;
 mod life;
 mod memory;
 mod outage;
+#[path = "../process_support/outside.rs"]
+mod outside;
 mod packages;
 mod scheduling;
 mod secrets;

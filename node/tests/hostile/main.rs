@@ -16,5 +16,7 @@ mod leftovers;
 mod neighbour;
 mod ordinary;
 mod others;
+#[path = "../process_support/outside.rs"]
+mod outside;
 mod rewinding;
 mod rewinding_python;

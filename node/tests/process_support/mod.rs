@@ -1,6 +1,7 @@
 //! What the tests of function processes share: executors of their own, a zygote program, and skips that count.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
+mod outside;
 pub mod program;
 
 use std::fs;
@@ -229,17 +230,9 @@ pub async fn next_line(pipe: &OwnedFd) -> String {
 
 /// What a process that calls itself `number` is called here, from another in its pid namespace.
 pub fn outside(sibling: i32, number: i32) -> i32 {
-    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let (wanted, number) = (namespace(sibling), number.to_string());
-    let all = fs::read_dir("/proc").expect("/proc").flatten();
-    let mut all = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    all.find(|pid| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-        numbers.and_then(|numbers| numbers.split_whitespace().last()) == Some(&number)
-            && namespace(*pid) == wanted
-    })
-    .unwrap_or_else(|| panic!("no process {number} beside {sibling}"))
+    let namespace = outside::namespace(sibling).expect("its namespace");
+    let found = outside::find(&[namespace], number.into());
+    found.unwrap_or_else(|| panic!("no process {number} beside {sibling}"))
 }
 
 /// Waits for the end of a process that isn't our child.
