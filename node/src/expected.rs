@@ -11,22 +11,26 @@ use shm_bus::ids::PeerId;
 use tokio::sync::watch;
 
 use crate::function::Function;
+use crate::gateway::Refusal;
 use crate::instance::Instance;
 
+/// What became of one that was expected: who it is, or why nothing that it said counts.
+type Met = Result<Arc<Instance>, Refusal>;
+
 /// Told once, when it is known.
-type Told = watch::Receiver<Option<Arc<Instance>>>;
+type Told = watch::Receiver<Option<Met>>;
 
 /// Those of one function, by bit.
 #[derive(Debug, Default)]
 pub struct Expected(Mutex<Vec<(u32, Told)>>);
 
-/// One that is expected. Dropped before it is [met](Self::meet), it won't be there.
+/// One that is expected.
 #[derive(Debug)]
 pub struct Expectation {
     function: Arc<Function>,
     bit: u32,
-    /// Its end wakes those who wait, too.
-    met: watch::Sender<Option<Arc<Instance>>>,
+    /// If it ends without a word, the node does.
+    met: watch::Sender<Option<Met>>,
 }
 
 impl Expectation {
@@ -39,7 +43,12 @@ impl Expectation {
 
     /// It is known, and among the function's instances.
     pub fn meet(self, instance: &Arc<Instance>) {
-        self.met.send_replace(Some(Arc::clone(instance)));
+        self.met.send_replace(Some(Ok(Arc::clone(instance))));
+    }
+
+    /// It won't be there, and this is what its caller is told if it has answered.
+    pub fn miss(self, why: Refusal) {
+        self.met.send_replace(Some(Err(why)));
     }
 }
 
@@ -55,19 +64,20 @@ impl Function {
         self.expected.0.lock().len()
     }
 
-    /// Waits for the instance that is expected in this place, if one is; `None` then: it won't be there. (Who comes to the
-    /// place after that is another.)
-    pub fn expected(&self, bit: u32) -> Option<impl Future<Output = Option<Arc<Instance>>> + use<>> {
+    /// Waits for what becomes of the instance that is expected in this place, if one is. (Who comes to the place after that is
+    /// another.)
+    pub fn expected(&self, bit: u32) -> Option<impl Future<Output = Met> + use<>> {
         let found = self.expected.0.lock().iter().find(|(of, _)| *of == bit).map(|(_, told)| told.clone());
-        found.map(
-            |mut told| async move { told.wait_for(Option::is_some).await.ok().and_then(|met| met.clone()) },
-        )
+        found.map(|mut told| async move {
+            let met = told.wait_for(Option::is_some).await;
+            met.ok().and_then(|met| met.clone()).unwrap_or(Err(Refusal::ShuttingDown))
+        })
     }
 
     /// The instance in this place, when it is known; `None` if there is none and none is expected (any more).
     pub async fn born(&self, bit: u32) -> Option<Arc<Instance>> {
         match self.expected(bit) {
-            Some(met) => met.await,
+            Some(met) => met.await.ok(),
             None => self.instances[bit as usize].load_full(),
         }
     }

@@ -243,10 +243,8 @@ impl Dispatcher {
         let dispatcher = Rc::clone(self);
         tokio::task::spawn_local(async move {
             match met.await {
-                Some(_) => dispatcher.take_in(event),
-                None => {
-                    dispatcher.refuse(id, Refusal::StartFailed("it was not what it should be".to_owned()))
-                }
+                Ok(_) => dispatcher.take_in(event),
+                Err(why) => dispatcher.refuse(id, why),
             }
         });
     }

@@ -150,23 +150,21 @@ impl Birth {
         transport.retire(peer);
         self.keeper.flush_ports().await;
         let held = transport.detach(peer);
-        drop(expectation);
-        let Some((invocation, port)) = held else { return };
-        let (begun, refusal) = match error {
-            BirthError::Fork(ForkError::Died(exit)) => {
-                let begun = outbox.and_then(begun::read) == Some(invocation);
-                (begun, death::ended(&self.function, exit))
-            }
+        let refusal = match error {
+            BirthError::Fork(ForkError::Died(exit)) => death::ended(&self.function, exit),
             // If there is a process, nobody knows it, and it is killed as a stray.
             BirthError::Fork(
                 ForkError::DiedUnknown | ForkError::ZygoteGone(_) | ForkError::ZygoteDied(_),
-            ) => (true, Refusal::Killed { signal: libc::SIGKILL }),
-            // In the first two nobody was there to begin it.
-            error => {
-                use ForkError::{Refused, Setup};
-                let nobody = matches!(error, BirthError::Fork(Refused { .. } | Setup { .. }));
-                (!nobody, Refusal::StartFailed(error.to_string()))
-            }
+            ) => Refusal::Killed { signal: libc::SIGKILL },
+            error => Refusal::StartFailed(error.to_string()),
+        };
+        expectation.miss(refusal.clone());
+        let Some((invocation, port)) = held else { return };
+        let begun = match error {
+            BirthError::Fork(ForkError::Died(_)) => outbox.and_then(begun::read) == Some(invocation),
+            // Nobody was there to begin it.
+            BirthError::Fork(ForkError::Refused { .. } | ForkError::Setup { .. }) => false,
+            _ => true,
         };
         if let Some(worker) = self.keeper.worker(port) {
             let _ = worker.send(ToWorker::Lost { invocation, begun, refusal });
