@@ -6,6 +6,7 @@
 //! - [`pingpong`]: the bare bus, without a node.
 //! - [`node`]: a spryd of the benchmark's own, gone without a trace when its handle is dropped.
 //! - [`process`]: what a process tree uses: CPU, descriptors, segments.
+//! - [`bpf`]: what BPF programs use, by the kernel's account.
 //! - [`micro`]: what criterion's benches (`benches/`) have measured, as rows of the same kind.
 //! - [`rewind`]: an experiment with processes that go back to what they were.
 //! - [`sched`]: scheduling policies on a simulated machine; [`keepalive`]: keep-alive policies on a simulated node.
@@ -14,6 +15,7 @@
 //! Nothing here is linked into the node. The measured servers are always other processes, so that no
 //! allocator, runtime or lock is shared with the generator.
 
+pub mod bpf;
 pub mod floor;
 pub mod http1;
 pub mod keepalive;

@@ -103,8 +103,13 @@ impl Runs {
         self.backlog_max = self.backlog_max.max(more.backlog_max);
     }
 
+    /// One metric, round by round.
+    pub(super) fn values(&self, metric: usize) -> impl Iterator<Item = f64> {
+        self.numbers.iter().map(move |numbers| numbers.0[metric])
+    }
+
     fn median(&self, metric: usize) -> f64 {
-        median(&self.numbers.iter().map(|numbers| numbers.0[metric]).collect::<Vec<_>>())
+        median(&self.values(metric).collect::<Vec<_>>())
     }
 }
 
@@ -164,10 +169,10 @@ pub(super) fn report(
         let name = format!("{} {case} c{connections}", subject.label);
         for (metric, &(metric_name, unit, _, shown)) in METRICS.iter().enumerate() {
             let row = Row::new(bench, name.as_str(), metric_name, runs.median(metric), unit);
-            let values = runs.numbers.iter().map(|numbers| numbers.0[metric]);
+            let values = runs.values(metric);
             let row = match best_floor(subjects, results, metric) {
                 Some((floor, baseline)) if !subject.floor => {
-                    let floors = results[floor].numbers.iter().map(|numbers| numbers.0[metric]);
+                    let floors = results[floor].values(metric);
                     row.against(baseline).spread(values.zip(floors).map(|(value, floor)| value / floor))
                 }
                 _ => row.spread(values),

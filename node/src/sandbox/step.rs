@@ -1,6 +1,6 @@
 //! One thing that a new process does to itself before it becomes the function's runtime.
 //!
-//! A step holds everything that it needs, allocated by the parent; running it is child-safe (see [`crate::sys`]).
+//! A step holds everything that it needs, allocated by the parent; running it is child-safe (see `sys/child.rs`).
 //! The order is the plan's business ([`super::Plan`]); a new kind of confinement is a new variant, a name, an arm
 //! in [`Step::run`], and a line in the plan.
 
