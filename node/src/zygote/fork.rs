@@ -17,13 +17,14 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use shm_bus::segment::{SegmentError, require_sealed};
 use shm_bus::transport::Kind;
 use spry_wire::control::{Fork, FromInstance, FromZygote, SegmentSpec, ToInstance, ToZygote};
 
 use super::channel::{Channel, ChannelError};
-use super::exit::Exit;
+use super::exit::{Exit, ExitHow};
 use super::instance::InstanceProcess;
 use super::nursery::{AdoptError, Adoption, Child};
 use super::output;
@@ -228,7 +229,10 @@ impl Zygote {
         let born = async {
             match &held {
                 None => greeting(&child, &channel, Greeting::Hello).await.map(drop),
-                Some((gate, holdings)) => hold(&child, &channel, gate, *holdings).await,
+                Some((gate, holdings)) => {
+                    let held = hold(&child, &channel, gate, *holdings).await;
+                    unless_killed(held, &child).await
+                }
             }
         };
         let gate = held.as_ref().map(|(gate, _)| Arc::clone(gate));
@@ -371,6 +375,9 @@ async fn answer(link: &mut Link) -> Result<Answer, ForkError> {
     Ok(answer)
 }
 
+/// What a killed process may take to end: its memory goes first, and is found to be other than it should be.
+const LAST_BREATH: Duration = Duration::from_millis(100);
+
 /// An instance's first message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Greeting {
@@ -409,6 +416,14 @@ async fn greeting(child: &Child, channel: &Channel, wanted: Greeting) -> Result<
         }
         (Err(error), _) => Err(ForkError::Instance(error)),
     }
+}
+
+/// What a process is like that was killed meanwhile says nothing of the next one: it wasn't held because it was dead.
+async fn unless_killed(held: Result<(), ForkError>, child: &Child) -> Result<(), ForkError> {
+    let Err(ForkError::Rewind { why }) = held else { return held };
+    let exit = tokio::time::timeout(LAST_BREATH, child.exited_or_lost()).await.ok();
+    let killed = |exit: &Exit| exit.how == ExitHow::Signal(libc::SIGKILL) && !exit.out_of_memory;
+    Err(exit.filter(killed).map_or(ForkError::Rewind { why }, ForkError::Died))
 }
 
 /// Holds a new instance in the stub, as it is to be before each of its requests.

@@ -1,7 +1,10 @@
 //! What a request leaves in its process, kind by kind: the next one finds it as the first did. Either it was put back, in
 //! the same process, or another process has taken its place (docs/decisions/0010 has the list). No request fails for it.
 
-use super::client::Response;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::client::{Connection, Response};
 use super::daemon::Daemon;
 use crate::need_root_and_cc;
 
@@ -30,6 +33,51 @@ struct Scene {
     daemon: Daemon,
     /// What the first request found.
     clean: String,
+}
+
+/// What it looks like while it dies is not what the next one will.
+#[test]
+fn an_instance_that_is_killed_at_its_birth_does_not_end_rewinding() {
+    need_root_and_cc!();
+    const BIRTHS: usize = 100;
+    let Some(Scene { daemon, .. }) = Scene::set() else { return };
+    let pid = split(&daemon.get("/function/remains?look")).0;
+    let number = pid.strip_prefix("pid ").and_then(|number| number.parse().ok()).expect("a process");
+    let first = daemon.outside("remains", number).expect("it is there");
+    let others: Vec<i32> = daemon.children().into_iter().filter(|pid| *pid != first).collect();
+    let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let caller = std::thread::spawn({
+        let (stop, served, address) = (Arc::clone(&stop), Arc::clone(&served), daemon.address);
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                let status = Connection::open(address).call("GET", "/function/remains?look", &[], b"").status;
+                assert!(matches!(status, 200 | 502), "{status}");
+                served.fetch_add(usize::from(status == 200), Ordering::Relaxed);
+            }
+        }
+    });
+    let kill_one = || {
+        let mut instance = 0;
+        daemon.until("there is an instance", |daemon| {
+            let found = daemon.children().into_iter().find(|pid| !others.contains(pid));
+            instance = found.unwrap_or_default();
+            found.is_some()
+        });
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(instance), nix::sys::signal::SIGKILL);
+        daemon.until("it is reaped", |daemon| !daemon.children().contains(&instance));
+    };
+    for _ in 0..BIRTHS {
+        // The one that serves, and the one that is born in its place.
+        kill_one();
+        kill_one();
+        let before = served.load(Ordering::Relaxed);
+        daemon.until("another serves", |_| served.load(Ordering::Relaxed) > before);
+    }
+    stop.store(true, Ordering::Relaxed);
+    caller.join().expect("it is answered");
+    let described = daemon.spry_json(&["describe", "remains"]);
+    assert_eq!(described["rewound"]["why"], serde_json::Value::Null, "{described}");
+    daemon.stop();
 }
 
 fn split(response: &Response) -> (String, String) {
