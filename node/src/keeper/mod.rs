@@ -108,7 +108,7 @@ pub enum ToKeeper {
     },
 }
 
-/// What a process that closed its bus socket may take to end, before it is ended.
+/// What a process that closed its bus socket may take to begin to end, before it is ended.
 const CLOSED_GRACE: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// What all of the keeper's tasks share.
@@ -285,7 +285,12 @@ impl Keeper {
             let Some(instance) = instance else { return };
             // A process that ends closes its sockets first; only one that lives on has broken the rules.
             match kind {
-                FaultKind::Closed => tokio::time::sleep(CLOSED_GRACE).await,
+                FaultKind::Closed => {
+                    tokio::time::sleep(CLOSED_GRACE).await;
+                    if instance.is_ending() {
+                        return;
+                    }
+                }
                 _ => tracing::warn!(
                     pid = instance.pid,
                     ?kind,
