@@ -29,6 +29,8 @@ impl Config {
             ),
             ("async", self.asynchronous != wanted.asynchronous),
             ("api_token_file", self.api_token_file != wanted.api_token_file),
+            ("versions", self.versions != wanted.versions),
+            ("scheduler", self.scheduler != wanted.scheduler),
             ("log.format", self.log_format != wanted.log_format),
             ("trace", self.trace != wanted.trace),
             // Another pair of files is read; encryption itself comes and goes with a restart.
@@ -67,7 +69,7 @@ mod tests {
     #[test]
     fn every_key_is_applied_or_named() {
         let before = config("workers = 1");
-        for (text, key) in [
+        let cases = [
             ("state_dir = \"/x\"", Some("state_dir")),
             ("listen = \"127.0.0.1:1\"", Some("listen")),
             ("control_socket = \"/x\"", Some("control_socket")),
@@ -83,6 +85,8 @@ mod tests {
             ("[activations]\ncount = 7", Some("activations")),
             ("[node]\nmemory_budget = \"1GiB\"", Some("node")),
             ("[keepalive]\npolicy = \"greedy-dual\"", Some("keepalive")),
+            ("[versions]\nkeep = 7", Some("versions")),
+            ("[scheduler]\npolicy = \"srpt+\"", Some("scheduler")),
             ("[zygotes]\nfreeze = \"off\"", Some("zygotes")),
             ("[zygotes]\nrewind = \"off\"", Some("zygotes")),
             ("[log]\nformat = \"json\"", Some("log.format")),
@@ -95,7 +99,8 @@ mod tests {
             ("[rate]\nper_second = 7.0", None),
             ("[shutdown]\ngrace = \"7s\"", None),
             ("[defaults.scale]\nmin = 1", None),
-        ] {
+        ];
+        for (text, key) in cases {
             let wanted = config(&format!("workers = 1\n{text}"));
             assert_ne!(before, wanted, "{text}");
             let named: Vec<_> = key.into_iter().filter(|key| *key != "state_dir").collect();
@@ -111,5 +116,10 @@ mod tests {
             assert_eq!(after == wanted, key.is_none(), "{text}");
         }
         assert_eq!(before.needs_restart(&config("workers = 2")), ["workers"]);
+        let schema = crate::schema::schema(crate::schema::File::Spryd);
+        for key in schema["properties"].as_object().expect("keys").keys().filter(|key| *key != "workers") {
+            let named = |text: &str| text.trim_start_matches('[').starts_with(key.as_str());
+            assert!(cases.iter().any(|(text, _)| named(text)), "{key} is not among these");
+        }
     }
 }
