@@ -8,6 +8,7 @@ mod format;
 use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
@@ -59,12 +60,22 @@ impl Level {
 }
 
 /// Whether a text is a level, or several for single parts (`info,shm_bus=debug`).
+///
+/// A word by itself must be a level: the filter would take `warning` for a part of the program, and show nothing else.
 pub fn is_level(text: &str) -> bool {
-    !text.trim().is_empty() && text.len() <= 512 && EnvFilter::try_new(text).is_ok()
+    let is_known = |part: &str| part.contains(['=', '[', ']']) || part.trim().parse::<LevelFilter>().is_ok();
+    !text.trim().is_empty()
+        && text.len() <= 512
+        && EnvFilter::try_new(text).is_ok()
+        && text.split(',').all(is_known)
+}
+
+fn from_environment() -> Option<String> {
+    std::env::var(VARIABLE).ok()
 }
 
 fn filter(level: &str) -> EnvFilter {
-    let wanted = std::env::var(VARIABLE).unwrap_or_else(|_| level.to_owned());
+    let wanted = from_environment().filter(|text| is_level(text)).unwrap_or_else(|| level.to_owned());
     EnvFilter::try_new(wanted).unwrap_or_else(|_| EnvFilter::new(DEFAULT_LEVEL))
 }
 
@@ -83,6 +94,11 @@ pub fn start(form: Format, level: &str) -> Level {
     };
     if let Err(error) = begun {
         eprintln!("spryd: the log can't be started: {error}");
+    }
+    if let Some(text) = from_environment().filter(|text| !is_level(text)) {
+        tracing::warn!(
+            "{VARIABLE} is \"{text}\", which is no level (write one like debug, or info,shm_bus=debug): ignored"
+        );
     }
     Level(handle)
 }
@@ -103,7 +119,7 @@ mod tests {
         for good in ["info", "debug", "warn,shm_bus=trace", "off"] {
             assert!(is_level(good), "{good}");
         }
-        for bad in ["", "  ", "info,=", "spry=loud", "info,a=b=c"] {
+        for bad in ["", "  ", "info,=", "spry=loud", "info,a=b=c", "warning", "info,verbose"] {
             assert!(!is_level(bad), "{bad}");
         }
     }
