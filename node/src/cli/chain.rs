@@ -66,15 +66,6 @@ pub(super) async fn dot(client: &Client, name: &str) -> Result<(), Failure> {
     print(&graph::dot(&view))
 }
 
-/// Whether a file is a chain's, by its name or by what is in it.
-pub(super) fn is_chain_file(file: &Path) -> bool {
-    if file.file_name().is_some_and(|name| name == "chain.toml") {
-        return true;
-    }
-    let table = read(file).ok().and_then(|text| text.parse::<toml::Table>().ok());
-    table.is_some_and(|table| table.contains_key("step") || table.contains_key("trigger"))
-}
-
 /// What can be said of a chain without knowing what is deployed.
 pub(super) fn check(file: &Path, output: Output) -> Result<(), Failure> {
     let (spec, _) = parse(file)?;
@@ -111,7 +102,7 @@ fn parse(file: &Path) -> Result<(ChainSpec, String), Failure> {
     Ok((spec, text))
 }
 
-fn read(file: &Path) -> Result<String, Failure> {
+pub(super) fn read(file: &Path) -> Result<String, Failure> {
     let failed = |error| Failure::Usage(format!("read {}: {error}", file.display()));
     let opened = std::fs::File::open(file).map_err(failed)?;
     let mut text = String::new();

@@ -6,11 +6,12 @@ use std::path::Path;
 use http::Method;
 
 use super::client::{self, Client};
-use super::{Failure, Output, chain, print, print_json};
+use super::{Failure, Output, chain, print, print_json, trigger};
 use crate::config::Config;
 use crate::doctor;
 use crate::gateway::tls;
 use crate::manifest::{self, Manifest};
+use crate::schema;
 
 /// As the daemon finds it, if there is one that can be asked; else as this process does.
 pub(super) async fn examine(client: &Client, output: Output) -> Result<u8, Failure> {
@@ -38,11 +39,11 @@ fn configured() -> Config {
 }
 
 pub(super) fn check_config(file: &Path, output: Output) -> Result<(), Failure> {
-    if chain::is_chain_file(file) {
-        return chain::check(file, output);
-    }
-    if file.file_name().is_some_and(|name| name == manifest::FILE_NAME) {
-        return check_manifest(file, output);
+    match kind(file) {
+        schema::File::Chain => return chain::check(file, output),
+        schema::File::Trigger => return trigger::check(file, output),
+        schema::File::Spry => return check_manifest(file, output),
+        schema::File::Spryd => {}
     }
     let config = Config::check_file(file).map_err(|error| Failure::Node(error.to_string()))?;
     if let Some(files) = &config.tls {
@@ -56,6 +57,30 @@ pub(super) fn check_config(file: &Path, output: Output) -> Result<(), Failure> {
             config.listen
         )),
         Output::Json => print("{\"valid\":true}\n"),
+    }
+}
+
+/// Which file it is: by its name, or by a key that only that one has, or else all have but the node's.
+fn kind(file: &Path) -> schema::File {
+    let named = file.file_name().and_then(|name| name.to_str());
+    match named {
+        Some(manifest::FILE_NAME) => return schema::File::Spry,
+        Some("chain.toml") => return schema::File::Chain,
+        Some("trigger.toml") => return schema::File::Trigger,
+        Some("spryd.toml") => return schema::File::Spryd,
+        _ => {}
+    }
+    let table = chain::read(file).ok().and_then(|text| text.parse::<toml::Table>().ok()).unwrap_or_default();
+    let has = |keys: &[&str]| keys.iter().any(|key| table.contains_key(*key));
+    if has(&["step", "trigger"]) {
+        schema::File::Chain
+    } else if has(&["call", "cron", "spool"]) {
+        schema::File::Trigger
+    } else if has(&["name"]) {
+        // A function's has a name that must be its file's.
+        schema::File::Chain
+    } else {
+        schema::File::Spryd
     }
 }
 

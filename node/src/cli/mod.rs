@@ -113,9 +113,9 @@ enum Command {
     Top(top::Top),
     /// Check what this kernel and these rights give
     Doctor,
-    /// Check a configuration file, a function's or a chain's
+    /// Check a configuration file, a function's, a chain's or a trigger's
     CheckConfig {
-        /// The file: /etc/spry/spryd.toml, most often, or a spry.toml or chain.toml
+        /// The file: /etc/spry/spryd.toml, most often, or a spry.toml, chain.toml or trigger.toml
         file: PathBuf,
     },
     /// Print the JSON Schema of a file, for editors

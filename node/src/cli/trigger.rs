@@ -1,6 +1,6 @@
 //! `spry trigger`: what starts functions and chains by itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use clap::Subcommand;
@@ -57,10 +57,29 @@ pub(super) async fn trigger(client: &Client, wanted: Trigger, output: Output) ->
     }
 }
 
-async fn apply(client: &Client, file: &std::path::Path, output: Output) -> Result<(), Failure> {
+fn parse(file: &Path) -> Result<(Spec, String), Failure> {
     let text = std::fs::read_to_string(file)
         .map_err(|error| Failure::Usage(format!("read {}: {error}", file.display())))?;
-    let spec: Spec = text.parse().map_err(|error| Failure::Node(format!("{}: {error}", file.display())))?;
+    let spec = text.parse().map_err(|error| Failure::Node(format!("{}: {error}", file.display())))?;
+    Ok((spec, text))
+}
+
+/// What can be said of a trigger without knowing what is deployed.
+pub(super) fn check(file: &Path, output: Output) -> Result<(), Failure> {
+    let (spec, _) = parse(file)?;
+    match output {
+        Output::Text => print(&format!(
+            "{} is valid: trigger {} of {}, which is looked up when it is applied\n",
+            file.display(),
+            spec.name,
+            spec.call,
+        )),
+        Output::Json => print("{\"valid\":true}\n"),
+    }
+}
+
+async fn apply(client: &Client, file: &Path, output: Output) -> Result<(), Failure> {
+    let (spec, text) = parse(file)?;
     let path = format!("/system/trigger/{}", spec.name);
     let request = Request::put(path).header("host", "spry").body(Full::new(Bytes::from(text)));
     let request = request.map_err(|error| Failure::Usage(error.to_string()))?;

@@ -134,6 +134,25 @@ fn check_config_names_what_is_wrong() {
 }
 
 #[test]
+fn check_config_knows_each_kind_of_file_by_what_is_in_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("any.toml");
+    let check = |text: &str| {
+        std::fs::write(&path, text).expect("written");
+        spry(Path::new(NOWHERE), &["check-config", path.to_str().expect("plain")])
+    };
+    let nightly = "name = 'nightly'\ncall = 'report'\n[cron]\nschedule = '30 3 * * *'\n";
+    let good = check(nightly);
+    assert_eq!(code(&good), 0, "{}", err(&good));
+    assert!(out(&good).contains("is valid: trigger nightly of report"), "{}", out(&good));
+    let bad = check(&nightly.replace("30 3", "30 25"));
+    assert_eq!((code(&bad), out(&bad).as_str()), (2, ""));
+    assert!(err(&bad).contains("any.toml: trigger: cron.schedule is"), "{}", err(&bad));
+    assert!(err(&check("name = 'photo'\n")).contains("`step` is missing"));
+    assert!(err(&check("stat_dir = '/x'\n")).contains("unknown field `stat_dir`"));
+}
+
+#[test]
 fn check_config_knows_a_chain_when_it_sees_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let check = |name: &str, text: &str| {
