@@ -8,6 +8,7 @@ mod sockets;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -244,7 +245,7 @@ async fn serve(
     Ok(())
 }
 
-/// What makes function processes; the runtimes are written to the state folder for it.
+/// What makes function processes; the runtimes are written to a folder for it.
 fn executor(config: &Config) -> Result<Arc<Executor>, StartupError> {
     let folder = config.runtime_dir.clone().unwrap_or_else(|| config.state_dir.join("runtime"));
     let runtimes = embedded::extract(&folder)?;
@@ -288,7 +289,9 @@ async fn serve_or_say(what: &'static str, served: impl Future<Output = std::io::
 fn announce(node: &Node, listen: SocketAddr, config: &Config, notifier: &Notifier) {
     let transport = transport_name(node.bus().transport.kind());
     tracing::info!(%listen, transport, workers = config.workers, "ready");
-    println!(
+    // Nobody need listen: a closed pipe there is no reason not to serve.
+    let _ = writeln!(
+        std::io::stdout(),
         "spryd is ready: http://{listen} (control socket {}, transport {transport})",
         config.control_socket.display()
     );
