@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::process;
 
 /// What must be in it, and its mode.
-const WANTED: [(&str, &str); 14] = [
+const WANTED: [(&str, &str); 17] = [
     ("./usr/bin/spryd", "-rwxr-xr-x"),
     ("./usr/bin/spry", "-rwxr-xr-x"),
     ("./usr/lib/systemd/system/spryd.service", "-rw-r--r--"),
@@ -20,6 +20,9 @@ const WANTED: [(&str, &str); 14] = [
     ("./usr/share/bash-completion/completions/spry", "-rw-r--r--"),
     ("./usr/share/zsh/vendor-completions/_spry", "-rw-r--r--"),
     ("./usr/share/fish/vendor_completions.d/spry.fish", "-rw-r--r--"),
+    ("./usr/include/spry.h", "-rw-r--r--"),
+    ("./usr/share/doc/spry/async.md", "-rw-r--r--"),
+    ("./usr/share/doc/spry/schema/trigger.toml.json", "-rw-r--r--"),
     ("./usr/share/doc/spry/copyright", "-rw-r--r--"),
     ("./usr/share/doc/spry/changelog.gz", "-rw-r--r--"),
 ];

@@ -16,8 +16,16 @@ const SCHEDULER: (&str, &str) = ("spry-scx", "spry-scx.service");
 /// What `spry-scx` is linked with besides libc.
 const SCHEDULER_LIBRARIES: &str = ", libelf1, zlib1g";
 /// The pages that an operator wants where there is no network.
-const PAGES: [&str; 6] =
-    ["architecture", "chains", "configuration", "control-api", "operations", "threat-model"];
+const PAGES: [&str; 8] = [
+    "architecture",
+    "async",
+    "chains",
+    "configuration",
+    "control-api",
+    "operations",
+    "scheduler",
+    "threat-model",
+];
 
 /// The package's folder, being filled.
 pub(super) struct Layout<'a> {
@@ -53,10 +61,11 @@ impl<'a> Layout<'a> {
         for page in PAGES {
             self.copy(&here.join(format!("docs/{page}.md")), &format!("{docs}/{page}.md"), 0o644)?;
         }
-        for file in ["spryd.toml", "spry.toml", "chain.toml"] {
+        for file in ["spryd.toml", "spry.toml", "chain.toml", "trigger.toml"] {
             let schema = format!("schema/{file}.json");
             self.copy(&here.join("docs").join(&schema), &format!("{docs}/{schema}"), 0o644)?;
         }
+        self.copy(&here.join("node/sdk/include/spry.h"), "usr/include/spry.h", 0o644)?;
         let deb = here.join(PACKAGING).join("deb");
         self.copy(&deb.join("copyright"), &format!("{docs}/copyright"), 0o644)?;
         let changelog = self.copy(&deb.join("changelog"), &format!("{docs}/changelog"), 0o644)?;
