@@ -150,7 +150,7 @@ pub struct Config {
     pub transport: TransportChoice,
     /// Python zygotes run this; `None`: the first `python3` that functions can run.
     pub python: Option<PathBuf>,
-    /// Where the runtimes lie (the Python module, the native host); `None`: beside the executable.
+    /// Where the runtimes are put (the Python module, the native host); `None`: in the state folder.
     pub runtime_dir: Option<PathBuf>,
     /// The first of the 65536 user ids that functions run as.
     pub uid_base: u32,

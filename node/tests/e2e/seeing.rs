@@ -6,6 +6,9 @@ use super::client::Connection;
 use super::daemon::Daemon;
 use crate::need_root_and_cc;
 
+/// Where each of them is explained.
+const OPERATIONS: &str = include_str!("../../../docs/operations.md");
+
 /// The page's samples; checks its form on the way.
 fn samples(page: &str) -> BTreeMap<String, f64> {
     let (mut samples, mut families, mut current) = (BTreeMap::new(), BTreeSet::new(), String::new());
@@ -15,6 +18,8 @@ fn samples(page: &str) -> BTreeMap<String, f64> {
             let (name, text) = help.split_once(' ').expect("a description");
             assert!(text.ends_with('.'), "{line}");
             assert!(families.insert(name.to_owned()), "{name} twice");
+            let documented = name.starts_with("process_") || OPERATIONS.contains(&format!("`{name}`"));
+            assert!(documented, "docs/operations.md doesn't list {name}");
             let kind = lines.next().and_then(|line| line.strip_prefix(&format!("# TYPE {name} ")));
             assert!(matches!(kind, Some("counter" | "gauge" | "histogram")), "{name}: {kind:?}");
             assert_eq!(kind == Some("counter"), name.ends_with("_total"), "{name}");
