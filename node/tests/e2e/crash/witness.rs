@@ -16,7 +16,8 @@ struct Seen {
     news: Condvar,
 }
 
-/// Functions tell it their numbers by UDP, before they do anything else.
+/// Functions tell it their numbers by UDP, before they do anything else, until it says that it has heard: so what has an answer
+/// has been heard, however late this thread is.
 pub(super) struct Witness {
     seen: Arc<Seen>,
     reports: SocketAddr,
@@ -35,9 +36,11 @@ impl Witness {
         // Both threads end with the test's process.
         std::thread::spawn(move || {
             let mut buffer = [0; 64];
-            while let Ok(length) = socket.recv(&mut buffer) {
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
                 let number = std::str::from_utf8(&buffer[..length]).ok().and_then(|text| text.parse().ok());
                 ran.ran.lock().expect("nobody panics here").insert(number.expect("a number"));
+                // (Who told may be dead.)
+                let _ = socket.send_to(b"heard", from);
             }
         });
         std::thread::spawn(move || {
@@ -70,7 +73,15 @@ impl Witness {
         format!(
             "import socket\ndef main(params):\n    \
              with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:\n        \
-             out.sendto(str(params['n']).encode(), ('127.0.0.1', {port}))\n"
+             out.connect(('127.0.0.1', {port}))\n        \
+             out.settimeout(1)\n        \
+             heard = None\n        \
+             while not heard:\n            \
+             out.send(str(params['n']).encode())\n            \
+             try:\n                \
+             heard = out.recv(8)\n            \
+             except socket.timeout:\n                \
+             pass\n"
         )
     }
 
