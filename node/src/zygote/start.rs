@@ -315,14 +315,20 @@ async fn load(
         output.drain().await;
         std::future::pending::<()>().await; // it may close its output and go on
     };
+    tokio::pin!(conversation);
     tokio::select! {
-        // what it said before it died counts
         biased;
-        result = conversation => result,
+        result = &mut conversation => return result,
         () = drained => unreachable!("never ends"),
-        _ = child.exited_or_lost() => Err(LoadFailure::Died),
+        _ = child.exited_or_lost() => {}
     }
+    // What it said before it died counts, and may be heard of later than its death.
+    tokio::time::timeout(LAST_WORDS, conversation).await.unwrap_or(Err(LoadFailure::Died))
 }
+
+/// What a dead process has said is there to be read. This is for one whose socket is kept open by a process that it has made: nothing
+/// more comes from there.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Where a zygote's processes ask; or why they don't.
 type Asks = Result<(Arc<Listener>, UnboundedReceiver<Arc<Gate>>), String>;
