@@ -25,6 +25,26 @@ fn the_first_call_forks_and_the_next_is_warm() {
     daemon.stop();
 }
 
+/// A zygote keeps to one core while it forks.
+#[test]
+fn a_new_instance_may_run_on_every_core() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    let source = "import os\ndef main(params): return {'cores': sorted(os.sched_getaffinity(0))}\n";
+    daemon.deploy_python("cores", source, &["isolation=request"]);
+    daemon.deploy_python("forked", source, &[]);
+    let mine = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).expect("this thread's cores");
+    let mine: Vec<u64> = (0..nix::sched::CpuSet::count())
+        .filter(|core| mine.is_set(*core).unwrap_or(false))
+        .map(|core| core as u64)
+        .collect();
+    for function in ["cores", "forked"] {
+        let answer = daemon.post(&format!("/function/{function}"), b"{}").json();
+        assert_eq!(answer["cores"], serde_json::json!(mine), "{function}");
+    }
+    daemon.stop();
+}
+
 #[test]
 fn with_isolation_request_every_call_has_a_process_of_its_own_if_it_is_not_rewound() {
     need_root_and_cc!();

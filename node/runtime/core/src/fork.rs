@@ -29,7 +29,9 @@ pub(crate) fn fork<H: Handler>(
     sys::flush_c_streams();
     let mut cloned = Err(io::Error::from_raw_os_error(libc::ENOSYS));
     let mut clone = || {
-        cloned = sys::clone_sibling();
+        // On another core it would begin with a wake-up there and nothing in its caches. (Where instances are rewound, spryd is told
+        // of such calls, and births are rare.)
+        cloned = sys::clone_sibling(!fork.rewind);
         if matches!(cloned, Ok(Cloned::Child)) { Side::Child } else { Side::Parent }
     };
     // What comes of a zygote whose instances are rewound is like a new process already: all that this would write to again

@@ -36,7 +36,9 @@ pub(crate) enum Cloned {
 /// guard against other threads, and there are none.
 ///
 /// By `clone`, not `clone3`: the sandbox's filter on system calls must see the flags, and can't where they lie in memory.
-pub(crate) fn clone_sibling() -> io::Result<Cloned> {
+///
+/// `stay`: it begins on this core, and may go on where this process may.
+pub(crate) fn clone_sibling(stay: bool) -> io::Result<Cloned> {
     let robust = robust_list();
     let mut pidfd: RawFd = -1;
     let mut flags = libc::CLONE_PARENT | libc::CLONE_PIDFD;
@@ -45,9 +47,11 @@ pub(crate) fn clone_sibling() -> io::Result<Cloned> {
         flags |= libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
         child_tid = address;
     }
+    let stay = stay.then(Stay::here).flatten();
     // SAFETY: without CLONE_VM the child runs on a copy of everything, this stack (0: the same) included. `pidfd` is
     // written in the parent alone; `child_tid` is this thread's own id word, in the child's copy.
     let pid = unsafe { clone(flags, &raw mut pidfd, child_tid) };
+    drop(stay);
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => {
@@ -59,6 +63,36 @@ pub(crate) fn clone_sibling() -> io::Result<Cloned> {
         }
         // SAFETY: the kernel has just made this descriptor for us.
         _ => Ok(Cloned::Parent { pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } }),
+    }
+}
+
+/// The calling thread is bound to the core that it is on until this is dropped, and what it forks until its copy is.
+struct Stay {
+    before: libc::cpu_set_t,
+}
+
+impl Stay {
+    /// `None`: the kernel, or a filter, refuses; then nothing is bound.
+    fn here() -> Option<Self> {
+        let size = size_of::<libc::cpu_set_t>();
+        // SAFETY: all-zero is the empty set; the kernel writes at most `size` bytes to it, and reads as many.
+        unsafe {
+            let mut before: libc::cpu_set_t = std::mem::zeroed();
+            let mut only: libc::cpu_set_t = std::mem::zeroed();
+            if libc::sched_getaffinity(0, size, &raw mut before) != 0 {
+                return None;
+            }
+            let here = usize::try_from(libc::sched_getcpu()).ok()?;
+            libc::CPU_SET(here, &mut only);
+            (libc::sched_setaffinity(0, size, &raw const only) == 0).then_some(Self { before })
+        }
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        // SAFETY: the kernel reads as many bytes as the set has.
+        unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const self.before) };
     }
 }
 
