@@ -4,6 +4,7 @@
 //! runs in a process with one thread, copied from a process with one thread: no lock can be held by a
 //! thread that doesn't exist, so allocating and using libc is sound there, too.
 
+pub(crate) mod heap;
 pub(crate) mod layer;
 pub(crate) mod memory;
 #[cfg(target_arch = "x86_64")]

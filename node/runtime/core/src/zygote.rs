@@ -156,6 +156,9 @@ fn live<H: Handler>(
     let runtime = H::runtime();
     // Once, for all instances.
     sys::rseq_offset();
+    if init.rewind {
+        sys::heap::begin();
+    }
     let frozen = freeze(&init.freeze, memory);
     if of_layer {
         kernel::close(PAGEMAP_FD);
