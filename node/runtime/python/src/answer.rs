@@ -31,7 +31,8 @@ impl Writer {
         response: &mut Response<'_>,
     ) -> Result<(), CallError> {
         let py = value.py();
-        if value.is_instance(self.response_type.bind(py))? {
+        // (Asking what else it is writes to more pages, all of which a rewinding copies back.)
+        if !value.is_exact_instance_of::<PyDict>() && value.is_instance(self.response_type.bind(py))? {
             return self.write_response(value, body_view, response);
         }
         if value.is_none() {

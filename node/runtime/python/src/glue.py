@@ -216,6 +216,11 @@ def forked():
     rewound()
 
 
+def renews():
+    """Whether there is anything to do in `rewound`."""
+    return len(AFTER_FORK) > 1 or bool(GENERATORS) or "numpy.random" in sys.modules
+
+
 def rewound():
     """Makes the process differ from what it was after the last rewinding, as forks differ."""
     for hook in AFTER_FORK:

@@ -33,6 +33,13 @@ impl Json {
         PREPARED.get().ok_or_else(|| PyRuntimeError::new_err("the function is still being loaded"))
     }
 
+    /// Does both once, with nobody's values: what the interpreter and the linker look up for the first call only is looked up then, and
+    /// not by each instance.
+    pub(crate) fn warm(&self, py: Python<'_>) {
+        // Only a function that has taken `json` apart makes it fail, and hears of it when it is called.
+        let _passed = self.parse(py, br#"{"text": "", "number": 1}"#).and_then(|value| self.write(&value));
+    }
+
     /// Parses bytes, which may be changing: they are read once, when they become a Python string. What is no UTF-8 is a
     /// `UnicodeDecodeError`.
     pub(crate) fn parse<'py>(&self, py: Python<'py>, mut bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {

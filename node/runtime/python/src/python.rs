@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use pyo3::exceptions::PySystemExit;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyString};
 use spry_runtime::{Failure, Handler, LoadError, Request, Response, Side};
 use spry_wire::control::Init;
 use spry_wire::layer::{Imports, LayerWish};
@@ -38,16 +38,18 @@ pub(crate) struct Python {
     pickle_buffer: Py<PyAny>,
     /// stdout and stderr as they were when the function had been loaded.
     streams: [Stream; 2],
-    sys: Py<PyModule>,
-    /// What is to be called after each rewinding.
-    rewound: Py<PyAny>,
+    /// The names in module `sys`.
+    in_sys: Py<PyDict>,
+    /// What is to be called after each rewinding; `None`: it would do nothing.
+    rewound: Option<Py<PyAny>>,
     /// What is to be called in a new instance; `None`: CPython's own work after a fork, which takes ten times as long.
     forked: Option<Py<PyAny>>,
 }
 
 #[derive(Debug)]
 struct Stream {
-    name: &'static str,
+    /// Interned, which finds it without making a string.
+    name: Py<PyString>,
     object: Py<PyAny>,
     flush: Py<PyAny>,
 }
@@ -65,9 +67,10 @@ impl Python {
         let authors = py.import("spry")?;
         let sys = py.import("sys")?;
         let stream = |name: &'static str| -> PyResult<Stream> {
-            let object = sys.getattr(name)?;
+            let name = PyString::intern(py, name);
+            let object = sys.getattr(&name)?;
             let flush = object.getattr("flush")?.unbind();
-            Ok(Stream { name, object: object.unbind(), flush })
+            Ok(Stream { name: name.unbind(), object: object.unbind(), flush })
         };
         Ok(Self {
             function,
@@ -77,12 +80,15 @@ impl Python {
             request_type: authors.getattr("Request")?.unbind(),
             pickle_buffer: py.import("_pickle")?.getattr("PickleBuffer")?.unbind(),
             streams: [stream("stdout")?, stream("stderr")?],
-            rewound: glue.getattr("rewound")?.unbind(),
+            rewound: match glue.call_method0("renews")?.extract()? {
+                true => Some(glue.getattr("rewound")?.unbind()),
+                false => None,
+            },
             forked: match glue.getattr("ONE_SIDED")?.extract()? {
                 true => Some(glue.getattr("forked")?.unbind()),
                 false => None,
             },
-            sys: sys.unbind(),
+            in_sys: sys.dict().unbind(),
         })
     }
 
@@ -153,7 +159,10 @@ impl Handler for Python {
     fn load(init: &Init) -> Result<Self, LoadError> {
         pyo3::Python::attach(|py| {
             let glue = own_modules(py)?;
-            Self::new(py, init, &glue).map_err(|error| LoadError::new(describe(&glue, &error)))
+            let loaded = Self::new(py, init, &glue);
+            let loaded = loaded.map_err(|error| LoadError::new(describe(&glue, &error)))?;
+            loaded.writer.json.warm(py);
+            Ok(loaded)
         })
     }
 
@@ -194,9 +203,10 @@ impl Handler for Python {
     }
 
     fn rewound(&mut self) {
+        let Some(rewound) = &self.rewound else { return };
         pyo3::Python::attach(|py| {
             // Only a function that has taken the runtime's own code apart makes it fail: its numbers aren't random then.
-            let _renewed = self.rewound.bind(py).call0();
+            let _renewed = rewound.bind(py).call0();
         });
     }
 
@@ -222,7 +232,7 @@ impl Handler for Python {
             for stream in &self.streams {
                 // A closed stream has nothing to write, and nobody to tell.
                 let _closed = stream.flush.bind(py).call0();
-                if let Ok(now) = self.sys.bind(py).getattr(stream.name)
+                if let Ok(Some(now)) = self.in_sys.bind(py).get_item(&stream.name)
                     && !now.is(stream.object.bind(py))
                 {
                     let _not_a_stream = now.call_method0("flush");
