@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
 use shm_bus::Descriptor;
 use shm_bus::begun;
@@ -437,6 +438,12 @@ const DRAIN_MAX: usize = 256 * 1024;
 impl Output {
     /// True: until there was no more, rather than until it was enough.
     fn drain(&mut self) -> bool {
+        // Both are asked at once: mostly nothing was written.
+        if let [stdout, stderr] = &self.pipes[..]
+            && is_empty([stdout, stderr])
+        {
+            return true;
+        }
         let mut buffer = [0; 16 * 1024];
         let mut is_whole = true;
         for (pipe, stream) in self.pipes.iter().zip([Stream::Stdout, Stream::Stderr]) {
@@ -460,6 +467,12 @@ impl Output {
         }
         is_whole
     }
+}
+
+/// Whether there is nothing to read in these pipes, nor an end.
+fn is_empty(pipes: [&OwnedFd; 2]) -> bool {
+    let mut polled = pipes.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
+    poll(&mut polled, PollTimeout::ZERO) == Ok(0)
 }
 
 /// `VmHWM` of a process.

@@ -57,7 +57,7 @@ impl Dispatcher {
                     return tracing::error!(%error, "what functions ask can't be waited for");
                 }
             };
-            while let Ok(more) = dispatcher.serve(&listener) {
+            while let Ok(more) = dispatcher.serve(&listener, || false) {
                 if more {
                     tokio::task::yield_now().await;
                     continue;
@@ -68,14 +68,12 @@ impl Dispatcher {
         });
     }
 
-    /// Answers who ask; see [`Listener::serve`].
-    fn serve(self: &Rc<Self>, listener: &Listener) -> std::io::Result<bool> {
-        let mut arrived = Vec::new();
-        let served = listener.serve(|gate| arrived.push(gate));
-        for gate in arrived {
+    /// Answers who ask, until `enough` says so; see [`Listener::serve`].
+    fn serve(self: &Rc<Self>, listener: &Listener, enough: impl Fn() -> bool) -> std::io::Result<bool> {
+        listener.serve(|gate| {
             self.let_go_on(&gate);
-        }
-        served
+            enough()
+        })
     }
 
     /// It has answered. `read` resolves when whoever reads the answer is done with it.
@@ -84,15 +82,17 @@ impl Dispatcher {
             let _dropped = read.await;
         }
         self.look_at(gate.listener());
-        // It is there already, mostly: then the loop needn't say so.
-        let _others = self.serve(gate.listener());
         match gate.answered() {
             Next::MayGoOn => self.let_go_on(&gate),
             Next::Ends => self.replace(&gate, Replaced::Call),
             Next::Awaited { round } => {
-                let at = Instant::now() + LATE;
-                self.awaited.0.borrow_mut().push_back(Late { at, gate, round });
-                self.watch(at);
+                // Its call waits already, mostly: then it goes on at once.
+                let _others = self.serve(gate.listener(), || !gate.is_late(round));
+                if gate.is_late(round) {
+                    let at = Instant::now() + LATE;
+                    self.awaited.0.borrow_mut().push_back(Late { at, gate, round });
+                    self.watch(at);
+                }
             }
         }
     }
@@ -106,8 +106,7 @@ impl Dispatcher {
         if let Some(function) = &function {
             log_late(function, &instance);
         }
-        let gone_on = if is_silent { gate.let_go_on() } else { Err(Replaced::Late) };
-        if let Err(why) = gone_on {
+        if let Err(why) = gate.let_go_on(is_silent) {
             return self.replace(gate, why);
         }
         self.bus.transport.admit(instance.peer);

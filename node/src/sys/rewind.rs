@@ -155,6 +155,13 @@ pub fn can_ask() -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
+/// Whether the kernel lets processes set their segments' bases by instructions (Linux 5.9): `HWCAP2_FSGSBASE`.
+pub fn sets_bases() -> bool {
+    const FSGSBASE: libc::c_ulong = 2;
+    // SAFETY: no memory is involved.
+    unsafe { libc::getauxval(libc::AT_HWCAP2) & FSGSBASE != 0 }
+}
+
 /// The stub's code; `None` where there is none for this machine.
 pub fn stub() -> Option<&'static [u8]> {
     #[cfg(target_arch = "x86_64")]
@@ -216,6 +223,9 @@ std::arch::global_asm!(
     "cmp rax, [rbp + {brk_at}]",
     "jne 9f",
     // 4. Nothing is mapped in the gaps.
+    "movabs rax, {orders}",
+    "cmp byte ptr [rax + 1], {nothing_to_unmap}",
+    "je 5f",
     "mov r12, [rbp + {gaps}]",
     "mov r13, [rbp + {gaps} + 8]",
     "4:",
@@ -298,6 +308,14 @@ std::arch::global_asm!(
     "jmp 9f",
     // 10. The segments' bases.
     "3:",
+    "cmp qword ptr [rbp + {sets_bases}], 1",
+    "jne 4f",
+    "mov rax, [rbp + {bases}]",
+    "wrfsbase rax",
+    "mov rax, [rbp + {bases} + 8]",
+    "wrgsbase rax",
+    "jmp 5f",
+    "4:",
     "mov eax, {arch_prctl}",
     "mov edi, 0x1002",
     "mov rsi, [rbp + {bases}]",
@@ -311,6 +329,7 @@ std::arch::global_asm!(
     "test rax, rax",
     "jnz 9f",
     // 11. All registers. Some processors keep the place of the last x87 instruction over XRSTOR: it becomes this one.
+    "5:",
     "fnclex",
     "emms",
     "fild qword ptr [rbp + {no_time}]",
@@ -363,6 +382,7 @@ std::arch::global_asm!(
     orders = const spry_wire::rewind::ORDERS_AT,
     orders_outbox = const spry_wire::rewind::ORDERS_OUTBOX,
     nothing_to_drop = const spry_wire::rewind::NOTHING_TO_DROP,
+    nothing_to_unmap = const spry_wire::rewind::NOTHING_TO_UNMAP,
     extended = const spry_wire::rewind::EXTENDED_AT,
     all_signals = const spry_wire::rewind::at::ALL_SIGNALS,
     no_time = const spry_wire::rewind::at::NO_TIME,
@@ -372,6 +392,7 @@ std::arch::global_asm!(
     copies = const spry_wire::rewind::at::COPIES,
     outbox = const spry_wire::rewind::at::OUTBOX,
     bases = const spry_wire::rewind::at::BASES,
+    sets_bases = const spry_wire::rewind::at::SETS_BASES,
     mask = const spry_wire::rewind::at::MASK,
     flags = const spry_wire::rewind::at::FLAGS,
     stack = const spry_wire::rewind::at::STACK,

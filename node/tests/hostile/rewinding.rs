@@ -151,10 +151,10 @@ left_behind! {
     signal_handlers: "handler", "alternate-stack" => Replaced;
     the_signal_mask: "mask" => Restored;
     pending_signals: "pending" => Restored;
-    new_mappings: "mapping", "shared-mapping" => Restored;
+    new_mappings: "mapping", "shared-mapping", "mapping-in-exchange" => Restored;
     a_mapping_that_cannot_be_unmapped: "sealed-mapping" => Replaced;
     known_mappings_can_not_be_changed: "unmap", "protect", "replace-mapping", "move", "stub" => Restored;
-    advice_and_locks: "guard", "advice", "lock", "key" => Replaced;
+    advice_and_locks: "guard", "advice", "huge-pages", "lock", "key" => Replaced;
     threads: "thread" => Replaced;
     children: "child", "child-that-shares" => Replaced;
     the_working_directory: "folder" => Replaced;

@@ -160,6 +160,9 @@ fn live<H: Handler>(
         sys::heap::begin();
     }
     let frozen = freeze(&init.freeze, memory);
+    if init.rewind {
+        rewind::keep_pages_small();
+    }
     if of_layer {
         kernel::close(PAGEMAP_FD);
     }

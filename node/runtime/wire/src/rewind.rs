@@ -19,8 +19,8 @@ pub const STUB_AT: u64 = 0x2000_0000_0000;
 pub const STUB_LEN: u64 = 4096;
 /// Where its first system call returns to, which is how the kernel says where a call came from.
 pub const STUB_ASKS: u64 = STUB_AT + 0x40;
-/// Where a page is mapped on which spryd says, each time, what needn't be done. Its first byte: [`NOTHING_TO_DROP`], or 0. At
-/// [`ORDERS_OUTBOX`]: how much of the outbox is zeroed, in words of eight bytes.
+/// Where a page is mapped on which spryd says, each time, what needn't be done. Its first byte: [`NOTHING_TO_DROP`], or 0; the
+/// next: [`NOTHING_TO_UNMAP`], or 0. At [`ORDERS_OUTBOX`]: how much of the outbox is zeroed, in words of eight bytes.
 pub const ORDERS_AT: u64 = STUB_AT + (1 << 16);
 /// How long that is.
 pub const ORDERS_LEN: u64 = 4096;
@@ -28,6 +28,8 @@ pub const ORDERS_LEN: u64 = 4096;
 pub const ORDERS_OUTBOX: u64 = 8;
 /// The request has written to no page of the ranges that are dropped otherwise.
 pub const NOTHING_TO_DROP: u8 = 1;
+/// Nothing is mapped in the gaps.
+pub const NOTHING_TO_UNMAP: u8 = 1;
 /// Where the plan is mapped.
 pub const PLAN_AT: u64 = 0x2000_1000_0000;
 /// How long it is at most.
@@ -113,6 +115,8 @@ pub struct Head {
     pub goes_on: u64,
     /// See [`Registers`].
     pub kept: [u64; 6],
+    /// 1: the bases are set by instructions, which the kernel allows; 0: by system calls.
+    pub sets_bases: u64,
     /// Ranges that the instance seals (`mseal`) before its first request: start and length in bytes.
     pub seals: List,
 }
@@ -149,6 +153,8 @@ pub mod at {
     pub const GOES_ON: usize = offset_of!(Head, goes_on);
     /// See [`Head`].
     pub const KEPT: usize = offset_of!(Head, kept);
+    /// See [`Head`].
+    pub const SETS_BASES: usize = offset_of!(Head, sets_bases);
 }
 
 const _: () = assert!(size_of::<Head>() as u64 <= EXTENDED_AT);

@@ -17,7 +17,9 @@ use nix::errno::Errno;
 use parking_lot::Mutex;
 use shm_bus::segment::{self, SegmentError, Writer};
 use shm_bus::transport::FaultKind;
-use spry_wire::rewind::{NOTHING_TO_DROP, ORDERS_LEN, ORDERS_OUTBOX, OUTBOX_FIRST, OUTBOX_ZEROED};
+use spry_wire::rewind::{
+    NOTHING_TO_DROP, NOTHING_TO_UNMAP, ORDERS_LEN, ORDERS_OUTBOX, OUTBOX_FIRST, OUTBOX_ZEROED,
+};
 use tokio::sync::Notify;
 
 use super::listener::Listener;
@@ -155,7 +157,7 @@ impl Gate {
         let mut state = self.state.lock();
         let id = state.waits.take().ok_or(Errno::ESRCH)?;
         // If it has used more, it is replaced after its first request.
-        self.order(0, self.used_outbox().unwrap_or(OUTBOX_ZEROED)).map_err(|_| Errno::EIO)?;
+        self.order([0; 2], self.used_outbox().unwrap_or(OUTBOX_ZEROED)).map_err(|_| Errno::EIO)?;
         state.serving = true;
         sys::reply(self.listener.as_fd(), id, Reply::GoOn)
     }
@@ -176,26 +178,30 @@ impl Gate {
         }
     }
 
-    /// It has answered in that round, and has not been let go on since.
+    /// It has answered in that round, and nobody has tried to let it go on since.
     pub fn is_late(&self, round: u64) -> bool {
         let state = self.state.lock();
         state.round == round && state.answered
     }
 
-    /// Lets it go on, if nothing is wrong with it. It is clean then.
-    pub fn let_go_on(&self) -> Result<(), Replaced> {
+    /// Lets it go on, if nothing is wrong with it: it is clean then, else it is to be replaced. Either ends its round.
+    /// `is_silent`: all that it has written has been read.
+    pub fn let_go_on(&self, is_silent: bool) -> Result<(), Replaced> {
         let mut state = self.state.lock();
         let id = state.waits.take().filter(|_| state.answered).ok_or(Replaced::Late)?;
+        // Before it can be told of: what it does next is of its next request.
+        state.answered = false;
+        state.round += 1;
         if state.spoiled {
             return Err(Replaced::Call);
+        }
+        if !is_silent {
+            return Err(Replaced::Late);
         }
         let outbox = self.used_outbox().ok_or(Replaced::LargeAnswer)?;
         if !self.is_order_given(&mut state, outbox) {
             return Err(Replaced::Learned);
         }
-        // Before it can be told of: what it does next is of its next request.
-        state.answered = false;
-        state.round += 1;
         sys::reply(self.listener.as_fd(), id, Reply::GoOn).map_err(|_| Replaced::Late)
     }
 
@@ -203,27 +209,29 @@ impl Gate {
     /// for such that copy it back, which takes less time. `outbox`: how much of that has been used, at most.
     fn is_order_given(&self, state: &mut State, outbox: u64) -> bool {
         let written = std::mem::take(&mut state.written);
-        let changed = self.plan.get().map(|plan| (plan.generation, plan.changed(written)));
-        let order = match changed {
-            Some((_, Some(changed))) if changed.is_empty() => NOTHING_TO_DROP,
-            Some((generation, Some(changed))) => {
+        let Some(plan) = self.plan.get() else { return self.order([0; 2], outbox).is_ok() };
+        let seen = plan.look(written);
+        let drops = match seen.pages {
+            Some(changed) if changed.is_empty() => NOTHING_TO_DROP,
+            Some(changed) => {
                 let known = self.listener.learn(&changed);
                 state.surprises += 1;
-                let most = if generation == 0 { SURPRISES_FIRST } else { SURPRISES_LATER };
-                if known > generation && state.surprises >= most {
+                let most = if plan.generation == 0 { SURPRISES_FIRST } else { SURPRISES_LATER };
+                if known > plan.generation && state.surprises >= most {
                     return false;
                 }
                 0
             }
-            Some((_, None)) | None => 0,
+            None => 0,
         };
-        self.order(order, outbox).is_ok()
+        let gaps = if seen.gaps { 0 } else { NOTHING_TO_UNMAP };
+        self.order([drops, gaps], outbox).is_ok()
     }
 
-    /// Says what it does when it goes on.
-    fn order(&self, drops: u8, outbox: u64) -> Result<(), SegmentError> {
+    /// Says what it does when it goes on: what it may leave out, and how much of its outbox is zeroed.
+    fn order(&self, left_out: [u8; 2], outbox: u64) -> Result<(), SegmentError> {
         // SYNC(rewind-orders): it waits in a system call, which returns after this is written.
-        self.orders.write_at(0, &[drops])?;
+        self.orders.write_at(0, &left_out)?;
         self.orders.write_at(ORDERS_OUTBOX, &(outbox / 8).to_le_bytes())
     }
 

@@ -72,7 +72,7 @@ impl Listener {
 
     /// Answers all who ask, for as long as it is polled and there is anybody who could.
     pub(in crate::zygote) async fn look(&self) {
-        let found = |gate| drop(self.found.send(gate));
+        let found = |gate| self.found.send(gate).is_err();
         let Ok(ready) = self.duplicate().and_then(crate::sys::watch_readable) else { return };
         while let Ok(more) = self.serve(found) {
             if more {
@@ -144,16 +144,16 @@ impl Listener {
     }
 
     /// Answers who ask now, up to [`AT_ONCE`]; true: there may be more. `arrived` is told of instances that have answered their
-    /// request and wait in the stub. An error: there is nobody left who could ask.
-    pub fn serve(&self, mut arrived: impl FnMut(Arc<Gate>)) -> io::Result<bool> {
+    /// request and wait in the stub, and says whether that is enough. An error: there is nobody left who could ask.
+    pub fn serve(&self, mut arrived: impl FnMut(Arc<Gate>) -> bool) -> io::Result<bool> {
         for _ in 0..AT_ONCE {
             let Some(asked) = self.take()? else { return Ok(false) };
             let gate = self.gates.lock().get(&asked.pid).cloned();
             if asked.from == STUB_ASKS && i64::from(asked.number) == libc::SYS_rt_sigprocmask {
                 match gate.filter(|_| is_as_the_stub_asks(&asked)) {
                     Some(gate) => {
-                        if gate.arrive(asked.id) {
-                            arrived(gate);
+                        if gate.arrive(asked.id) && arrived(gate) {
+                            return Ok(true);
                         }
                     }
                     // A child of some instance, or another call at that place: it isn't let go on, and the stub ends it.

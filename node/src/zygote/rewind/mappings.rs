@@ -18,6 +18,8 @@ pub(super) struct Mapping {
     pub(super) inode: u64,
     /// `mseal` has been called on it.
     pub(super) sealed: bool,
+    /// The kernel makes no huge pages of its pages: `MADV_NOHUGEPAGE` has been called on it.
+    pub(super) stays_small: bool,
 }
 
 /// As `rwxp` has it.
@@ -53,7 +55,7 @@ impl Mapping {
         let offset = u64::from_str_radix(words.next()?, 16).ok()?;
         let device = words.next()?.to_owned();
         let inode = words.next()?.parse().ok()?;
-        Some(Self { range, rights, offset, device, inode, sealed: false })
+        Some(Self { range, rights, offset, device, inode, sealed: false, stays_small: false })
     }
 
     /// Whether `part` is this mapping or a piece of it, unchanged.
@@ -62,6 +64,7 @@ impl Mapping {
         let moved = if self.inode == 0 { 0 } else { part.range.start.saturating_sub(self.range.start) };
         within
             && (self.rights, self.inode, &self.device) == (part.rights, part.inode, &part.device)
+            && self.stays_small == part.stays_small
             && (self.inode == 0 || self.offset + moved == part.offset)
     }
 }
@@ -73,7 +76,10 @@ pub(super) fn parse(smaps: &str) -> Vec<Mapping> {
         if let Some(mapping) = Mapping::begin(line) {
             found.push(mapping);
         } else if let (Some(last), Some(flags)) = (found.last_mut(), line.strip_prefix("VmFlags:")) {
-            last.sealed = flags.split_ascii_whitespace().any(|flag| flag == "sl");
+            for flag in flags.split_ascii_whitespace() {
+                last.sealed |= flag == "sl";
+                last.stays_small |= flag == "nh";
+            }
         }
     }
     found.retain(|mapping| mapping.range.end <= END);
@@ -132,7 +138,7 @@ VmFlags: rd mr mw me sl
 3000-4000 rw-p 00002000 fe:00 7   /lib/x
 VmFlags: rd wr mr mw me sl
 9000-b000 rw-p 00000000 00:00 0   [heap]
-VmFlags: rd wr sl
+VmFlags: rd wr nh sl
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0  [vsyscall]
 VmFlags: ex
 ";
@@ -143,6 +149,7 @@ VmFlags: ex
         assert_eq!(known.len(), 3);
         assert_eq!((known[1].offset, known[1].inode, known[1].rights.write), (0x2000, 7, true));
         assert!(known.iter().all(|mapping| mapping.sealed));
+        assert_eq!([known[1].stays_small, known[2].stays_small], [false, true]);
         assert_eq!(gaps(&known), [0x4000..0x9000, 0xb000..END]);
     }
 
@@ -166,8 +173,9 @@ VmFlags: ex
             change(&mut now);
             check(&known, &now)
         };
-        let changes: [fn(&mut Vec<Mapping>); 9] = [
+        let changes: [fn(&mut Vec<Mapping>); 10] = [
             |now| now[0].sealed = false,
+            |now| now[2].stays_small = false,
             |now| now[1].rights.write = false,
             |now| now[1].rights.shared = true,
             |now| now[1].inode = 8,

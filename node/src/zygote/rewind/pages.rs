@@ -2,14 +2,17 @@
 //!
 //! A page of a private mapping is its own once it was written to. There are two questions: which pages differ from what lies
 //! below them when the plan is made ([`differing`]), and which are its own after a request though the plan doesn't copy them back
-//! ([`Watch::changed`]): mostly none, and then nothing needs to be dropped, which leaves the pages that were only read where they are.
+//! ([`Watch::look`]): mostly none, and then nothing needs to be dropped, which leaves the pages that were only read where they are.
 //!
 //! Mostly spryd needn't even look. A page becomes a process's own by a page fault, and the kernel counts a thread's faults,
 //! whether its instructions or its system calls cause them. The instance has one thread; so if its count is what it was the
 //! time before, no page has come to be its own since. There are two exceptions:
 //! - the kernel may make a huge page of small ones, in memory of no file, and nothing is counted: such ranges are looked at
-//!   each time ([`Watch::always`]). They are few, since memory that was in use when the function had been loaded is frozen;
+//!   each time ([`Watch::always`]), unless it has been told to make none there, as the zygote does for all that it has;
 //! - spryd may have written to its memory, who then counts the fault as its own: who does so says it ([`Gate`](super::Gate)).
+//!
+//! The same line of `/proc` says how much is mapped. No known mapping can go or become smaller, for they are sealed; so if it is
+//! as much as they have, nothing else is mapped.
 
 use std::fs::File;
 use std::io;
@@ -95,10 +98,21 @@ pub(super) struct Watch {
     stat: File,
     /// Faults that were counted the last time, after which nothing but the plan's pages was its own; or [`UNKNOWN`].
     faults: AtomicU64,
-    /// In memory of no file.
+    /// In memory of which there may be huge pages.
     always: Ranges,
-    /// In memory of files: frozen memory, data of libraries.
+    /// In all other: frozen memory, data of libraries, what the zygote has left.
     after_faults: Ranges,
+    /// How much is mapped if nothing is beside what is known.
+    mapped_bytes: u64,
+}
+
+/// What an instance has changed beside what is copied back in any case.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// Pages that are its own and should not be; `None`: too many, or it can't be found out.
+    pub(super) pages: Option<Vec<u64>>,
+    /// Something may be mapped in the gaps.
+    pub(super) gaps: bool,
 }
 
 /// Ranges that the plan can drop.
@@ -116,7 +130,7 @@ impl Ranges {
         Self { drops, looks }
     }
 
-    /// See [`Watch::changed`].
+    /// See [`Seen::pages`].
     fn changed(&self, pagemap: &File) -> Option<Vec<u64>> {
         self.look(pagemap, &mut [[0; 3]; FEW]).or_else(|| self.look(pagemap, &mut [[0; 3]; RANGES_MAX]))
     }
@@ -132,46 +146,67 @@ impl Ranges {
 }
 
 impl Watch {
-    /// `drops`: what the plan can drop, in order, of these mappings.
-    pub(super) fn new(pid: i32, pagemap: File, known: &[Mapping], drops: &[[u64; 2]]) -> io::Result<Self> {
+    /// `drops`: what the plan can drop, in order, of these mappings. `mapped_bytes`: how much is mapped if nothing is beside these
+    /// and what is the plan's own.
+    pub(super) fn new(
+        pid: i32,
+        pagemap: File,
+        known: &[Mapping],
+        drops: &[[u64; 2]],
+        mapped_bytes: u64,
+    ) -> io::Result<Self> {
         let stat = File::open(format!("/proc/{pid}/task/{pid}/stat"))?;
-        let within = |of_file: bool| {
-            let mappings = changeable(known).filter(move |mapping| (mapping.inode != 0) == of_file);
+        let within = |counts: bool| {
+            let all = changeable(known);
+            let mappings = all.filter(move |mapping| (mapping.inode != 0 || mapping.stays_small) == counts);
             Ranges::new(parts(drops, mappings.map(|mapping| [mapping.range.start, mapping.range.end])))
         };
         let (always, after_faults) = (within(false), within(true));
-        Ok(Self { pagemap, stat, faults: AtomicU64::new(UNKNOWN), always, after_faults })
+        let faults = AtomicU64::new(UNKNOWN);
+        Ok(Self { pagemap, stat, faults, always, after_faults, mapped_bytes })
     }
 
-    /// Pages that are its own and should not be; `None`: too many, or it can't be found out. `written`: somebody else may have
-    /// written to its memory since the last time.
+    /// Looks what it has changed. `written`: somebody else may have written to its memory since the last time.
     ///
     /// To be called at each rewinding, since what it remembers holds until the next one.
-    pub(super) fn changed(&self, written: bool) -> Option<Vec<u64>> {
-        let faults = self.count_faults().unwrap_or(UNKNOWN);
+    pub(super) fn look(&self, written: bool) -> Seen {
+        let mut text = [0; 512];
+        let len = self.stat.read_at(&mut text, 0).unwrap_or(0);
+        let counts = Counts::read(&text[..len]);
+        let faults = counts.as_ref().map_or(UNKNOWN, |counts| counts.faults);
         let same = self.faults.swap(faults, Ordering::Relaxed) == faults && faults != UNKNOWN;
+        let gaps = counts.is_none_or(|counts| counts.mapped_bytes != self.mapped_bytes);
+        Seen { pages: self.changed(!same || written), gaps }
+    }
+
+    fn changed(&self, everywhere: bool) -> Option<Vec<u64>> {
         let mut changed = self.always.changed(&self.pagemap)?;
-        if !same || written {
+        if everywhere {
             changed.extend(self.after_faults.changed(&self.pagemap)?);
         }
         Some(changed)
     }
-
-    /// How many faults its thread has had; `None`: it can't be found out.
-    fn count_faults(&self) -> Option<u64> {
-        let mut text = [0; 512];
-        let len = self.stat.read_at(&mut text, 0).ok()?;
-        faults(&text[..len])
-    }
 }
 
-/// The faults in a line of `/proc/PID/stat`, small and large.
-fn faults(stat: &[u8]) -> Option<u64> {
-    // What comes before is the process's to choose.
-    let behind_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
-    let mut words = std::str::from_utf8(&stat[behind_name..]).ok()?.split_ascii_whitespace();
-    let (small, large) = (words.nth(7)?, words.nth(1)?);
-    small.parse::<u64>().ok()?.checked_add(large.parse().ok()?)
+/// What a line of `/proc/PID/task/PID/stat` counts.
+#[derive(Debug, PartialEq, Eq)]
+struct Counts {
+    /// Its faults, small and large.
+    faults: u64,
+    /// How much is mapped.
+    mapped_bytes: u64,
+}
+
+impl Counts {
+    /// `None`: it can't be found out.
+    fn read(stat: &[u8]) -> Option<Self> {
+        // What comes before is the process's to choose.
+        let behind_name = stat.iter().rposition(|byte| *byte == b')')? + 1;
+        let mut words = std::str::from_utf8(&stat[behind_name..]).ok()?.split_ascii_whitespace();
+        let mut next = |skipped| words.nth(skipped)?.parse::<u64>().ok();
+        let (small, large, mapped_bytes) = (next(7)?, next(1)?, next(10)?);
+        Some(Self { faults: small.checked_add(large)?, mapped_bytes })
+    }
 }
 
 /// What of `ranges` lies in `mappings`, both in order.
@@ -219,11 +254,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_are_read_whatever_the_process_is_called() {
-        let line = b"7 (a) R 1 (2) S 3 4 5 6 7 8 901 10 23 12 13\n";
-        assert_eq!(faults(line), Some(901 + 23));
-        assert_eq!(faults(b"7 (a) S 3 4 5 6 7 8 901 10"), None, "cut off");
-        assert_eq!(faults(b""), None);
+    fn counts_are_read_whatever_the_process_is_called() {
+        let line = b"7 (a) R 1 (2) S 3 4 5 6 7 8 901 10 23 12 13 14 15 16 17 18 19 1 21 4096 23\n";
+        assert_eq!(Counts::read(line), Some(Counts { faults: 901 + 23, mapped_bytes: 4096 }));
+        assert_eq!(Counts::read(&line[..line.len() - 8]), None, "cut off");
+        assert_eq!(Counts::read(b""), None);
+    }
+
+    #[test]
+    fn how_much_this_process_has_mapped_is_read() {
+        let count = || {
+            let stat = std::fs::read("/proc/thread-self/stat").expect("its line");
+            Counts::read(&stat).expect("whole").mapped_bytes
+        };
+        let maps = || std::fs::read_to_string("/proc/self/smaps").expect("its mappings");
+        let sum = || super::super::mappings::parse(&maps()).iter().map(Mapping::len).sum::<u64>();
+        // Other tests map and unmap meanwhile.
+        let agree = || (0..1000).any(|_| count() == sum());
+        assert!(agree(), "{} are mapped, {} in all mappings", count(), sum());
     }
 
     #[test]

@@ -4,13 +4,14 @@
 //! Three kinds of memory, by page:
 //! - what a private mapping shares with the file below it (or with nothing, if it has none): **dropped**, so that it is so
 //!   again. After most requests there is nothing to drop, since they write to the same pages as the one before, which are of
-//!   the next kind; spryd looks each time ([`Plan::changed`]);
+//!   the next kind; spryd looks each time ([`Plan::look`]);
 //! - what differs from that, because the zygote or the instance has written to it: **copied back**, where it lies, from the plan or
 //!   from what it has in common with others ([`Common`]). These pages are not dropped, since most are written to by every request, and a copy costs a fifth of a fault;
 //! - the outbox: zeroed.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use super::common::{Common, Commons};
 use super::copies::{Copies, Copy, Source};
 use super::listener::Written;
 use super::mappings::{self, Mapping};
-use super::pages::{self, PAGE, Watch};
+use super::pages::{self, PAGE, Seen, Watch};
 use crate::sys::rewind as sys;
 
 /// Private pages that are known to differ: more would make every rewinding longer than a fork.
@@ -35,7 +36,7 @@ pub(crate) enum PlanError {
     #[error("{what}: {source}")]
     Os { what: &'static str, source: io::Error },
     #[error("memory at {0:x?} is shared, and it could leave something there for its next request")]
-    Shared(std::ops::Range<u64>),
+    Shared(Range<u64>),
     #[error("its outbox isn't mapped once, as a whole")]
     Outbox,
     #[error(
@@ -96,6 +97,9 @@ impl Plan {
         let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(os("open its page map"))?;
         let own = pages::own(&pagemap, &known).map_err(os("read its page map"))?;
         let mut own = pages::differing(pid, &known, own);
+        let registers = Said::read(subject)?;
+        let dead = dead_stack(&known, registers.word(STACK));
+        own.retain(|page| !dead.contains(page));
         own.extend(written.pages.iter().copied().filter(|page| may_differ(&known, *page)));
         own.sort_unstable();
         own.dedup();
@@ -103,18 +107,21 @@ impl Plan {
             return Err(PlanError::Copies { pages: own.len() });
         }
         let common = commons.of(written.generation, pid, &own).map_err(os("copy its memory"))?;
-        let registers = Said::read(subject)?;
         let drops = between(&known, &runs(&own));
         let copies = Copies::find(pid, &own, &common).map_err(os("read its memory"))?;
         let (file, len) = lay_out(&known, &registers, outbox.start, &drops, copies, common.len)?;
-        let watch = Watch::new(pid, pagemap, &known, &drops).map_err(os("open its counts of page faults"))?;
+        // What is mapped once it has gone to the stub.
+        let own = [ORDERS_LEN, len, common.len].map(|len| len.next_multiple_of(PAGE));
+        let mapped = known.iter().map(Mapping::len).chain(own).sum();
+        let watch = Watch::new(pid, pagemap, &known, &drops, mapped);
+        let watch = watch.map_err(os("open its counts of page faults"))?;
         Ok(Self { file, common, known, watch, len, generation: written.generation })
     }
 
-    /// Pages that the instance, which waits, has written to and that aren't copied back; `None`: too many, or it can't be found
-    /// out. `written`: so has spryd, maybe.
-    pub(super) fn changed(&self, written: bool) -> Option<Vec<u64>> {
-        self.watch.changed(written)
+    /// What the instance, which waits, has changed that isn't copied back in any case. `written`: spryd has written to its
+    /// memory, maybe.
+    pub(super) fn look(&self, written: bool) -> Seen {
+        self.watch.look(written)
     }
 
     /// Whether the instance is what the plan says, and stays so: asked when it first waits in the stub.
@@ -202,6 +209,7 @@ fn lay_out(
         stack: registers.word(STACK),
         goes_on: registers.word(GOES_ON),
         kept: std::array::from_fn(|index| registers.word(KEPT + 8 * index)),
+        sets_bases: u64::from(sys::sets_bases()),
         seals,
     };
     bytes[..size_of::<Head>()].copy_from_slice(&words(&head));
@@ -221,13 +229,22 @@ fn list<const WORDS: usize>(bytes: &mut Vec<u8>, entries: impl Iterator<Item = [
 }
 
 /// Where the outbox is mapped.
-fn outbox(known: &[Mapping], inode: u64) -> Result<std::ops::Range<u64>, PlanError> {
+fn outbox(known: &[Mapping], inode: u64) -> Result<Range<u64>, PlanError> {
     let mut found = known.iter().filter(|mapping| mapping.inode == inode && mapping.rights.shared);
     let (Some(one), None) = (found.next(), found.next()) else { return Err(PlanError::Outbox) };
     if one.offset != 0 || !one.rights.write || one.len() < OUTBOX_ZEROED {
         return Err(PlanError::Outbox);
     }
     Ok(one.range.clone())
+}
+
+/// The pages below the end of the stack: what lies there is of no use to anybody, whatever has been called so far, and zeros are as
+/// good.
+fn dead_stack(known: &[Mapping], end: u64) -> Range<u64> {
+    /// What a function may use below the end.
+    const RED_ZONE: u64 = 128;
+    let stack = known.iter().find(|mapping| mapping.range.contains(&end));
+    stack.map_or(0..0, |stack| stack.range.start..end.saturating_sub(RED_ZONE) / PAGE * PAGE)
 }
 
 /// Whether a page is of a private mapping that can be written to.
@@ -315,11 +332,12 @@ fn words(head: &Head) -> Vec<u8> {
     }
     all.extend([head.flags, head.stack, head.goes_on]);
     all.extend(head.kept);
+    all.push(head.sets_bases);
     all.extend(list(&head.seals));
     all.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-const _: () = assert!(size_of::<Head>() == 8 * (2 + 2 + 2 + 2 + 6 + 3 + 6 + 2));
+const _: () = assert!(size_of::<Head>() == 8 * (2 + 2 + 2 + 2 + 6 + 3 + 6 + 1 + 2));
 
 #[cfg(test)]
 mod tests {
@@ -328,7 +346,8 @@ mod tests {
 
     fn mapping(start: u64, end: u64) -> Mapping {
         let rights = Rights { read: true, write: true, execute: false, shared: false };
-        Mapping { range: start..end, rights, offset: 0, device: "00:00".into(), inode: 0, sealed: false }
+        let device = "00:00".into();
+        Mapping { range: start..end, rights, offset: 0, device, inode: 0, sealed: false, stays_small: false }
     }
 
     #[test]
@@ -347,13 +366,25 @@ mod tests {
     }
 
     #[test]
+    fn the_page_that_the_stack_ends_in_is_in_use() {
+        let known = [mapping(0x1000, 0x9000), mapping(0x20_000, 0x30_000)];
+        assert_eq!(dead_stack(&known, 0x28_080), 0x20_000..0x28_000);
+        assert_eq!(dead_stack(&known, 0x28_07f), 0x20_000..0x27_000, "a part of it is in the page before");
+        assert!(dead_stack(&known, 0x20_010).is_empty());
+        assert!(dead_stack(&known, 0xa000).is_empty(), "no stack");
+    }
+
+    #[test]
     fn a_head_lies_as_the_stub_reads_it() {
         let list = |at| List { at, count: at + 1 };
-        let head = Head { gaps: list(10), copies: list(20), kept: [40; 6], goes_on: 50, ..Head::default() };
+        let kept = [40; 6];
+        let head =
+            Head { gaps: list(10), copies: list(20), kept, goes_on: 50, sets_bases: 60, ..Head::default() };
         let bytes = words(&head);
         let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
         use spry_wire::rewind::at;
         assert_eq!([word(at::GAPS), word(at::GAPS + 8), word(at::COPIES)], [10, 11, 20]);
         assert_eq!([word(at::KEPT), word(at::KEPT + 40), word(at::GOES_ON)], [40, 40, 50]);
+        assert_eq!(word(at::SETS_BASES), 60);
     }
 }

@@ -327,6 +327,13 @@ static const char *leave(struct spry_slice what, struct spry_response *response)
         syscall(462, ELSEWHERE, 4096, 0);
     }
     unsigned long page = (unsigned long)&written & -4096ul;
+    if (spry_slice_is(what, "mapping-in-exchange")) { /* as much is mapped as before, if anything known can go */
+        mmap(ELSEWHERE, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        unsigned long end = (unsigned long)sbrk(0);
+        if (syscall(SYS_brk, end - 4096) != end) return "the heap could be made smaller";
+        if (munmap((void *)(((unsigned long)&page - (1 << 19)) & -4096ul), 4096) == 0) return "the stack could be";
+        if (mremap((void *)page, 4096, 0, 0) != MAP_FAILED) return "a known mapping could be";
+    }
     if (spry_slice_is(what, "unmap")) {
         if (munmap((void *)page, 4096) == 0) return "a known mapping could be unmapped";
     }
@@ -355,6 +362,9 @@ static const char *leave(struct spry_slice what, struct spry_response *response)
     }
     if (spry_slice_is(what, "guard")) madvise((void *)(((unsigned long)&page - (1 << 19)) & -4096ul), 4096, 102);
     if (spry_slice_is(what, "advice")) madvise(large, 4096, MADV_DONTFORK);
+    if (spry_slice_is(what, "huge-pages")) {
+        madvise((void *)(((unsigned long)&page - (1 << 19)) & -4096ul), 4096, MADV_HUGEPAGE);
+    }
     if (spry_slice_is(what, "lock")) mlock(&written, 8);
     if (spry_slice_is(what, "key")) syscall(SYS_pkey_alloc, 0, 0);
     if (spry_slice_is(what, "thread")) {

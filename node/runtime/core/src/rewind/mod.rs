@@ -35,6 +35,13 @@ pub(crate) fn prepare(_stub: &OwnedFd) -> Result<OwnedFd, String> {
     Err("there is a stub for x86-64 only".to_owned())
 }
 
+/// Asks the kernel not to make huge pages of what is mapped now: it counts no fault for what becomes an instance's own by that, and
+/// spryd would have to look each time. If it doesn't take it, spryd looks.
+pub(crate) fn keep_pages_small() {
+    #[cfg(target_arch = "x86_64")]
+    crate::sys::rewind::keep_pages_small();
+}
+
 /// What has come of an instance's wish to be rewound.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn hold(control: &OwnedFd) {
