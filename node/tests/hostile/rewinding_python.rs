@@ -130,3 +130,27 @@ fn what_python_leaves_in_a_zygote_of_a_layer() {
     nothing_is_left(&daemon);
     daemon.stop();
 }
+
+/// What makes forks differ makes requests differ that one process serves: numbers drawn at random, and what functions have
+/// registered for a new process.
+#[test]
+fn requests_of_one_process_differ_as_forks_do() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("[zygotes]\nrewind = \"auto\"\n");
+    let hook = "import os\ndrawn = []\nos.register_at_fork(after_in_child=lambda: drawn.append(os.urandom(8).hex()))\n\
+                def main(params): return {'pid': os.getpid(), 'drawn': drawn[-1]}\n";
+    let numbers = "import os, random\n\
+                   def main(params): return {'pid': os.getpid(), 'drawn': random.random()}\n";
+    for source in [hook, numbers] {
+        daemon.deploy_python("remains", source, &["isolation=request", "scale.max=1"]);
+        let call = || daemon.post("/function/remains", b"{}").json();
+        (0..6).for_each(|_| drop(call()));
+        if is_rewound(&daemon) {
+            let answers: Vec<_> = (0..5).map(|_| call()).collect();
+            assert!(answers.iter().all(|answer| answer["pid"] == answers[0]["pid"]), "{answers:?}");
+            let drawn: Vec<_> = answers.iter().map(|answer| answer["drawn"].to_string()).collect();
+            assert!((1..drawn.len()).all(|at| !drawn[..at].contains(&drawn[at])), "{drawn:?}");
+        }
+    }
+    daemon.stop();
+}
