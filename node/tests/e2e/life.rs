@@ -202,33 +202,38 @@ fn killing_instances_and_zygotes_under_load_costs_only_their_own_requests() {
     daemon.deploy_python("who", &pid_source(0), &[]);
     daemon.deploy_native("hostile", &[]);
     let stop = Arc::new(AtomicBool::new(false));
-    let served = Arc::new(AtomicUsize::new(0));
+    // Of each function.
+    let served = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
     let address = daemon.address;
-    let clients: Vec<_> = ["/function/who", "/function/who", "/function/hostile", "/function/hostile"]
-        .into_iter()
-        .map(|path| {
-            let (stop, served) = (Arc::clone(&stop), Arc::clone(&served));
-            std::thread::spawn(move || {
-                let mut connection = Connection::open(address);
-                let mut failed = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    let response = connection.call("POST", path, &[], b"{}");
-                    match response.status {
-                        200 => _ = served.fetch_add(1, Ordering::Relaxed),
-                        502 => failed += 1,
-                        other => panic!("{other}: {}", response.text()),
+    let clients: Vec<_> =
+        [("/function/who", 0), ("/function/who", 0), ("/function/hostile", 1), ("/function/hostile", 1)]
+            .into_iter()
+            .map(|(path, function)| {
+                let (stop, served) = (Arc::clone(&stop), Arc::clone(&served));
+                std::thread::spawn(move || {
+                    let mut connection = Connection::open(address);
+                    let mut failed = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let response = connection.call("POST", path, &[], b"{}");
+                        match response.status {
+                            200 => _ = served[function].fetch_add(1, Ordering::Relaxed),
+                            502 => failed += 1,
+                            other => panic!("{other}: {}", response.text()),
+                        }
                     }
-                }
-                failed
+                    failed
+                })
             })
-        })
-        .collect();
+            .collect();
     for round in 0..KILLS {
-        let before = served.load(Ordering::Relaxed);
+        let count = || [0, 1].map(|function: usize| served[function].load(Ordering::Relaxed));
+        let before = count();
         let mut children = Vec::new();
+        // Of both: one whose processes are killed again and again before they serve anybody is told that it can't be started.
         daemon.until("requests are served", |daemon| {
             children = daemon.children();
-            !children.is_empty() && served.load(Ordering::Relaxed) > before + round % 5
+            let now = count();
+            !children.is_empty() && (0..2).all(|function| now[function] > before[function] + round % 5)
         });
         let pid = children[round % children.len()];
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
@@ -237,7 +242,7 @@ fn killing_instances_and_zygotes_under_load_costs_only_their_own_requests() {
     stop.store(true, Ordering::Relaxed);
     let failed: usize = clients.into_iter().map(|client| client.join().expect("only 200 and 502")).sum();
     // With an init everybody of its function dies, and two at most are called, or sent what they find at their birth.
-    let served = served.load(Ordering::Relaxed);
+    let served: usize = served.iter().map(|of_one| of_one.load(Ordering::Relaxed)).sum();
     assert!(failed <= 2 * KILLS, "{served} served, {failed} failed, {KILLS} killed");
     for path in ["/function/who", "/function/hostile"] {
         assert_eq!(daemon.post(path, b"{}").status, 200);
