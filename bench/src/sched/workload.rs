@@ -8,6 +8,9 @@
 //!   USENIX ATC 2020, section 3.4). It has the paper's quantiles: a fifth of the functions below 0.1 s, half below 1 s, 96 %
 //!   below 60 s. Cut off at 1 ms and 60 s. Functions are called as unevenly as there (Zipf), and a function's
 //!   invocations vary around its own (log-normal, deviation 0.25): both are our choice.
+//! - `huawei` draws them from the mean execution times of functions, by the minute, in region 2 of Huawei's public cloud (Joosen et al.: "Serverless
+//!   Cold Starts and Where to Find Them", EuroSys 2025, figure 3b, read off the curve: half below 30 ms, a quarter below 2 ms, a tenth over a
+//!   second), straight lines over the logarithm between these points. Cut off at half a minute; called and varied as `azure`'s are.
 //! - `bimodal` is four of 5 ms and one of 500 ms, each of the two by as many functions as asked for; `lottery` is the same in one function, so that nothing
 //!   but the time that it has run tells them apart.
 
@@ -30,6 +33,8 @@ pub enum Workload {
     Fib,
     /// Durations as in Azure.
     Azure,
+    /// Durations as in Huawei's public cloud.
+    Huawei,
 }
 
 /// How invocations come.
@@ -97,11 +102,27 @@ const FIB: [(u32, u32); 16] = [
     (769, 2344),
 ];
 
-const AZURE_FUNCTIONS: usize = 200;
+/// How many functions there are in `azure` and `huawei`, and how much their invocations vary: the deviation of the logarithm.
+const FUNCTIONS: usize = 200;
+const WITHIN: f64 = 0.25;
+
 const AZURE_LN_MEAN: f64 = -0.38;
 const AZURE_LN_DEVIATION: f64 = 2.36;
 const AZURE_RANGE_MS: (f64, f64) = (1.0, 60_000.0);
-const AZURE_WITHIN: f64 = 0.25;
+
+/// Such a part of the functions has at most so many milliseconds.
+const HUAWEI: [(f64, f64); 10] = [
+    (0.01, 0.38),
+    (0.05, 0.90),
+    (0.10, 1.13),
+    (0.25, 1.60),
+    (0.50, 29.5),
+    (0.75, 214.0),
+    (0.90, 1040.0),
+    (0.95, 2080.0),
+    (0.99, 14_600.0),
+    (0.995, 29_600.0),
+];
 
 /// Bursts: so many times the mean rate, for this part of the time, for so many mean gaps at a time.
 const BURST_RATE: f64 = 4.0;
@@ -113,11 +134,22 @@ type Draws = Box<dyn FnMut(&mut SplitMix64) -> (u32, f64)>;
 
 impl Workload {
     /// Below how many milliseconds of CPU time an invocation counts as short: where the distribution has its gap, or
-    /// (Azure) at the median that the paper gives.
+    /// (Azure, Huawei) at the median that the paper gives.
     pub fn short_below_ms(self) -> f64 {
         match self {
             Self::Bimodal | Self::Lottery => 50.0,
             Self::Fib | Self::Azure => 1000.0,
+            Self::Huawei => 30.0,
+        }
+    }
+
+    /// What its times are multiplied by unless somebody says otherwise, so that a run of minutes has enough invocations: in the
+    /// published ones a few of half a minute and more take most of the time.
+    pub fn usual_scale(self) -> f64 {
+        match self {
+            Self::Bimodal | Self::Lottery | Self::Fib => 1.0,
+            Self::Azure => 0.02,
+            Self::Huawei => 0.05,
         }
     }
 
@@ -137,17 +169,42 @@ impl Workload {
                 })
             }
             Self::Azure => {
-                let (low, high) = AZURE_RANGE_MS;
-                let own_ms: Vec<f64> = (0..AZURE_FUNCTIONS)
-                    .map(|_| log_normal(random, AZURE_LN_MEAN, AZURE_LN_DEVIATION) * 1000.0)
-                    .collect();
-                let pick = weighted((1..=AZURE_FUNCTIONS).map(|rank| 1.0 / rank as f64));
-                Box::new(move |random| {
-                    let place = pick(random.unit());
-                    (place as u32, (own_ms[place] * log_normal(random, 0.0, AZURE_WITHIN)).clamp(low, high))
-                })
+                let own_ms =
+                    |random: &mut SplitMix64| log_normal(random, AZURE_LN_MEAN, AZURE_LN_DEVIATION) * 1000.0;
+                of_functions(own_ms, AZURE_RANGE_MS, random)
+            }
+            Self::Huawei => {
+                let own_ms = |random: &mut SplitMix64| between(&HUAWEI, random.unit());
+                of_functions(own_ms, (HUAWEI[0].1, HUAWEI[HUAWEI.len() - 1].1), random)
             }
         }
+    }
+}
+
+/// Functions that each have a time of their own, which their invocations vary around, called by Zipf's law.
+fn of_functions(
+    own_ms: impl Fn(&mut SplitMix64) -> f64,
+    (low, high): (f64, f64),
+    random: &mut SplitMix64,
+) -> Draws {
+    let own_ms: Vec<f64> = (0..FUNCTIONS).map(|_| own_ms(random)).collect();
+    let pick = weighted((1..=FUNCTIONS).map(|rank| 1.0 / rank as f64));
+    Box::new(move |random| {
+        let place = pick(random.unit());
+        (place as u32, (own_ms[place] * log_normal(random, 0.0, WITHIN)).clamp(low, high))
+    })
+}
+
+/// The value at this part of a distribution of which such points are known: straight over its logarithm between them, and that of the
+/// outermost beyond.
+fn between(points: &[(f64, f64)], part: f64) -> f64 {
+    let above = points.partition_point(|(at, _)| *at < part);
+    match (above.checked_sub(1).and_then(|below| points.get(below)), points.get(above)) {
+        (Some((from, low)), Some((to, high))) => {
+            (low.ln() + (high.ln() - low.ln()) * (part - from) / (to - from)).exp()
+        }
+        (Some((_, value)), None) | (None, Some((_, value))) => *value,
+        (None, None) => f64::NAN,
     }
 }
 
@@ -305,6 +362,19 @@ mod tests {
         assert!((below(0.1) - 0.20).abs() < 0.02, "{}", below(0.1));
         assert!((0.50..0.60).contains(&below(1.0)), "{}", below(1.0));
         assert!((below(60.0) - 0.96).abs() < 0.02, "{}", below(60.0));
+    }
+
+    #[test]
+    fn huawei_s_functions_have_the_published_quantiles() {
+        let mut random = SplitMix64::new(3);
+        let draws: Vec<f64> = (0..50_000).map(|_| between(&HUAWEI, random.unit())).collect();
+        for (part, ms) in HUAWEI {
+            let below = draws.iter().filter(|&&draw| draw <= ms).count() as f64 / 50_000.0;
+            // (The outermost take all that is beyond.)
+            assert!((below - part).abs() < 0.01, "{below} at {ms}");
+        }
+        assert_eq!((between(&HUAWEI, 0.0), between(&HUAWEI, 1.0)), (0.38, 29_600.0));
+        assert!((between(&HUAWEI, 0.625) - (29.5f64 * 214.0).sqrt()).abs() < 1e-6);
     }
 
     #[test]
