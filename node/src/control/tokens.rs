@@ -104,6 +104,9 @@ fn check(wanted: TokenWanted) -> Result<NewToken, Refused> {
     let expires_unix_ms = match expires.map(|text| text.parse::<Period>()) {
         None => None,
         Some(Err(error)) => return bad(format!("expires: {error}")),
+        Some(Ok(period)) if period.as_millis() == 0 => {
+            return bad("expires: a token that lives for no time opens nothing".into());
+        }
         Some(Ok(period)) => Some(unix_ms().saturating_add(period.as_millis()).min(i64::MAX as u64)),
     };
     Ok(NewToken { scopes: scopes.into_iter().collect(), functions, note, expires_unix_ms })

@@ -33,6 +33,11 @@ pub enum Refusal {
     /// An HTTP/1 request that doesn't say whom it is for, or says it twice.
     #[error("the header Host {0}; HTTP/1.1 needs exactly one (RFC 9112, section 3.2)")]
     BadHost(&'static str),
+    /// The body is coded in a way that isn't undone here.
+    #[error(
+        "the header Transfer-Encoding isn't \"chunked\", once, which is all that is understood here (RFC 9112, section 6.1)"
+    )]
+    UnknownCoding,
     /// The body is longer than the function's `limits.payload`.
     #[error("the request's body is over this function's payload limit of {limit_bytes} bytes")]
     PayloadTooLarge {
@@ -162,6 +167,7 @@ impl Refusal {
             Self::Denied(Denied::Forbidden(_) | Denied::Stranger(_)) => (StatusCode::FORBIDDEN, "forbidden"),
             Self::Denied(Denied::TooMany { .. }) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Self::BadHost(_) => (StatusCode::BAD_REQUEST, "bad_host"),
+            Self::UnknownCoding => (StatusCode::NOT_IMPLEMENTED, "unknown_coding"),
             Self::PayloadTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "payload_too_large"),
             Self::HeadTooLarge(_) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"),
             Self::BodyBroken(_) => (StatusCode::BAD_REQUEST, "body_broken"),
@@ -192,12 +198,12 @@ impl Refusal {
     pub fn again(&self) -> Again {
         use Refusal::{
             BadHost, BodyBroken, BodyTimeout, Cancelled, HeadTooLarge, Header, MethodNotAllowed, NoSuchPath,
-            NodeFull, PayloadTooLarge, QueueFull, QueueTimeout, ShuttingDown, Step,
+            NodeFull, PayloadTooLarge, QueueFull, QueueTimeout, ShuttingDown, Step, UnknownCoding,
         };
         match self {
             QueueFull { .. } | NodeFull { .. } | QueueTimeout(_) | ShuttingDown | Cancelled => Again::Free,
             PayloadTooLarge { .. } | HeadTooLarge(_) | NoSuchPath | MethodNotAllowed(_) => Again::Never,
-            BadHost(_) | BodyBroken(_) | BodyTimeout(_) | Header { .. } => Again::Never,
+            BadHost(_) | UnknownCoding | BodyBroken(_) | BodyTimeout(_) | Header { .. } => Again::Never,
             Step { refusal, .. } => refusal.again(),
             // A function that isn't there may be deployed again.
             _ => Again::Counted,

@@ -9,6 +9,7 @@ mod answer;
 mod body;
 pub mod call_id;
 mod chain;
+mod coding;
 mod error;
 mod headers;
 mod host;

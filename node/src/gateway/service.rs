@@ -19,9 +19,9 @@ use super::answer::{self, Answer, Failed};
 use super::body::Body;
 use super::call_id::{CallId, CallIds};
 use super::headers::reaches_function;
-use super::host;
 use super::pages::{only_reads, options, text};
 use super::timing::Timing;
+use super::{coding, host};
 use crate::access::{Caller, Denied, Need, Scope};
 use crate::calls::Calls;
 use crate::calls::launch::{Launch, Why};
@@ -113,7 +113,8 @@ impl Worker {
             "/healthz" => Ok(()),
             _ => self.control.access().admit(caller, request.headers()),
         };
-        let admitted = host::check(&request).and_then(|()| admitted.map_err(Refusal::Denied));
+        let sound = host::check(&request).and_then(|()| coding::check(request.headers()));
+        let admitted = sound.and_then(|()| admitted.map_err(Refusal::Denied));
         if let Err(refusal) = admitted {
             let call_id = self.call_ids.next();
             let mut response = refuse(&refusal, call_id, Timing::NONE);

@@ -348,7 +348,10 @@ async fn filtered(channel: &Channel, child: &Child, wish: Result<(), String>) ->
     match channel.receive::<FromZygote>().await.map_err(failed)? {
         (FromZygote::Filtered { asks }, _) => {
             let taken = sys::take_fd(child.pidfd.as_fd(), asks);
-            let taken = taken.map_err(|error| LoadFailure::Channel(ChannelError::Wait(error)))?;
+            let taken = taken.map_err(|error| match error.raw_os_error() {
+                Some(libc::ESRCH) => LoadFailure::Died,
+                _ => LoadFailure::Channel(ChannelError::Wait(error)),
+            })?;
             let asks = Listener::new(taken);
             channel.send(&ToZygote::Taken, &[]).await.map_err(failed)?;
             Ok(Ok(asks))

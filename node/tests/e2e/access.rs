@@ -75,9 +75,11 @@ fn tokens_open_what_their_scopes_say_until_they_are_revoked() {
     daemon.spry_ok(&["token", "revoke", &id]);
     assert_eq!(status(&daemon, "GET", "/function/closed", Some(&invoke)), 401);
     assert_eq!(daemon.spry(&["token", "revoke", &id]).status.code(), Some(2));
-    for bad in
-        [&["--scope", "invoke", "--function", "No Name"][..], &["--scope", "invoke", "--expires", "soon"]]
-    {
+    for bad in [
+        &["--scope", "invoke", "--function", "No Name"][..],
+        &["--scope", "invoke", "--expires", "soon"],
+        &["--scope", "invoke", "--expires", "0s"],
+    ] {
         assert_eq!(daemon.spry(&[&["token", "create"], bad].concat()).status.code(), Some(2), "{bad:?}");
     }
     daemon.stop();

@@ -153,6 +153,27 @@ fn a_request_says_once_whom_it_is_for() {
 }
 
 #[test]
+fn a_body_that_is_coded_otherwise_reaches_no_function() {
+    need_root_and_cc!();
+    let daemon = with_mirror();
+    for (coding, status) in [
+        ("transfer-encoding: Chunked\r\n", 200),
+        ("transfer-encoding: gzip, chunked\r\n", 501),
+        ("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", 501),
+    ] {
+        let mut connection = Connection::open(daemon.address);
+        let head = format!("POST /function/mirror HTTP/1.1\r\nhost: t\r\n{coding}\r\n");
+        connection.write(&[head.as_bytes(), b"2\r\nhi\r\n0\r\n\r\n"].concat());
+        let response = connection.receive(false);
+        assert_eq!(response.status, status, "{coding:?}");
+        if status == 501 {
+            assert_eq!(response.error_code(), "unknown_coding");
+        }
+    }
+    daemon.stop();
+}
+
+#[test]
 fn http2_with_prior_knowledge_is_served() {
     need_root_and_cc!();
     let daemon = with_mirror();
