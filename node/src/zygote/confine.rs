@@ -122,22 +122,31 @@ pub(super) async fn begin(
 }
 
 /// Waits until the process runs its program, or a step has failed.
-pub(super) async fn confined(mut report: StepReport) -> io::Result<Option<StepFailed>> {
-    if let Some(init) = report.take_init()
-        && let Some(failed) = told(init).await?
-    {
-        return Ok(Some(failed));
+pub(super) async fn confined(mut report: StepReport, child: &Child) -> io::Result<Option<StepFailed>> {
+    let init = report.take_init();
+    for report in init.into_iter().chain([report]) {
+        if let Some(failed) = told(&report, child).await? {
+            return Ok(Some(failed));
+        }
     }
-    told(report).await
+    Ok(None)
 }
 
-async fn told(report: StepReport) -> io::Result<Option<StepFailed>> {
+/// What it told before it died counts, though its end may be heard of first; what its init tells later doesn't.
+async fn told(report: &StepReport, child: &Child) -> io::Result<Option<StepFailed>> {
     let pipe = sys::watch(report.as_fd().try_clone_to_owned()?)?;
     loop {
-        let mut ready = pipe.readable().await?;
-        match report.read() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-            result => return result,
+        let ready = tokio::select! {
+            biased;
+            ready = pipe.readable() => Some(ready?),
+            _ = child.exited_or_lost() => None,
+        };
+        match (report.read(), ready) {
+            (Err(error), ready) if error.kind() == io::ErrorKind::WouldBlock => match ready {
+                Some(mut ready) => ready.clear_ready(),
+                None => return Ok(None),
+            },
+            (result, _) => return result,
         }
     }
 }

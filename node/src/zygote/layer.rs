@@ -92,7 +92,7 @@ impl Layer {
             begin(executor, &process, Beginning::Runtime, &group).await?;
         let conversation = async {
             let failed = |source| StartError::Channel { source, output: String::new() };
-            let step = confined(report).await.map_err(|error| failed(ChannelError::Wait(error)))?;
+            let step = confined(report, &child).await.map_err(|error| failed(ChannelError::Wait(error)))?;
             if let Some(step) = step {
                 return Err(StartError::Sandbox(step));
             }

@@ -259,7 +259,7 @@ async fn load(
     let begun = Instant::now();
     let conversation = async {
         if let Some(failed) =
-            confined(report).await.map_err(|error| LoadFailure::Channel(ChannelError::Wait(error)))?
+            confined(report, child).await.map_err(|error| LoadFailure::Channel(ChannelError::Wait(error)))?
         {
             return Err(LoadFailure::Sandbox(failed));
         }

@@ -103,7 +103,7 @@ impl Task {
         drop(writer); // the plan has a copy
         let spawned = executor.nursery.spawn(plan, leaf, GroupLimits::from(&spec.limits)).await;
         let (child, report) = spawned.map_err(os("start a process"))?;
-        if let Some(failed) = confined(report).await.map_err(os("wait for a process"))? {
+        if let Some(failed) = confined(report, &child).await.map_err(os("wait for a process"))? {
             return Err(StartError::Sandbox(failed));
         }
         let pipe = sys::watch(reader).map_err(os("watch a pipe"))?;

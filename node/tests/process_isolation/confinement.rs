@@ -183,7 +183,7 @@ async fn a_failed_step_is_named() {
     fs::set_permissions(&spec.code, fs::Permissions::from_mode(0o700)).expect("chmod");
     // Several at once, and more than once: while one is started, another one's death may be heard of before its report.
     let start = || Zygote::start(&stage.executor, &spec);
-    for _ in 0..20 {
+    for _ in 0..5 {
         let (a, b, c, d) = tokio::join!(start(), start(), start(), start());
         for started in [a, b, c, d] {
             let error = started.expect_err("a code folder of root's");
