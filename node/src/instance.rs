@@ -20,8 +20,8 @@ use spry_sched::backend::Process;
 use spry_sched::signals::Tracked;
 
 use crate::activation::Stream;
-use crate::sys;
 use crate::zygote::rewind::Gate;
+use crate::{stat, sys};
 
 /// What an instance's process has used for a call, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -211,7 +211,7 @@ impl Instance {
 
     /// Whether its end has begun, whoever brought it about.
     pub fn is_ending(&self) -> bool {
-        self.has_ended() || is_ending(self.pid)
+        self.has_ended() || stat::is_ending(self.pid)
     }
 
     /// Whether it was reaped.
@@ -481,30 +481,4 @@ fn memory_peak(pid: i32) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     Some(kib * 1024)
-}
-
-/// Whether the kernel is taking a process down (or has): `PF_EXITING` among its flags, the seventh word behind its name (proc(5)).
-fn is_ending(pid: i32) -> bool {
-    const EXITING: u32 = 4;
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
-    let flags = stat.rsplit_once(')').and_then(|(_, words)| words.split_whitespace().nth(6));
-    flags.and_then(|flags| flags.parse::<u32>().ok()).is_some_and(|flags| flags & EXITING != 0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_ends_is_told_from_who_lives() {
-        assert!(!is_ending(std::process::id() as i32));
-        let mut child = std::process::Command::new("true").spawn().expect("true");
-        let pid = child.id() as i32;
-        let id = nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(pid));
-        let ended = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
-        nix::sys::wait::waitid(id, ended).expect("it ends");
-        assert!(is_ending(pid), "it isn't reaped yet");
-        child.wait().expect("reaped");
-        assert!(is_ending(pid), "it is gone");
-    }
 }

@@ -32,6 +32,7 @@ pub mod sandbox;
 pub mod schedule;
 pub mod schema;
 pub mod secrets;
+mod stat;
 pub mod store;
 pub mod sys;
 pub mod trace;

@@ -63,6 +63,9 @@ pub enum SuiteError {
     /// The plain loop on SQLite failed.
     #[error("SQLite: {0}")]
     Sqlite(rusqlite::Error),
+    /// The kernel doesn't say what BPF programs have used.
+    #[error("the kernel's account of BPF programs: {0}")]
+    Account(std::io::Error),
     /// perf failed.
     #[error("perf: {0}")]
     Perf(std::io::Error),

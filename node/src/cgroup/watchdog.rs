@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::stat::Stat;
 use crate::sys;
 
 /// Time between two looks: a process that touches 4 GB/s passes its limit by 100 MB.
@@ -127,7 +128,7 @@ impl State {
     fn look(&mut self) -> bool {
         let mut busy = false;
         for (pid, watched) in &mut self.watched {
-            let Some(ticks) = cpu_ticks(*pid) else { continue };
+            let Some(ticks) = Stat::of(*pid).and_then(|stat| stat.cpu_ticks()) else { continue };
             busy |= std::mem::replace(&mut watched.cpu_ticks, ticks) != ticks;
             if !watched.killed && private_bytes(*pid).is_some_and(|bytes| bytes > watched.limit_bytes) {
                 watched.killed = sys::pidfd_signal(watched.pidfd.as_fd(), libc::SIGKILL).is_ok();
@@ -145,12 +146,4 @@ fn private_bytes(pid: i32) -> Option<u64> {
         line.split_whitespace().next()?.parse().ok()
     };
     Some((kilobytes("RssAnon:")? + kilobytes("VmSwap:").unwrap_or(0)) * 1024)
-}
-
-/// User and system time so far.
-fn cpu_ticks(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // the name, in parentheses, may contain anything
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }

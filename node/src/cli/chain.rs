@@ -1,6 +1,5 @@
 //! `spry chain`: apply, list, describe, remove.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -10,10 +9,10 @@ use http_body_util::Full;
 
 use super::client::{self, Client};
 use super::table::{Table, ago, instant, pairs};
-use super::{Failure, Output, print, print_json, segment, show};
+use super::{Failure, Output, print, print_json, read_file, segment, show};
 use crate::api::{Applied, ChainView};
 use crate::chain::graph;
-use crate::chain::spec::{ChainError, ChainSpec, FILE_MAX};
+use crate::chain::spec::{ChainError, ChainSpec};
 
 /// Columns of a drawing.
 const WIDTH: usize = 80;
@@ -96,19 +95,10 @@ async fn apply(client: &Client, file: &Path, output: Output) -> Result<(), Failu
 
 /// What is wrong here would be found by the daemon as well, but without the file's name.
 fn parse(file: &Path) -> Result<(ChainSpec, String), Failure> {
-    let text = read(file)?;
+    let text = read_file(file)?;
     let spec = ChainSpec::parse(&text)
         .map_err(|error: ChainError| Failure::Node(format!("{}: {error}", file.display())))?;
     Ok((spec, text))
-}
-
-pub(super) fn read(file: &Path) -> Result<String, Failure> {
-    let failed = |error| Failure::Usage(format!("read {}: {error}", file.display()));
-    let opened = std::fs::File::open(file).map_err(failed)?;
-    let mut text = String::new();
-    // One byte more than is accepted, so that what is too long is told from what just fits.
-    opened.take(FILE_MAX + 1).read_to_string(&mut text).map_err(failed)?;
-    Ok(text)
 }
 
 fn summary(applied: &Applied) -> String {

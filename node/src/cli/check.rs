@@ -6,7 +6,7 @@ use std::path::Path;
 use http::Method;
 
 use super::client::{self, Client};
-use super::{Failure, Output, chain, print, print_json, trigger};
+use super::{Failure, Output, chain, print, print_json, read_file, trigger};
 use crate::config::Config;
 use crate::doctor;
 use crate::gateway::tls;
@@ -70,7 +70,7 @@ fn kind(file: &Path) -> schema::File {
         Some("spryd.toml") => return schema::File::Spryd,
         _ => {}
     }
-    let table = chain::read(file).ok().and_then(|text| text.parse::<toml::Table>().ok()).unwrap_or_default();
+    let table = read_file(file).ok().and_then(|text| text.parse::<toml::Table>().ok()).unwrap_or_default();
     let has = |keys: &[&str]| keys.iter().any(|key| table.contains_key(*key));
     if has(&["step", "trigger"]) {
         schema::File::Chain

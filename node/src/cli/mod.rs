@@ -22,8 +22,8 @@ mod token;
 mod top;
 mod trigger;
 
-use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -31,6 +31,7 @@ use http::Method;
 use serde::de::DeserializeOwned;
 
 use crate::api::{FunctionView, StatusView};
+use crate::chain::spec::FILE_MAX;
 use crate::config::DEFAULT_CONTROL_SOCKET;
 use crate::schema;
 use client::Client;
@@ -269,6 +270,16 @@ fn segment(text: &str) -> Result<&str, Failure> {
         return Ok(text);
     }
     Err(Failure::Usage(format!("{text:?} can't be a name or an id: letters, digits, hyphens")))
+}
+
+/// A chain's or a trigger's file: as much as the daemon takes of one, and a byte, so that what is too long is told from what
+/// just fits.
+fn read_file(file: &Path) -> Result<String, Failure> {
+    let failed = |error| Failure::Usage(format!("read {}: {error}", file.display()));
+    let opened = std::fs::File::open(file).map_err(failed)?;
+    let mut text = String::new();
+    opened.take(FILE_MAX + 1).read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
 }
 
 fn print(text: &str) -> Result<(), Failure> {

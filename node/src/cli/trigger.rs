@@ -9,7 +9,7 @@ use http_body_util::Full;
 
 use super::client::{self, Client};
 use super::table::{Table, ago, instant};
-use super::{Failure, Output, print, print_json, segment, show_at};
+use super::{Failure, Output, print, print_json, read_file, segment, show_at};
 use crate::triggers::TriggerState;
 use crate::triggers::spec::Spec;
 
@@ -58,8 +58,7 @@ pub(super) async fn trigger(client: &Client, wanted: Trigger, output: Output) ->
 }
 
 fn parse(file: &Path) -> Result<(Spec, String), Failure> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| Failure::Usage(format!("read {}: {error}", file.display())))?;
+    let text = read_file(file)?;
     let spec = text.parse().map_err(|error| Failure::Node(format!("{}: {error}", file.display())))?;
     Ok((spec, text))
 }

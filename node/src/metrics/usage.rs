@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::function::Function;
+use crate::stat::Stat;
 
 /// CPU time and memory of one process or of several.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -16,9 +17,8 @@ pub struct Usage {
 impl Usage {
     /// Of the process with this pid; nothing, when it has ended.
     pub fn of_process(pid: i32) -> Self {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-        Self { cpu: cpu_in(&stat).unwrap_or_default(), resident_bytes: resident_in(&statm).unwrap_or(0) }
+        Self { cpu: cpu(pid).unwrap_or_default(), resident_bytes: resident_in(&statm).unwrap_or(0) }
     }
 
     /// Of a function's instances.
@@ -36,13 +36,9 @@ impl Usage {
     }
 }
 
-/// The 14th and 15th field, of which the second may hold anything: what follows its last parenthesis counts.
-fn cpu_in(stat: &str) -> Option<Duration> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_ascii_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let system: u64 = fields.next()?.parse().ok()?;
-    Some(Duration::from_nanos(user.checked_add(system)?.checked_mul(1_000_000_000 / ticks_per_second())?))
+fn cpu(pid: i32) -> Option<Duration> {
+    let ticks = Stat::of(pid)?.cpu_ticks()?;
+    Some(Duration::from_nanos(ticks.checked_mul(1_000_000_000 / ticks_per_second())?))
 }
 
 fn resident_in(statm: &str) -> Option<u64> {
@@ -76,12 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_with_parentheses_and_spaces_hides_nothing() {
-        let stat =
-            "7 (a) b) R 1 7 7 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 1 0 100 1000 50 18446744073709551615";
-        let ticks = 1_000_000_000 / ticks_per_second();
-        assert_eq!(cpu_in(stat), Some(Duration::from_nanos(300 * ticks)));
-        assert_eq!(cpu_in("nothing"), None);
+    fn pages_are_counted_in_bytes() {
         assert_eq!(resident_in("100 25 3 0 0 0 0"), Some(25 * page_size()));
         assert_eq!(resident_in(""), None);
     }

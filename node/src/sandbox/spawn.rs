@@ -80,7 +80,11 @@ impl StepReport {
         let [a, b, c, d, e, f, g, h] = bytes;
         let index = u32::from_ne_bytes([a, b, c, d]) as usize;
         let errno = Errno::from_raw(i32::from_ne_bytes([e, f, g, h]));
-        Ok(Some(StepFailed { step: self.names.get(index).copied().unwrap_or("an unknown step"), errno }))
+        let step = self.names.get(index).copied().unwrap_or_else(|| {
+            tracing::error!(?bytes, "a report that no step has written");
+            "an unknown step"
+        });
+        Ok(Some(StepFailed { step, errno }))
     }
 }
 

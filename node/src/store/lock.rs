@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::StoreError;
+use crate::stat::Stat;
 
 /// The lock, held until dropped. Close-on-exec, so that no zygote inherits it.
 #[derive(Debug)]
@@ -65,9 +66,8 @@ fn owner(file: &mut File) -> Option<u32> {
 
 /// Whether a process runs; one that has ended and isn't reaped yet doesn't.
 fn is_alive(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+    let stat = i32::try_from(pid).ok().and_then(Stat::of);
+    stat.and_then(|stat| stat.state()).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ use spry_wire::control::{self, ControlError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::exit::Exit;
+use super::nursery::Child;
 use crate::sys;
 
 /// A control socket failed.
@@ -76,8 +78,20 @@ impl Channel {
     pub(super) fn receive_now<M: DeserializeOwned>(&self) -> Option<Result<(M, Vec<OwnedFd>), ChannelError>> {
         match control::receive(self.as_fd()) {
             Ok(message) => message.map(Ok),
-            Err(ControlError::Os { source: Errno::EAGAIN, .. }) => None,
+            Err(ControlError::Os { source: Errno::EAGAIN | Errno::EPIPE | Errno::ECONNRESET, .. }) => None,
             Err(error) => Some(Err(error.into())),
+        }
+    }
+
+    /// The next message of this process. What it said before it died counts, though its end may be heard of first.
+    pub(super) async fn receive_from<M: DeserializeOwned>(
+        &self,
+        child: &Child,
+    ) -> Result<Result<(M, Vec<OwnedFd>), ChannelError>, Exit> {
+        tokio::select! {
+            biased;
+            message = self.receive() => Ok(message),
+            exit = child.exited_or_lost() => self.receive_now().ok_or(exit),
         }
     }
 

@@ -141,12 +141,12 @@ async fn told(report: &StepReport, child: &Child) -> io::Result<Option<StepFaile
             ready = pipe.readable() => Some(ready?),
             _ = child.exited_or_lost() => None,
         };
-        match (report.read(), ready) {
-            (Err(error), ready) if error.kind() == io::ErrorKind::WouldBlock => match ready {
+        match report.read() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => match ready {
                 Some(mut ready) => ready.clear_ready(),
                 None => return Ok(None),
             },
-            (result, _) => return result,
+            result => return result,
         }
     }
 }

@@ -17,7 +17,6 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use shm_bus::segment::{SegmentError, require_sealed};
 use shm_bus::transport::Kind;
@@ -31,6 +30,7 @@ use super::output;
 use super::rewind::{self, Gate, Holdings, Plan, Subject};
 use super::start::Zygote;
 use crate::cgroup::{CgroupError, GroupLimits, Leaf};
+use crate::stat;
 
 /// What an instance is made from.
 #[derive(Debug)]
@@ -375,9 +375,6 @@ async fn answer(link: &mut Link) -> Result<Answer, ForkError> {
     Ok(answer)
 }
 
-/// What a killed process may take to end: its memory goes first, and is found to be other than it should be.
-const LAST_BREATH: Duration = Duration::from_millis(100);
-
 /// An instance's first message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Greeting {
@@ -387,15 +384,7 @@ enum Greeting {
 
 /// Waits for it; it is of the same kind as `wanted`.
 async fn greeting(child: &Child, channel: &Channel, wanted: Greeting) -> Result<Greeting, ForkError> {
-    let message = tokio::select! {
-        biased;
-        message = channel.receive::<FromInstance>() => message,
-        exit = child.exited_or_lost() => match channel.receive_now::<FromInstance>() {
-            // what it said before it died counts
-            Some(message) => message,
-            None => return Err(ForkError::Died(exit)),
-        },
-    };
+    let message = channel.receive_from::<FromInstance>(child).await.map_err(ForkError::Died)?;
     let unexpected = |what: &str| ForkError::Setup { step: "say hello".to_owned(), message: what.to_owned() };
     match (message, wanted) {
         (Ok((FromInstance::Hello, _)), Greeting::Hello) => Ok(Greeting::Hello),
@@ -420,10 +409,12 @@ async fn greeting(child: &Child, channel: &Channel, wanted: Greeting) -> Result<
 
 /// What a process is like that was killed meanwhile says nothing of the next one: it wasn't held because it was dead.
 async fn unless_killed(held: Result<(), ForkError>, child: &Child) -> Result<(), ForkError> {
-    let Err(ForkError::Rewind { why }) = held else { return held };
-    let exit = tokio::time::timeout(LAST_BREATH, child.exited_or_lost()).await.ok();
-    let killed = |exit: &Exit| exit.how == ExitHow::Signal(libc::SIGKILL) && !exit.out_of_memory;
-    Err(exit.filter(killed).map_or(ForkError::Rewind { why }, ForkError::Died))
+    if !matches!(held, Err(ForkError::Rewind { .. })) || !stat::is_ending(child.pid) {
+        return held;
+    }
+    let exit = child.exited_or_lost().await;
+    let killed = exit.how == ExitHow::Signal(libc::SIGKILL) && !exit.out_of_memory;
+    if killed { Err(ForkError::Died(exit)) } else { held }
 }
 
 /// Holds a new instance in the stub, as it is to be before each of its requests.

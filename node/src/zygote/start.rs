@@ -271,7 +271,7 @@ async fn load(
             let files: Vec<_> = [layer.file().as_fd()].into_iter().chain(beside.iter().copied()).collect();
             channel.send(&ToZygote::Restore { rewind: stub.is_ok() }, &files).await.map_err(failed)?;
             let asks = asks.insert(filtered(channel, child, stub.clone().map(drop)).await?);
-            match answer_to(channel, asks).await? {
+            match answer_to(channel, child, asks).await? {
                 (FromZygote::Restored, fds) if fds.is_empty() => restored_after.set(Some(begun.elapsed())),
                 (FromZygote::NoLayer { why }, _) => return Err(LoadFailure::Layer(why)),
                 _ => return Err(LoadFailure::Protocol),
@@ -293,12 +293,12 @@ async fn load(
             Some(asks) => asks,
             None => filtered(channel, child, stub.map(drop)).await?,
         };
-        let imports = match answer_to(channel, &asks).await? {
+        let imports = match answer_to(channel, child, &asks).await? {
             (FromZygote::Imported(imports), fds) if fds.is_empty() => imports.checked(),
             (FromZygote::Failed { message }, _) => return Err(LoadFailure::Code(message)),
             _ => return Err(LoadFailure::Protocol),
         };
-        match answer_to(channel, &asks).await? {
+        match answer_to(channel, child, &asks).await? {
             (FromZygote::Ready { runtime, frozen }, fds) if fds.is_empty() => {
                 tracing::debug!(
                     function = spec.name,
@@ -315,20 +315,14 @@ async fn load(
         output.drain().await;
         std::future::pending::<()>().await; // it may close its output and go on
     };
-    tokio::pin!(conversation);
     tokio::select! {
         biased;
-        result = &mut conversation => return result,
+        result = conversation => result,
         () = drained => unreachable!("never ends"),
-        _ = child.exited_or_lost() => {}
+        // Nothing that it has said is unheard then.
+        _ = child.exited_or_lost() => Err(LoadFailure::Died),
     }
-    // What it said before it died counts, and may be heard of later than its death.
-    tokio::time::timeout(LAST_WORDS, conversation).await.unwrap_or(Err(LoadFailure::Died))
 }
-
-/// What a dead process has said is there to be read. This is for one whose socket is kept open by a process that it has made: nothing
-/// more comes from there.
-const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// Where a zygote's processes ask; or why they don't.
 type Asks = Result<(Arc<Listener>, UnboundedReceiver<Arc<Gate>>), String>;
@@ -340,12 +334,16 @@ fn failed(error: ChannelError) -> LoadFailure {
     }
 }
 
+async fn heard(channel: &Channel, child: &Child) -> Result<(FromZygote, Vec<OwnedFd>), LoadFailure> {
+    channel.receive_from(child).await.map_err(|_| LoadFailure::Died)?.map_err(failed)
+}
+
 /// What came of the wish that a zygote filters its system calls. No code but spry's has run in it yet: what it says is true.
 async fn filtered(channel: &Channel, child: &Child, wish: Result<(), String>) -> Result<Asks, LoadFailure> {
     if let Err(why) = wish {
         return Ok(Err(why));
     }
-    match channel.receive::<FromZygote>().await.map_err(failed)? {
+    match heard(channel, child).await? {
         (FromZygote::Filtered { asks }, _) => {
             let taken = sys::take_fd(child.pidfd.as_fd(), asks);
             let taken = taken.map_err(|error| match error.raw_os_error() {
@@ -362,7 +360,11 @@ async fn filtered(channel: &Channel, child: &Child, wish: Result<(), String>) ->
 }
 
 /// What a zygote says next; what it asks meanwhile is answered.
-async fn answer_to(channel: &Channel, asks: &Asks) -> Result<(FromZygote, Vec<OwnedFd>), LoadFailure> {
+async fn answer_to(
+    channel: &Channel,
+    child: &Child,
+    asks: &Asks,
+) -> Result<(FromZygote, Vec<OwnedFd>), LoadFailure> {
     let looking = async {
         if let Ok((listener, _)) = asks {
             listener.look().await;
@@ -371,7 +373,7 @@ async fn answer_to(channel: &Channel, asks: &Asks) -> Result<(FromZygote, Vec<Ow
     };
     tokio::select! {
         biased;
-        answer = channel.receive::<FromZygote>() => answer.map_err(failed),
+        answer = heard(channel, child) => answer,
         () = looking => unreachable!("never ends"),
     }
 }

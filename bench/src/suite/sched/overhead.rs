@@ -80,7 +80,7 @@ fn by_account(policy: Name, programs: &Programs, stop: &Stop) -> Result<Vec<Row>
     let mut rows = Vec::new();
     for connections in CONNECTIONS {
         let servers = || process::tree_cpu(subject.root).map_err(process_error("a server"));
-        let runs = || account.runs(&SIGNALS).map_err(process_error("BPF programs"));
+        let runs = || account.runs(&SIGNALS).map_err(SuiteError::Account);
         let (cpu_before, before) = (servers()?, runs()?);
         let outcome = load::run(&subject.target, &plan(connections), stop)?;
         let (cpu, after) = (servers()?.saturating_sub(cpu_before), runs()?);
