@@ -41,7 +41,7 @@ use landlock::Landlock;
 pub use pid_namespace::PidNamespace;
 pub use probe::{Ability, Outcome, Probe, probe};
 pub use root::{Root, installation};
-pub use spawn::{Spawned, StepFailed, StepReport, spawn};
+pub use spawn::{OutOfTheWay, Spawned, StepFailed, StepReport, spawn};
 pub use step::Step;
 
 use crate::sys::ExecImage;
@@ -162,7 +162,9 @@ impl Plan {
         let has = |flag: i32| namespaces & flag as u64 != 0;
         let init = wanted.ability.pid_namespace_of(wanted.credentials);
         let mut steps = vec![Step::ResetSignals];
-        steps.extend(wanted.control_groups.into_iter().map(Step::JoinControlGroup));
+        for procs in wanted.control_groups {
+            steps.push(Step::JoinControlGroup(out_of_the_way(procs.as_fd())?));
+        }
         steps.push(Step::RaiseOomScore(OOM_SCORE_ADJ.to_owned()));
         steps.extend(map_user(wanted.credentials));
         steps.push(Step::NewSession);
@@ -205,8 +207,7 @@ impl Plan {
         let held = wanted.descriptors;
         let places = [(held.input, 0), (held.output, 1), (held.output, 2), (held.control, 3)];
         for (fd, to) in places {
-            let from = spawn::out_of_the_way(fd).map_err(PlanError::Descriptors)?;
-            steps.push(Step::InstallFd { from, to });
+            steps.push(Step::InstallFd { from: out_of_the_way(fd)?, to });
         }
         steps.push(Step::CloseFrom(spawn::REPORT_FD as u32 + 1));
         // Not before: until here this process has all of spryd's descriptors, and the steps above open more.
@@ -263,6 +264,10 @@ fn image(program: Program<'_>) -> Result<ExecImage, PlanError> {
         CString::new(format!("{name}={value}")).map_err(|_| PlanError::ZeroByte { what: "environment" })
     });
     Ok(ExecImage::new(path, arguments.collect::<Result<_, _>>()?, variables.collect::<Result<_, _>>()?))
+}
+
+fn out_of_the_way(fd: BorrowedFd<'_>) -> Result<OutOfTheWay, PlanError> {
+    OutOfTheWay::copy(fd).map_err(PlanError::Descriptors)
 }
 
 fn text(what: &'static str, text: &OsStr) -> Result<CString, PlanError> {

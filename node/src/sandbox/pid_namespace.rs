@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::Mode;
 
-use super::spawn::{self, Spawned, StepReport};
+use super::spawn::{self, OutOfTheWay, Spawned, StepReport};
 use super::{Plan, Step};
 use crate::sys::{self, ExecImage};
 
@@ -49,9 +49,9 @@ impl PidNamespace {
         // spryd is not to be seen from in there: it has no number.
         steps.extend([Step::DropCapabilities, Step::NoNewPrivileges, Step::DieWithParent(0)]);
         for to in 0..PROGRAM_FD {
-            steps.push(Step::InstallFd { from: spawn::out_of_the_way(null.as_fd())?, to });
+            steps.push(Step::InstallFd { from: OutOfTheWay::copy(null.as_fd())?, to });
         }
-        steps.push(Step::InstallFd { from: spawn::out_of_the_way(program()?)?, to: PROGRAM_FD });
+        steps.push(Step::InstallFd { from: OutOfTheWay::copy(program()?)?, to: PROGRAM_FD });
         steps.push(Step::CloseFrom(spawn::REPORT_FD as u32 + 1));
         steps.push(Step::EndUnwatched);
         let name = CString::new(NAME)?;

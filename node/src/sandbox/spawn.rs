@@ -70,21 +70,22 @@ impl StepReport {
         }
     }
 
-    /// What became readable on [`Self::as_fd`]: `Ok(None)` when the runtime is running. Non-blocking.
+    /// What became readable on [`Self::as_fd`]: `Ok(None)` when the runtime is running. Non-blocking. An error, when there is what
+    /// no step can have written.
     pub fn read(&self) -> io::Result<Option<StepFailed>> {
         let mut bytes = [0; REPORT_LEN];
         let len = nix::unistd::read(&self.pipe, &mut bytes)?;
-        if len != REPORT_LEN {
-            return Ok(None);
-        }
         let [a, b, c, d, e, f, g, h] = bytes;
         let index = u32::from_ne_bytes([a, b, c, d]) as usize;
         let errno = Errno::from_raw(i32::from_ne_bytes([e, f, g, h]));
-        let step = self.names.get(index).copied().unwrap_or_else(|| {
-            tracing::error!(?bytes, "a report that no step has written");
-            "an unknown step"
-        });
-        Ok(Some(StepFailed { step, errno }))
+        match (len, self.names.get(index)) {
+            (0, _) => Ok(None),
+            (REPORT_LEN, Some(step)) => Ok(Some(StepFailed { step, errno })),
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a report that no step has written: {:?}", &bytes[..len]),
+            )),
+        }
     }
 }
 
@@ -94,10 +95,23 @@ impl AsFd for StepReport {
     }
 }
 
-/// A copy of `fd` whose number is out of the way of those that the child hands to the runtime.
-pub(super) fn out_of_the_way(fd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let number = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(16))?;
-    Ok(own(number))
+/// What a step uses in the child: a descriptor whose number is out of the way of those that the child puts where the runtime looks
+/// for them. The first of these, the report's, is put there before any step is taken.
+#[derive(Debug)]
+pub struct OutOfTheWay(OwnedFd);
+
+impl OutOfTheWay {
+    /// A copy of this one, whatever its number is.
+    pub(super) fn copy(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let number = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(REPORT_FD + 1))?;
+        Ok(Self(own(number)))
+    }
+}
+
+impl AsFd for OutOfTheWay {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
 }
 
 #[allow(unsafe_code, reason = "fcntl returns a bare number for what it duplicated")]
@@ -112,7 +126,7 @@ fn own(number: i32) -> OwnedFd {
 #[allow(unsafe_code, reason = "fork; everything that the child does is behind `run_steps`")]
 pub fn spawn(plan: &Plan, within: Option<&PidNamespace>) -> io::Result<Spawned> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-    let writer = out_of_the_way(writer.as_fd())?;
+    let writer = OutOfTheWay::copy(writer.as_fd())?;
     let names = plan.steps.iter().map(super::Step::name).collect();
     let forked = {
         let _inside = within.map(PidNamespace::enter).transpose()?;
@@ -153,4 +167,44 @@ fn run_steps(plan: &Plan, report: BorrowedFd<'_>) -> ! {
 pub(super) fn report_at_its_place() -> BorrowedFd<'static> {
     // SAFETY: `install_fd` has just put the pipe there, and the plan closes only what lies above.
     unsafe { BorrowedFd::borrow_raw(REPORT_FD) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::sandbox::Step;
+
+    fn report(names: Vec<&'static str>, written: &[u8]) -> StepReport {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("pipe");
+        nix::unistd::write(&writer, written).expect("write");
+        StepReport { pipe: reader, names, init: None }
+    }
+
+    #[test]
+    fn what_no_step_has_written_is_neither_a_step_nor_a_program_that_runs() {
+        assert_eq!(report(vec!["a"], b"").read().expect("the end"), None);
+        let failed = StepFailed { step: "b", errno: Errno::EPERM };
+        let second = report(vec!["a", "b"], &[1, 0, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(second.read().expect("a report"), Some(failed));
+        for odd in [&b"0"[..], b"000", &[2, 0, 0, 0, 1, 0, 0, 0]] {
+            let error = report(vec!["a", "b"], odd).read().expect_err("nonsense");
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+    }
+
+    #[test]
+    fn a_step_writes_to_its_own_file_and_not_to_the_report() {
+        let procs = tempfile::NamedTempFile::new().expect("a file");
+        let held = OutOfTheWay::copy(procs.as_file().as_fd()).expect("copy");
+        assert!(held.as_fd().as_raw_fd() > REPORT_FD);
+        let steps = vec![Step::JoinControlGroup(held), Step::ChangeDirectory(c"/nowhere".to_owned())];
+        let spawned = spawn(&Plan { namespaces: 0, init: None, steps }, None).expect("spawn");
+        crate::sandbox::await_death(&spawned.pidfd).expect("its end");
+        let failed = spawned.report.read().expect("a report");
+        sys::wait(sys::Which::Child(spawned.pidfd.as_fd()), true).expect("reaped");
+        assert_eq!(failed, Some(StepFailed { step: "enter the code folder", errno: Errno::ENOENT }));
+        assert_eq!(std::fs::read_to_string(procs.path()).expect("read"), "0");
+    }
 }

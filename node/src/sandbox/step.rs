@@ -5,12 +5,12 @@
 //! in [`Step::run`], and a line in the plan.
 
 use std::ffi::{CStr, CString, c_int};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, RawFd};
 
 use nix::errno::Errno;
 
 use super::landlock::Landlock;
-use super::spawn;
+use super::spawn::{self, OutOfTheWay};
 use crate::secrets::Value;
 use crate::sys::confine::{self, Instruction};
 use crate::sys::{self, ExecImage};
@@ -28,7 +28,7 @@ pub enum Step {
     /// Children that end, and orphans that are handed over, leave nothing to be waited for. Stays so over `execve`.
     ReapNobody,
     /// Enter the control group whose `cgroup.procs` this is, before anything is charged to anyone.
-    JoinControlGroup(OwnedFd),
+    JoinControlGroup(OutOfTheWay),
     /// Be the first to go when memory is short.
     RaiseOomScore(CString),
     /// Without root: be oneself, and nobody else, in the new user namespace.
@@ -147,10 +147,10 @@ pub enum Step {
     EndUnwatched,
     /// The working directory, entered with the function's own rights.
     ChangeDirectory(CString),
-    /// Descriptor `to` is this one. The plan keeps `from` out of the way of every `to`.
+    /// Descriptor `to` is this one.
     InstallFd {
         /// What.
-        from: OwnedFd,
+        from: OutOfTheWay,
         /// Where.
         to: RawFd,
     },
