@@ -112,7 +112,7 @@ pub struct Store {
 #[derive(Debug)]
 struct Shared {
     database: Mutex<Database>,
-    /// Versions and slots that uploads hold before they are committed.
+    /// Versions and slots that are held by uploads before they are committed, and by a removal until the folders are gone.
     reserved: Mutex<BTreeMap<String, Reserved>>,
     /// Names that are being removed: no chain may begin to use them.
     retired: Mutex<BTreeSet<Name>>,
@@ -123,7 +123,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Reserved {
-    uploads: u32,
+    users: u32,
     last_version: u64,
     slot: u32,
 }
@@ -187,17 +187,13 @@ impl Store {
     /// from then on.
     pub fn remove(&self, name: &Name) -> Result<(), StoreError> {
         self.shared.seam.pass(Step::RemoveRow)?;
-        let versions = self.shared.database.lock().remove(name.as_str())?;
+        let folder = self.state_dir().join("functions").join(name.as_str());
+        let (versions, _numbers) = stage::remove_rows(&self.shared, name.as_str(), folder)?;
         self.shared.seam.pass(Step::RemoveFolder)?;
         // By version: an upload of the same name may be staged beside them.
-        for version in versions {
-            remove_folder(&version_folder(self.state_dir(), name.as_str(), version))?;
-        }
-        let reserved = self.shared.reserved.lock();
-        if !reserved.contains_key(name.as_str()) {
-            let _ = fs::remove_dir(self.state_dir().join("functions").join(name.as_str()));
-        }
-        Ok(())
+        versions
+            .iter()
+            .try_for_each(|version| remove_folder(&version_folder(self.state_dir(), name.as_str(), *version)))
     }
 
     fn uid_of(&self, slot: u32) -> u32 {

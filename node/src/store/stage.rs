@@ -111,8 +111,42 @@ impl Drop for Staged {
             // What can't be removed now is swept at the next open.
             let _ = remove_folder(&self.folder);
         }
-        self.shared.release(self.manifest.name.as_str(), &self.folder);
+        if let Some(function) = self.folder.parent() {
+            self.shared.release(self.manifest.name.as_str(), function);
+        }
     }
+}
+
+/// The numbers and the user id of a function that is removed. They aren't given out anew while this value lives: an upload of the
+/// same name gets a folder that is none of those that go.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    name: String,
+    folder: PathBuf,
+    shared: Arc<Shared>,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.shared.release(&self.name, &self.folder);
+    }
+}
+
+/// Removes a function's rows. The versions that it had are to be removed from its folder before the other value is dropped.
+pub(super) fn remove_rows(
+    shared: &Arc<Shared>,
+    name: &str,
+    folder: PathBuf,
+) -> Result<(Vec<u64>, Leaving), StoreError> {
+    let mut reserved = shared.reserved.lock();
+    let mut database = shared.database.lock();
+    let known = database.slot_and_version(name)?;
+    let (slot, last_version) = known.ok_or_else(|| StoreError::NoSuchFunction(name.into()))?;
+    let versions = database.remove(name)?;
+    let held = reserved.entry(name.to_owned()).or_insert(Reserved { users: 0, last_version: 0, slot });
+    held.users += 1;
+    held.last_version = held.last_version.max(last_version);
+    Ok((versions, Leaving { name: name.to_owned(), folder, shared: Arc::clone(shared) }))
 }
 
 impl Store {
@@ -228,10 +262,10 @@ impl Shared {
                 Some((slot, _)) => slot,
                 None => database.free_slot(&|slot| reserved.values().any(|held| held.slot == slot))?,
             };
-            reserved.insert(name.to_owned(), Reserved { uploads: 0, last_version: 0, slot });
+            reserved.insert(name.to_owned(), Reserved { users: 0, last_version: 0, slot });
         }
         let held = reserved.get_mut(name).expect("inserted above, under the same lock");
-        held.uploads += 1;
+        held.users += 1;
         held.last_version = held.last_version.max(known.map_or(0, |(_, version)| version)) + 1;
         Ok((held.last_version, held.slot))
     }
@@ -240,12 +274,10 @@ impl Shared {
     fn release(&self, name: &str, folder: &Path) {
         let mut reserved = self.reserved.lock();
         let Some(held) = reserved.get_mut(name) else { return };
-        held.uploads -= 1;
-        if held.uploads == 0 {
+        held.users -= 1;
+        if held.users == 0 {
             reserved.remove(name);
-            if let Some(parent) = folder.parent() {
-                let _ = fs::remove_dir(parent);
-            }
+            let _ = fs::remove_dir(folder);
         }
     }
 }

@@ -5,6 +5,7 @@ use super::*;
 use crate::manifest::{Defaults, Override, Runtime};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{OnceLock, Weak};
 
 const MAIN: &str = "def main(params):\n    return {}\n";
 
@@ -165,6 +166,33 @@ fn removing_takes_everything_along() {
     assert_eq!(everything(&store.state_dir().join("functions")), Vec::<PathBuf>::new());
     assert!(matches!(store.remove(&name("hello")), Err(StoreError::NoSuchFunction(_))));
     assert_eq!(deploy(&store, "hello", MAIN).expect("again").version, 1);
+}
+
+/// Between its rows and its folders, the name is as good as new.
+#[test]
+fn what_is_uploaded_while_a_function_is_removed_stays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (opened, uploaded) = (Arc::new(OnceLock::<Weak<Store>>::new()), Arc::new(Mutex::new(None)));
+    let (inside, there) = (Arc::clone(&opened), Arc::clone(&uploaded));
+    let seam = Seam::new(move |step| {
+        if step == Step::RemoveFolder {
+            let store = inside.get().and_then(Weak::upgrade).expect("it is open");
+            let staged = stage(&store, "hello", "def main(p): return 'new'\n").expect("staged");
+            *there.lock() = Some(staged);
+        }
+        Ok(())
+    });
+    let store = Arc::new(Store::open_with(options(folder.path()), seam).expect("opens"));
+    opened.set(Arc::downgrade(&store)).expect("once");
+    let old = deploy(&store, "hello", MAIN).expect("deployed");
+    store.remove(&name("hello")).expect("removed");
+    assert!(!old.code.exists());
+    let staged = uploaded.lock().take().expect("uploaded meanwhile");
+    let new = store.commit(staged).expect("committed");
+    store.check(&new).expect("its files are there");
+    store.remove(&name("hello")).expect("removed");
+    drop(uploaded.lock().take());
+    assert_eq!(deploy(&store, "hello", MAIN).expect("again").version, 1, "the numbers are free again");
 }
 
 #[test]
