@@ -36,6 +36,8 @@ impl Keeper {
         if self.closing.get() {
             return Err(ApplyError::ShuttingDown);
         }
+        let turn = self.turns.of(planned.plan.name.as_str());
+        let _turn = turn.lock().await;
         let _one_at_a_time = self.chain_changes.lock().await;
         let stored = StoredChain {
             name: planned.plan.name.to_string(),
@@ -60,16 +62,17 @@ impl Keeper {
 
     /// Serves a chain no more, and ends what it had.
     pub(super) async fn remove_chain(self: &Rc<Self>, name: &Name) -> Result<(), RemoveError> {
-        let _one_at_a_time = self.chain_changes.lock().await;
-        if !self.node.has_chain(name.as_str()) {
-            return Err(RemoveError::NoSuchChain(name.to_string()));
-        }
-        let (store, retired) = (Arc::clone(&self.store), name.clone());
-        let retired = super::off_the_loop(move || store.retire(&retired)).await?;
+        let turn = self.turns.of(name.as_str());
+        let _turn = turn.lock().await;
+        let (store, leaving) = (Arc::clone(&self.store), name.clone());
+        let _retired = super::off_the_loop(move || store.retire(&leaving)).await?;
         self.end_chain(name.as_str()).await;
         let (store, gone) = (Arc::clone(&self.store), name.clone());
-        super::off_the_loop(move || store.remove_chain(&gone)).await?;
-        drop(retired);
+        match super::off_the_loop(move || store.remove_chain(&gone)).await {
+            Err(StoreError::NoSuchChain(name)) => return Err(RemoveError::NoSuchChain(name)),
+            removed => removed?,
+        }
+        tracing::info!(chain = name.as_str(), "removed");
         Ok(())
     }
 
@@ -232,8 +235,13 @@ impl Keeper {
         tracing::info!(chain = name, "applied");
     }
 
+    /// Serves a chain no more, and waits until its last call has ended. Other chains change meanwhile.
     async fn end_chain(&self, name: &str) {
-        let Some(chain) = self.node.unpublish_chain(name) else { return };
+        let unpublished = {
+            let _not_while_it_is_made_anew = self.chain_changes.lock().await;
+            self.node.unpublish_chain(name)
+        };
+        let Some(chain) = unpublished else { return };
         let tenders: Vec<_> = {
             let tended = self.tended.borrow();
             chain.members.iter().filter_map(|member| tended.get(&member.index).cloned()).collect()
@@ -244,7 +252,6 @@ impl Keeper {
             // Closed when its task has ended everything.
             tender.closed().await;
         }
-        tracing::info!(chain = name, "removed");
     }
 
     /// A function has a new version: the chains that it serves in get it, too.

@@ -3,12 +3,15 @@
 //! A new version is started beside the old one, which goes on serving until the new one has its code loaded, is
 //! stored, and has an instance if the old one had any. Then the name is swapped, and the old one runs dry. If
 //! anything fails before the swap, nothing has changed.
+//!
+//! Of changes to one name that come at once, one is stored and published, or removed, after the other ([`super::turns`]).
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use shm_bus::ids::FunctionIndex;
 use shm_bus::transport::Kind;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use super::{Keeper, ToTender, off_the_loop, tend};
@@ -55,8 +58,7 @@ impl Keeper {
             return Err(DeployError::ShuttingDown);
         }
         let name = version.manifest.name.to_string();
-        let before = self.node.named(&name);
-        let function = self.make(version, before.as_ref())?;
+        let function = self.make(version, self.node.named(&name).as_ref())?;
         let started = match self.start_first(&function, progress).await {
             Ok(started) => started,
             Err(error) => {
@@ -67,6 +69,16 @@ impl Keeper {
         };
         let zygote = Rc::clone(&started.zygote);
         let zygote_ms = started.took_ns as f64 / 1e6;
+        let turn = self.turns.of(&name);
+        let _turn = match turn.try_lock() {
+            Ok(held) => held,
+            Err(_) => {
+                progress.say("waiting: the function is being changed or removed");
+                turn.lock().await
+            }
+        };
+        // (Whoever had the turn may have put another one there, or none.)
+        let before = self.node.named(&name);
         let store = Arc::clone(&self.store);
         let stored = match off_the_loop(move || commit(&store)).await {
             Ok(stored) => stored,
@@ -120,25 +132,38 @@ impl Keeper {
     }
 
     pub(super) async fn remove(self: &Rc<Self>, name: &Name) -> Result<(), RemoveError> {
+        let turn = self.turns.of(name.as_str());
+        let _turn = turn.lock().await;
         // Before anything ends: what a chain uses stays, and from now on none begins to use it.
         let (store, leaving) = (Arc::clone(&self.store), name.clone());
         let _retired = off_the_loop(move || store.retire(&leaving)).await?;
-        let Some(function) = self.node.unpublish(name.as_str()) else {
-            return Err(RemoveError::NoSuchFunction(name.to_string()));
-        };
-        let tender = self.tended.borrow().get(&function.index).cloned();
-        function.supersede();
-        if let Some(tender) = tender {
+        // (It isn't served if it could not be, or if an earlier removal got no further than this.)
+        if let Some(function) = self.node.unpublish(name.as_str()) {
+            function.supersede();
+        }
+        // Versions before it may have calls, too.
+        for tender in self.tenders_of(name) {
             // Closed when its task has ended everything.
             tender.closed().await;
         }
         let (store, gone) = (Arc::clone(&self.store), name.clone());
-        off_the_loop(move || store.remove(&gone)).await?;
+        match off_the_loop(move || store.remove(&gone)).await {
+            Err(StoreError::NoSuchFunction(name)) => return Err(RemoveError::NoSuchFunction(name)),
+            removed => removed?,
+        }
         self.noted_uses.borrow_mut().remove(name.as_str());
         self.layers_changed();
         self.sweep_packages().await;
         tracing::info!(function = name.as_str(), "removed");
         Ok(())
+    }
+
+    /// Of all versions that still run, by themselves or in a chain.
+    fn tenders_of(&self, name: &Name) -> Vec<UnboundedSender<ToTender>> {
+        let functions = self.bus.functions.iter().filter_map(|entry| entry.load_full());
+        let same = functions.filter(|function| function.name() == name.as_str());
+        let tended = self.tended.borrow();
+        same.filter_map(|function| tended.get(&function.index).cloned()).collect()
     }
 
     /// Gives a function a place on the bus and an inbox.

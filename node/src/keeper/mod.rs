@@ -14,6 +14,7 @@ mod memory;
 mod recency;
 mod segments;
 mod tend;
+mod turns;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
@@ -46,6 +47,7 @@ use crate::zygote::Executor;
 use layers::Layers;
 use memory::Memory;
 pub use tend::ToTender;
+use turns::Turns;
 
 /// What the keeper is told by other threads.
 pub enum ToKeeper {
@@ -134,6 +136,8 @@ pub struct Keeper {
     /// CPUs that spryd may use.
     cores: u32,
     free_routes: Arc<FreeRoutes>,
+    /// Held while a name changes what it stands for. Before `chain_changes`, where both are.
+    turns: Turns,
     /// Held while chains are made and swapped: what was planned last is published last.
     chain_changes: tokio::sync::Mutex<()>,
     /// When functions were used last, as the store has it.
@@ -198,6 +202,7 @@ impl Keeper {
             memory: Memory::new(parts.budget, parts.keepalive),
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
             free_routes: FreeRoutes::new(DEFAULT_ROUTES as u16),
+            turns: Turns::default(),
             chain_changes: tokio::sync::Mutex::default(),
             noted_uses: RefCell::default(),
         })

@@ -193,12 +193,14 @@ impl Daemon {
 
     /// Runs `spry`.
     pub(crate) fn spry(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_spry"))
-            .arg("--control-socket")
-            .arg(self.socket())
-            .args(arguments)
-            .output()
-            .expect("run spry")
+        self.spry_command(arguments).output().expect("run spry")
+    }
+
+    /// The same, to be run.
+    pub(crate) fn spry_command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spry"));
+        command.arg("--control-socket").arg(self.socket()).args(arguments);
+        command
     }
 
     /// Runs `spry` and expects that it succeeds; returns what it printed.

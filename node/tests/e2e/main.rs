@@ -19,6 +19,7 @@ mod layers;
 mod libraries;
 mod life;
 mod memory;
+mod names;
 mod outage;
 #[path = "../process_support/outside.rs"]
 mod outside;
