@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zeroize::Zeroizing;
 
@@ -101,7 +102,7 @@ impl Key {
         let bytes = random::<LENGTH>().map_err(|source| KeyError::random(path, source))?;
         // Beside its place first, and linked, not moved: a crash leaves no half key, and of two that are made at once
         // one is used by both.
-        let beside = path.with_extension(format!("new-{}", std::process::id()));
+        let beside = beside(path);
         let _ = fs::remove_file(&beside);
         let mut file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(failed)?;
@@ -119,6 +120,13 @@ impl Key {
     }
 }
 
+/// Where a key is made. Every maker has a place of its own, in this process as well: nobody links what another one has begun.
+fn beside(path: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    path.with_extension(format!("new-{}-{number}", std::process::id()))
+}
+
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Key(…)")
@@ -130,4 +138,23 @@ pub(super) fn random<const N: usize>() -> std::io::Result<Zeroizing<[u8; N]>> {
     let mut bytes = Zeroizing::new([0; N]);
     File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut *bytes))?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_keys_that_are_made_at_once_one_is_used_by_both() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("key");
+        assert_ne!(beside(&path), beside(&path), "each is made in a place of its own");
+        // (Both found none: each makes one.)
+        let makers: Vec<_> = std::thread::scope(|scope| {
+            let makers = [(); 8].map(|()| scope.spawn(|| Key::create(&path).expect("made or found")));
+            makers.into_iter().map(|maker| maker.join().expect("no panic")).collect()
+        });
+        assert!(makers.iter().all(|key| key.bytes() == makers[0].bytes()));
+        assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 1, "the key alone");
+    }
 }
