@@ -4,7 +4,8 @@
 //! (replace its inbox, end it) only while nobody is in. A redeploy makes a new `Function` beside the old one,
 //! swaps the name, and lets the old one run dry.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -111,6 +112,8 @@ pub struct Function {
     /// Where its processes ask before some calls, if its instances are rewound.
     listener: ArcSwapOption<Listener>,
     rewinding: Mutex<Option<Result<(), String>>>,
+    /// The packages that its zygotes were given.
+    packages: Mutex<BTreeSet<PathBuf>>,
     /// It has as many instances as it may have: nobody needs to be told that another is wanted.
     full: AtomicBool,
     /// An instance has written to its log.
@@ -162,6 +165,7 @@ impl Function {
             start: Mutex::default(),
             listener: ArcSwapOption::const_empty(),
             rewinding: Mutex::default(),
+            packages: Mutex::default(),
             full: AtomicBool::new(false),
             talks: AtomicBool::new(false),
             spoiled: AtomicU32::new(0),
@@ -242,6 +246,16 @@ impl Function {
     pub fn frozen(&self) -> Option<Frozen> {
         let frozen = self.frozen.lock().clone();
         frozen.filter(|_| self.zygote_state() == ZygoteState::Ready)
+    }
+
+    /// Notes the packages that a zygote of its is given.
+    pub fn note_packages(&self, site: &Path) {
+        self.packages.lock().insert(site.to_owned());
+    }
+
+    /// The packages that its zygotes were given: their processes may use them as long as this version is there.
+    pub fn packages(&self) -> BTreeSet<PathBuf> {
+        self.packages.lock().clone()
     }
 
     /// Notes how its zygote has begun.

@@ -19,7 +19,7 @@ use crate::activation::History;
 use crate::api::{DeployError, Deployed, RemoveError};
 use crate::function::{Counts, Function};
 use crate::manifest::{Egress, Isolation, Manifest, Name, Runtime};
-use crate::packages::PackagesError;
+use crate::packages::{PackagesError, Wanted};
 use crate::progress::Progress;
 use crate::secrets::SecretError;
 use crate::store::{Recalled, Staged, Store, StoreError, StoredFunction};
@@ -191,12 +191,18 @@ impl Keeper {
         })
     }
 
-    /// Removes the Python packages that no function on the bus asks for.
+    /// Removes the Python packages that no function on the bus asks for or was given.
     pub(super) async fn sweep_packages(&self) {
         let wanted = || {
-            let functions = self.bus.functions.iter().filter_map(|entry| entry.load_full());
-            let lists = functions.map(|function| function.stored.manifest.packages.clone());
-            lists.filter(|list| !list.is_empty()).collect()
+            let mut wanted = Wanted::default();
+            for function in self.bus.functions.iter().filter_map(|entry| entry.load_full()) {
+                let list = &function.stored.manifest.packages;
+                if !list.is_empty() {
+                    wanted.lists.insert(list.clone());
+                    wanted.given.append(&mut function.packages());
+                }
+            }
+            wanted
         };
         match zygote::find_interpreter(self.node.config().python.as_deref(), self.packages.uid_gid()) {
             Ok(interpreter) => self.packages.sweep(&interpreter, wanted).await,

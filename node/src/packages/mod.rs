@@ -11,9 +11,9 @@
 //! prints is the deploy's progress. What it leaves there is copied file by file into a folder that nobody but spryd can
 //! write to, flushed, and renamed to its place: a set is complete or not there.
 //!
-//! **Sharing.** A set lies read-only in the root of every function that asks for it. It goes when no function does
-//! ([`Packages::sweep`]); one that is asked for and isn't there (the interpreter was replaced, the folder lost) is installed
-//! again when a zygote is started.
+//! **Sharing.** A set lies read-only in the root of every function that asks for it. It goes when no function does, nor runs
+//! with it ([`Packages::sweep`]): those that were started with another interpreter, before it was changed, keep what they have. One
+//! that is asked for and isn't there (the interpreter was replaced, the folder lost) is installed again when a zygote is started.
 //!
 //! **Trust.** With wheels only (the default) installing runs no code of the packages. Whoever uses them runs it: in each
 //! function's own sandbox.
@@ -118,6 +118,15 @@ impl PackagesError {
     }
 }
 
+/// What a sweep leaves.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// What functions ask for: they get it with the interpreter of now.
+    pub lists: BTreeSet<Vec<Requirement>>,
+    /// What [`Packages::provide`] has given to those that run, whichever interpreter it was for.
+    pub given: BTreeSet<PathBuf>,
+}
+
 /// All sets of packages on this node; used by the keeper's thread alone.
 #[derive(Debug)]
 pub struct Packages {
@@ -216,16 +225,17 @@ impl Packages {
         off_the_loop(move || shelf.keep(&work, &key, limit)).await
     }
 
-    /// Removes the sets that nobody asks for. `wanted` is called when nothing more is waited for before they are out of
-    /// reach: whoever uses a set, or is about to, must be among its lists.
-    pub async fn sweep(&self, interpreter: &Path, wanted: impl FnOnce() -> BTreeSet<Vec<Requirement>>) {
+    /// Removes the sets that nobody asks for or uses. `wanted` is called when nothing more is waited for before they are out of
+    /// reach: it must name whoever uses a set, or is about to.
+    pub async fn sweep(&self, interpreter: &Path, wanted: impl FnOnce() -> Wanted) {
         let identity = match self.identify(interpreter).await {
             Ok(identity) => identity,
             Err(error) => return tracing::warn!(%error, "packages that nobody needs are kept"),
         };
+        let Wanted { lists, given } = wanted();
         let keys: BTreeSet<Key> =
-            wanted().iter().map(|wanted| Key::of(wanted, &identity, self.config.build)).collect();
-        match self.shelf.take_away(&keys) {
+            lists.iter().map(|wanted| Key::of(wanted, &identity, self.config.build)).collect();
+        match self.shelf.take_away(&keys, &given) {
             Ok(taken) if taken.is_empty() => {}
             Ok(taken) => off_the_loop(move || shelf::remove(&taken)).await,
             Err(error) => tracing::warn!(%error, "packages that nobody needs are kept"),

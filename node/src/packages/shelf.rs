@@ -120,12 +120,16 @@ impl Shelf {
         Ok(place.join("site"))
     }
 
-    /// Puts every set that isn't one of these out of reach; what is returned is to be removed.
-    pub(super) fn take_away(&self, kept: &BTreeSet<Key>) -> Result<Vec<PathBuf>, PackagesError> {
+    /// Puts every set that is neither one of these nor among the `given` folders out of reach; what is returned is to be removed.
+    pub(super) fn take_away(
+        &self,
+        kept: &BTreeSet<Key>,
+        given: &BTreeSet<PathBuf>,
+    ) -> Result<Vec<PathBuf>, PackagesError> {
         let mut taken = Vec::new();
         for path in self.entries()?.into_iter().filter(|path| !is_hidden(path)) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !kept.contains(&Key(name)) {
+            if !kept.contains(&Key(name)) && !given.contains(&path.join("site")) {
                 let away = self.hidden("old");
                 fs::rename(&path, &away).map_err(PackagesError::os("move away", &path))?;
                 taken.push(away);

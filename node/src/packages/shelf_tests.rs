@@ -133,7 +133,7 @@ fn a_library_that_another_set_has_is_the_same_file() {
     assert_eq!(fs::read(two.join("same.so")).expect("read"), library);
     assert_eq!(fs::read(two.join("differs.so")).expect("read"), other);
     // One of the two goes, and the other keeps what it has.
-    remove(&rig.shelf.take_away(&[key("two")].into()).expect("taken"));
+    remove(&rig.shelf.take_away(&[key("two")].into(), &BTreeSet::new()).expect("taken"));
     assert_eq!(fs::read(two.join("same.so")).expect("read"), library);
     // A link counts against the limit as a copy does.
     let work = rig.shelf.work("x\n", None).expect("made");
@@ -146,11 +146,14 @@ fn a_library_that_another_set_has_is_the_same_file() {
 #[test]
 fn what_nobody_asks_for_goes_and_what_a_crash_left_half_made_goes_at_open() {
     let rig = Rig::new();
+    let mut given = BTreeSet::new();
     for name in ["six", "numpy"] {
         let work = rig.shelf.work("x\n", None).expect("made");
-        rig.shelf.keep(&work, &key(name), Size::mib(1)).expect("kept");
+        given.insert(rig.shelf.keep(&work, &key(name), Size::mib(1)).expect("kept"));
     }
-    let taken = rig.shelf.take_away(&[key("six")].into()).expect("taken");
+    let taken = rig.shelf.take_away(&BTreeSet::new(), &given).expect("taken");
+    assert_eq!(taken, [] as [PathBuf; 0], "they are asked for by another name, and somebody runs with them");
+    let taken = rig.shelf.take_away(&[key("six")].into(), &BTreeSet::new()).expect("taken");
     assert_eq!(taken.len(), 1);
     assert!(rig.shelf.find(&key("six")).is_some() && rig.shelf.find(&key("numpy")).is_none());
     // A crash here, and another one in the middle of an installation.

@@ -163,7 +163,9 @@ pub(super) async fn start_zygote(
     if let Runtime::Python { interpreter } = &spec.runtime
         && !wanted.is_empty()
     {
-        spec.packages = Some(keeper.packages.provide(wanted, interpreter, progress).await?);
+        let site = keeper.packages.provide(wanted, interpreter, progress).await?;
+        function.note_packages(&site);
+        spec.packages = Some(site);
     }
     let names = function.stored.manifest.secrets.clone();
     if !names.is_empty() {
