@@ -81,9 +81,9 @@ impl Keeper {
             memory_bytes,
             modules: plan.modules.clone(),
         };
-        self.layers.making_bytes.set(memory_bytes);
-        let made = Layer::make(&self.executor, spec, promise, &self.layers.stop).await;
-        self.layers.making_bytes.set(0);
+        let stop = self.layers.begin(memory_bytes);
+        let made = Layer::make(&self.executor, spec, promise, &stop).await;
+        self.layers.making.take();
         if self.closing.get() || (made.is_err() && self.layers.is_short()) {
             return false;
         }

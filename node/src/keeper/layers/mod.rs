@@ -15,6 +15,7 @@ mod start;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -44,16 +45,21 @@ pub(super) struct Layers {
     failures: RefCell<HashMap<(GroundKey, Vec<String>), u32>>,
     changed: Notify,
     not_before: Cell<Option<Instant>>,
-    /// What is promised to the layer that is being made.
-    making_bytes: Cell<u64>,
-    /// Rung to have it given up.
-    stop: Notify,
+    making: RefCell<Option<Making>>,
     next: Cell<u64>,
     /// Bytes of all layers at most; 0: there are none.
     budget_bytes: u64,
     /// Whom layers are made as, where functions have users of their own.
     uid_gid: Option<(u32, u32)>,
     path: PathBuf,
+}
+
+/// The layer that is being made.
+struct Making {
+    /// What is promised to it.
+    bytes: u64,
+    /// Rung to have it given up, and nothing that is made later.
+    stop: Rc<Notify>,
 }
 
 struct Built {
@@ -100,8 +106,7 @@ impl Layers {
             failures: RefCell::default(),
             changed: Notify::new(),
             not_before: Cell::new(None),
-            making_bytes: Cell::new(0),
-            stop: Notify::new(),
+            making: RefCell::default(),
             next: Cell::new(0),
             budget_bytes,
             uid_gid: has_users.then_some((uid, uid)),
@@ -162,13 +167,21 @@ impl Layers {
         }
     }
 
+    /// A layer is being made from now on, with this much memory. What is returned rings when it is to be given up.
+    fn begin(&self, bytes: u64) -> Rc<Notify> {
+        let stop = Rc::<Notify>::default();
+        *self.making.borrow_mut() = Some(Making { bytes, stop: Rc::clone(&stop) });
+        stop
+    }
+
     /// Memory is short: lets go of layers that no process shares, and of the one that is being made. Returns how much
     /// will come back.
     pub(super) fn give_way(&self) -> u64 {
         self.not_before.set(Some(Instant::now() + SHORT_FOR));
-        let mut bytes = self.making_bytes.get();
-        if bytes > 0 {
-            self.stop.notify_one();
+        let mut bytes = 0;
+        if let Some(making) = &*self.making.borrow() {
+            bytes = making.bytes;
+            making.stop.notify_one();
         }
         self.built.borrow_mut().retain(|built| {
             let is_shared = Arc::strong_count(&built.layer) > 1;
@@ -206,5 +219,33 @@ impl Layers {
             let is_refused = refused.contains_key(&(plan.ground.clone(), plan.modules.clone()));
             !is_refused && !built.iter().any(|built| is(built, plan))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::raw::RawConfig;
+
+    /// Takes the ring, if there is one.
+    fn is_rung(stop: &Notify) -> bool {
+        std::pin::pin!(stop.notified()).enable()
+    }
+
+    #[test]
+    fn only_the_layer_that_is_being_made_gives_way() {
+        let config = Config::try_from(RawConfig::default()).expect("the defaults are good");
+        let layers = Layers::new(&config, false);
+        let first = layers.begin(7);
+        // (It has just been made, and nobody listens any more.)
+        assert_eq!(layers.give_way(), 7);
+        layers.making.take();
+        let second = layers.begin(5);
+        assert!(!is_rung(&second), "the ring was for the one before");
+        assert!(is_rung(&first));
+        assert_eq!(layers.give_way(), 5);
+        assert!(is_rung(&second));
+        layers.making.take();
+        assert_eq!(layers.give_way(), 0);
     }
 }
