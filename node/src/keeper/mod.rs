@@ -113,6 +113,9 @@ pub enum ToKeeper {
 /// What a process that closed its bus socket may take to begin to end, before it is ended.
 const CLOSED_GRACE: std::time::Duration = std::time::Duration::from_millis(50);
 
+/// What the processes of all functions may take to end one by one, before what is left is ended at once.
+const END_GRACE: std::time::Duration = std::time::Duration::from_secs(3);
+
 /// What all of the keeper's tasks share.
 pub struct Keeper {
     node: Arc<Node>,
@@ -313,13 +316,17 @@ impl Keeper {
         self.layers.close();
         self.note_uses().await;
         let tenders: Vec<_> = self.tended.borrow().values().cloned().collect();
-        for tender in tenders {
+        let told = tenders.into_iter().filter_map(|tender| {
             let (done, ended) = oneshot::channel();
-            if tender.send(ToTender::End(done)).is_ok() {
-                let _ = ended.await;
-            }
-        }
+            tender.send(ToTender::End(done)).is_ok().then_some(ended)
+        });
+        let mut all = futures_util::future::join_all(told);
+        // A tender that waits for a zygote to load its code doesn't hear it until that has ended, one way or the other.
+        let have_ended = tokio::time::timeout(END_GRACE, &mut all).await.is_ok();
         self.executor.shutdown().await;
+        if !have_ended {
+            all.await;
+        }
     }
 
     fn inbox(&self, stored: &StoredFunction) -> Result<Arc<Inbox>, shm_bus::segment::SegmentError> {
