@@ -213,7 +213,9 @@ async fn serve(
     tokio::task::spawn_local(life::watchdog(Rc::clone(&keeper), Rc::clone(&notifier)));
     let doors = Doors { mailboxes: mailboxes.clone(), connections, next: AtomicUsize::new(0) };
     announce(&node, listen, &config, &notifier);
-    let mut reload = Reload { flags, level, node: Arc::clone(&node), control: control_api, door };
+    let control_socket = sockets.owns_control.then(|| config.control_socket.clone());
+    let mut reload =
+        Reload { flags, level, node: Arc::clone(&node), control: control_api, door, control_socket };
     life::live(&doors, &sockets, &mut signals, &notifier, &mut reload).await;
     tracing::info!("stopping");
     if let Some(triggers) = triggers.get().cloned() {

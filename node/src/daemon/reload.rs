@@ -2,8 +2,10 @@
 //!
 //! A file that can't be used changes nothing. What needs a restart is named in the log, and goes on as it was.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::sockets::give_control;
 use crate::config::{Config, Flags};
 use crate::control::Control;
 use crate::gateway::tls::Door;
@@ -17,6 +19,8 @@ pub(super) struct Reload {
     pub(super) node: Arc<Node>,
     pub(super) control: Arc<Control>,
     pub(super) door: Option<Arc<Door>>,
+    /// The control socket's file, if it is ours.
+    pub(super) control_socket: Option<PathBuf>,
 }
 
 impl Reload {
@@ -44,6 +48,11 @@ impl Reload {
         self.control.set_defaults(wanted.defaults);
         let access = self.control.access();
         access.set_control(wanted.control);
+        if let Some(path) = self.control_socket.as_ref().filter(|_| now.control != wanted.control)
+            && let Err(error) = give_control(path, wanted.control)
+        {
+            tracing::error!(%error, "{} can't be given to control.owner and control.group", path.display());
+        }
         if now.rate != wanted.rate {
             access.set_rate(wanted.rate);
         }

@@ -105,12 +105,16 @@ fn bind_control(
     nix::sys::stat::umask(before);
     let listener = listener.map_err(os(format!("listen on {shown}")))?;
     if access != ControlAccess::default() {
-        give(path, access).map_err(os(format!("give {shown} to control.owner and control.group")))?;
+        give_control(path, access).map_err(os(format!("give {shown} to control.owner and control.group")))?;
     }
     Ok(listener)
 }
 
-fn give(path: &Path, access: ControlAccess) -> std::io::Result<()> {
-    std::os::unix::fs::chown(path, access.owner, access.group)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
+/// Lets these connect to the control socket; without any, none but spryd's user (and root).
+pub(super) fn give_control(path: &Path, access: ControlAccess) -> std::io::Result<()> {
+    let owner = access.owner.unwrap_or(nix::unistd::geteuid().as_raw());
+    let group = access.group.unwrap_or(nix::unistd::getegid().as_raw());
+    std::os::unix::fs::chown(path, Some(owner), Some(group))?;
+    let mode = if access == ControlAccess::default() { 0o600 } else { 0o660 };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }

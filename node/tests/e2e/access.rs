@@ -1,6 +1,6 @@
 //! Who gets in: tokens, scopes, functions that ask for a token, rates, TLS, and who is at the control socket.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -164,5 +164,29 @@ fn the_control_socket_asks_the_kernel_who_is_there() {
     let output = list_as(&spry, &daemon, 7, 7);
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && err.contains("user 7 may not use the control socket"), "{err}");
+    daemon.stop();
+}
+
+#[test]
+fn a_reload_gives_the_control_socket_to_others_and_takes_it_back() {
+    need_root_and_cc!();
+    let (_folder, spry) = spry_for_all();
+    let mut daemon = Daemon::start("");
+    let whose = |daemon: &Daemon| {
+        let file = std::fs::metadata(daemon.socket()).expect("there");
+        (file.uid(), file.gid(), file.permissions().mode() & 0o777)
+    };
+    let before = whose(&daemon);
+    assert_eq!(before.2, 0o600);
+    assert!(!list_as(&spry, &daemon, 7, 54_322).status.success());
+    daemon.configure("[control]\ngroup = \"54322\"\n");
+    daemon.reload();
+    daemon.until("it is the group's", |daemon| whose(daemon) == (before.0, 54_322, 0o660));
+    let output = list_as(&spry, &daemon, 7, 54_322);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    daemon.configure("");
+    daemon.reload();
+    daemon.until("it is as it was", |daemon| whose(daemon) == before);
+    assert!(!list_as(&spry, &daemon, 7, 54_322).status.success());
     daemon.stop();
 }
