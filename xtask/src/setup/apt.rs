@@ -28,7 +28,7 @@ enum Probe {
 }
 
 /// All that spry needs from Debian.
-pub(crate) const NEEDS: [Need; 6] = [
+pub(crate) const NEEDS: [Need; 7] = [
     Need { probe: Probe::Program("cc"), package: "gcc", why: "links every Rust program" },
     Need { probe: Probe::File("/usr/include/stdio.h"), package: "libc6-dev", why: "what cc links against" },
     Need { probe: Probe::Program("c++"), package: "g++", why: "compiles libFuzzer and bpf-linker's glue" },
@@ -42,6 +42,11 @@ pub(crate) const NEEDS: [Need; 6] = [
         probe: Probe::File("/etc/ssl/certs/ca-certificates.crt"),
         package: "ca-certificates",
         why: "lets cargo and apt trust their servers",
+    },
+    Need {
+        probe: Probe::Program("systemd-analyze"),
+        package: "systemd",
+        why: "looks the units over that the package installs",
     },
 ];
 
