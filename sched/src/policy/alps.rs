@@ -156,6 +156,11 @@ impl Alps {
 }
 
 impl Policy for Alps {
+    fn forget(&mut self, function: FunctionId) {
+        self.lessons.remove(function.0);
+        self.past.retain(|past| past.function != function);
+    }
+
     fn on(&mut self, now_ns: u64, event: Event, decisions: &mut Vec<Decision>) {
         match event {
             Event::Arrive { task, function, .. } => {

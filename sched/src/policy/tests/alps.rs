@@ -44,6 +44,20 @@ fn what_is_left_of_a_slice_outlasts_a_sleep_and_then_equals_take_turns() {
 }
 
 #[test]
+fn of_a_function_that_has_ended_the_next_in_its_place_inherits_nothing() {
+    let mut alps = taught();
+    alps.forget(FunctionId(2));
+    let first = ask_one(&mut alps, 2_000 * MS, arrive(3, 3));
+    let next = ask_one(&mut alps, 2_000 * MS, arrive(2, 2));
+    assert_eq!((next.rank, next.slice_ns), (first.rank, first.slice_ns));
+    // Nor from what is still to be learnt from.
+    ask(&mut alps, 2_001 * MS, exit(3, MS));
+    ask(&mut alps, 9_000 * MS, Event::Tick);
+    assert_eq!(ask_one(&mut alps, 9_000 * MS, arrive(4, 2)).rank, 0);
+    assert_ne!(ask_one(&mut alps, 9_000 * MS, arrive(5, 1)).rank, 0);
+}
+
+#[test]
 fn lessons_are_smoothed() {
     let mut alps = taught();
     for call in 0..500u64 {
