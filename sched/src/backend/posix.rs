@@ -15,7 +15,7 @@
 //! **Why real time isn't the default.** A `SCHED_FIFO` process isn't bound by its group's quota, goes before everything
 //! else on the machine, and under cgroup v1 with `CONFIG_RT_GROUP_SCHED` may not be one at all (EPERM: its group's
 //! `cpu.rt_runtime_us` is 0, and budgets of groups add up, so that they can't all have one). With no more processes at the
-//! front than there are cores, it buys little. Where it is asked for and refused, the next means is used from then on,
+//! front than there are cores, it buys little. Whom no decision is about isn't real-time: nobody would see how long he runs. Where it is asked for and refused, the next means is used from then on,
 //! and [`Backend::describe`] says why. The main thread only is made real-time, with `SCHED_RESET_ON_FORK`, so that
 //! what it starts isn't.
 //!
@@ -141,15 +141,16 @@ impl Posix {
     }
 
     /// False: the class is refused here, for good.
-    fn by_realtime(&self, process: &Process, level: Level) -> io::Result<bool> {
-        let attr = match level {
-            Level::Front => SchedAttr {
+    fn by_realtime(&self, process: &Process, standing: Standing) -> io::Result<bool> {
+        let attr = if standing.level == Level::Front && standing != Standing::FREE {
+            SchedAttr {
                 policy: libc::SCHED_FIFO as u32,
                 priority: 1,
                 flags: RESET_ON_FORK,
                 ..SchedAttr::default()
-            },
-            Level::Back => SchedAttr { policy: libc::SCHED_OTHER as u32, ..SchedAttr::default() },
+            }
+        } else {
+            SchedAttr { policy: libc::SCHED_OTHER as u32, ..SchedAttr::default() }
         };
         match set(process, attr) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
@@ -180,7 +181,8 @@ impl Backend for Posix {
     }
 
     fn wants_ranks(&self) -> bool {
-        self.below == Means::Group
+        // (In the real-time class it isn't the ranks that count, but that every beginning and every end is told.)
+        self.below == Means::Group || self.means() == Means::Realtime
     }
 
     fn apply(&self, process: &Process, standing: Standing) -> io::Result<()> {
@@ -190,7 +192,7 @@ impl Backend for Posix {
             Means::Thread => by_thread(process, level)?,
             Means::Group => return self.by_group(process, standing),
             Means::Realtime => {
-                if !self.by_realtime(process, level)? {
+                if !self.by_realtime(process, standing)? {
                     return self.apply(process, standing);
                 }
             }

@@ -90,13 +90,21 @@ fn a_process_that_has_been_reaped_is_never_touched() {
 fn real_time_where_it_is_refused_is_said_and_replaced() {
     let posix = Posix::open(PosixOptions { realtime: true, ..PosixOptions::default() });
     let sleeper = Sleeper::start(None);
-    posix.apply(&sleeper.process, Standing::FREE).expect("front");
+    let front = Standing { rank: 5_000_000, ..Standing::FREE };
+    posix.apply(&sleeper.process, front).expect("front");
     match posix.means() {
         Means::Realtime => {
             // (With the flag that its children are not.)
-            assert_eq!(sleeper.class() & !0x4000_0000, libc::SCHED_FIFO);
-            posix.apply(&sleeper.process, BACK).expect("back");
-            assert_eq!(sleeper.class(), libc::SCHED_OTHER);
+            let class = || sleeper.class() & !0x4000_0000;
+            assert!(posix.wants_ranks(), "it isn't told who begins, and who is free again");
+            assert_eq!(class(), libc::SCHED_FIFO);
+            // Nobody is asked about what it serves next, nor for how long.
+            for standing in [BACK, Standing::FREE] {
+                posix.apply(&sleeper.process, standing).expect("not at the front for a call");
+                assert_eq!(class(), libc::SCHED_OTHER);
+                posix.apply(&sleeper.process, front).expect("front");
+                assert_eq!(class(), libc::SCHED_FIFO);
+            }
         }
         _ => assert!(posix.describe().contains("SCHED_FIFO is refused"), "{}", posix.describe()),
     }
