@@ -153,21 +153,11 @@ impl Scheduler {
 
     /// An invocation has come. It has been counted as one that waits on the node.
     pub fn submit(&self, dispatcher: &Rc<Dispatcher>, function: &Arc<Function>, queued: Queued) {
-        let id = InvocationId(queued.descriptor.invocation);
-        let size_bytes = Some(u64::from(queued.descriptor.length));
         function.usage.opened();
         self.counts.scheduled.fetch_add(1, Ordering::Relaxed);
-        let entry =
-            Entry { function: Arc::clone(function), id, waiting: Some(queued), instance: None, stood: false };
         self.act(dispatcher, |inner, now_ns| {
-            let slot = FunctionId(u32::from(function.index.0));
-            if function.usage.is_new() {
-                inner.engine.forget(slot);
-            }
-            let task = inner.engine.arrive(now_ns, slot, size_bytes, &mut inner.orders);
-            inner.tasks.insert(id, task);
+            let task = inner.open(now_ns, function, queued);
             let kept_back = !inner.orders.contains(&Order::Admit(task));
-            inner.entries.insert(task, entry);
             self.counts.held.fetch_add(u64::from(kept_back), Ordering::Relaxed);
         });
     }
@@ -221,7 +211,10 @@ impl Scheduler {
             function.usage.admitted();
             inner.close(now_ns, *task, 0, false);
         }
-        // (Whoever may begin in their place does so with the next event.)
+        // Nobody is told anything more of them: whoever arrives next may have one of their slots. (Who may begin in their
+        // place does so with the next event.)
+        inner.orders.retain(|order| !taken.iter().any(|(task, _)| *task == order.task()));
+        inner.clear_closed();
         taken.into_iter().map(|(_, queued)| queued).collect()
     }
 
@@ -374,9 +367,7 @@ impl Scheduler {
                 }
             }
         }
-        for task in std::mem::take(&mut inner.closed) {
-            inner.entries.remove(&task);
-        }
+        inner.clear_closed();
         let next_ns = inner.engine.next_turn_ns();
         if let Some(next_ns) = next_ns
             && inner.armed_ns.is_none_or(|armed_ns| next_ns < armed_ns)
@@ -397,6 +388,21 @@ impl Scheduler {
 }
 
 impl Inner {
+    fn open(&mut self, now_ns: u64, function: &Arc<Function>, queued: Queued) -> TaskId {
+        let id = InvocationId(queued.descriptor.invocation);
+        let size_bytes = Some(u64::from(queued.descriptor.length));
+        let slot = FunctionId(u32::from(function.index.0));
+        if function.usage.is_new() {
+            self.engine.forget(slot);
+        }
+        let task = self.engine.arrive(now_ns, slot, size_bytes, &mut self.orders);
+        self.tasks.insert(id, task);
+        let function = Arc::clone(function);
+        let entry = Entry { function, id, waiting: Some(queued), instance: None, stood: false };
+        self.entries.insert(task, entry);
+        task
+    }
+
     fn close(&mut self, now_ns: u64, task: TaskId, used_ns: u64, finished: bool) {
         let Some(entry) = self.entries.get_mut(&task) else { return };
         if entry.waiting.take().is_some() {
@@ -410,6 +416,13 @@ impl Inner {
         self.tasks.remove(&entry.id);
         self.closed.push(task);
         self.engine.exit(now_ns, task, used_ns, finished, &mut self.orders);
+    }
+
+    /// Under the lock in which they were closed: then their slots are others'.
+    fn clear_closed(&mut self) {
+        for task in self.closed.drain(..) {
+            self.entries.remove(&task);
+        }
     }
 }
 
@@ -429,3 +442,6 @@ impl std::fmt::Debug for Scheduler {
         f.debug_struct("Scheduler").field("policy", &self.policy).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

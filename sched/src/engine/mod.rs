@@ -56,6 +56,15 @@ pub enum Order {
     Stand(TaskId, Standing),
 }
 
+impl Order {
+    /// Whom it is about.
+    pub fn task(self) -> TaskId {
+        match self {
+            Self::Admit(task) | Self::Stand(task, _) => task,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Waiting,
