@@ -8,15 +8,16 @@
 //! ```text
 //!             admitted                 sent            overtaken
 //!   waiting ───────────► stalled ─────────────► front ◄──────────► back
-//!      ▲   (no instance idle yet)                 │ ▲ wakes          │
-//!   arrive                                blocks  ▼ │                ▼
-//!                                              blocked             over
+//!    ▲   ▲  (no instance idle yet)                │ ▲ wakes          │
+//!    │   ▼                                blocks  ▼ │                ▼
+//! arrive parked                                blocked             over
 //! ```
 //!
 //! - Who blocks leaves his place at the front to the next in order: so more begin the more they block, and never more than
 //!   cores that could run. When he wakes he is ranked anew.
 //! - Who is admitted and finds no instance (its process is being made) doesn't count among those that run; of one function
-//!   at most `cores` are in that state, the rest wait on.
+//!   at most `cores` are in that state, the rest are parked: out of the order of those who wait, until one of them has gone on. To
+//!   the policy both are blocked, so that they hold no turn that they can't use.
 //! - An invocation at the front is taken to run from moment to moment; what it has really used is asked for when its
 //!   slice should have ended ([`Engine::turn`]). Whoever hasn't come forward by then isn't running: where nobody tells of
 //!   blocking, this is how it is found out.
@@ -44,8 +45,6 @@ const CRUMB_NS: u64 = 50_000;
 const LOOK_NS: u64 = 1_000_000;
 /// Between two looks at those who are thought to be blocked, where nobody tells when they wake.
 const BLOCKED_LOOK_NS: u64 = 4_000_000;
-/// So many of those who wait are looked at for one whose function has room.
-const SEARCH: usize = 64;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +67,8 @@ impl Order {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Waiting,
+    /// It waits, and its function has no room for another.
+    Parked,
     Stalled,
     Front,
     Back,
@@ -102,6 +103,13 @@ struct Task {
     begins: bool,
 }
 
+impl Place {
+    /// It has been admitted.
+    fn has_begun(self) -> bool {
+        !matches!(self, Self::Waiting | Self::Parked)
+    }
+}
+
 type Key = (bool, u64, u64, TaskId);
 
 /// See the module.
@@ -115,6 +123,8 @@ pub struct Engine {
     opened: u32,
     /// Those who wait, in order.
     waiting: BTreeSet<Key>,
+    /// Those who wait for room.
+    parked: Vec<TaskId>,
     /// Those who have been admitted.
     begun: Vec<TaskId>,
     next_turn: u64,
@@ -138,6 +148,7 @@ impl Engine {
             free: Vec::new(),
             opened: 0,
             waiting: BTreeSet::new(),
+            parked: Vec::new(),
             begun: Vec::new(),
             next_turn: 0,
             decisions: Vec::new(),
@@ -150,7 +161,7 @@ impl Engine {
         self.ranks = ranks;
         for id in &self.begun {
             if let Some(task) = self.tasks.get_mut(id.0)
-                && !matches!(task.place, Place::Waiting | Place::Stalled)
+                && task.place != Place::Stalled
             {
                 orders.push(Order::Stand(*id, task.stand()));
             }
@@ -159,7 +170,7 @@ impl Engine {
 
     /// How many wait to begin.
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.parked.len()
     }
 
     /// How many have begun, and how many of those are at the front.
@@ -214,14 +225,17 @@ impl Engine {
 
     /// It is with an instance now.
     pub fn sent(&mut self, now_ns: u64, id: TaskId, orders: &mut Vec<Order>) {
-        let Some(task) = self.tasks.get_mut(id.0).filter(|task| task.place != Place::Waiting) else { return };
+        let Some(task) = self.tasks.get_mut(id.0).filter(|task| task.place.has_begun()) else { return };
+        let function = task.function;
         (task.counted_ns, task.seen_ns) = (now_ns, now_ns);
         task.begins = true;
         if task.place == Place::Stalled {
             // Its turn is looked at now; the process itself is at the front.
             task.place = Place::Back;
+            self.tell(now_ns, Event::Wake { task: id }, orders);
         }
         self.tell(now_ns, Event::Start { task: id }, orders);
+        self.unpark(now_ns, function, orders);
         let told = self.align(id, orders);
         if self.ranks
             && !told
@@ -233,10 +247,12 @@ impl Engine {
 
     /// It was admitted, and there is no instance for it yet; or its instance ended before it began.
     pub fn stalled(&mut self, now_ns: u64, id: TaskId, orders: &mut Vec<Order>) {
-        if let Some(task) = self.tasks.get_mut(id.0).filter(|task| task.place != Place::Waiting) {
+        if let Some(task) = self.tasks.get_mut(id.0).filter(|task| task.place.has_begun()) {
             task.place = Place::Stalled;
             task.level = Level::Front;
-            self.settle(now_ns, orders);
+            // (Whatever was counted: it hasn't begun.)
+            (task.used_ns, task.seen_used_ns) = (0, 0);
+            self.tell(now_ns, Event::Block { task: id, used_ns: 0 }, orders);
         }
     }
 
@@ -262,11 +278,14 @@ impl Engine {
     pub fn exit(&mut self, now_ns: u64, id: TaskId, used_ns: u64, finished: bool, orders: &mut Vec<Order>) {
         let Some(key) = self.key(id) else { return };
         self.waiting.remove(&key);
+        self.parked.retain(|parked| *parked != id);
         self.begun.retain(|begun| *begun != id);
-        if self.tasks.remove(id.0).is_some_and(|task| task.level == Level::Back || self.ranks) {
+        let Some(task) = self.tasks.remove(id.0) else { return };
+        if task.level == Level::Back || self.ranks {
             orders.push(Order::Stand(id, Standing::FREE));
         }
         self.tell(now_ns, Event::Exit { task: id, used_ns, finished }, orders);
+        self.unpark(now_ns, task.function, orders);
         self.free.push(id.0);
     }
 
@@ -343,7 +362,7 @@ impl Engine {
         let Some(task) = self.tasks.get_mut(id.0) else { return };
         match task.place {
             Place::Front | Place::Back => {}
-            Place::Blocked { .. } | Place::Waiting | Place::Stalled => return,
+            Place::Blocked { .. } | Place::Waiting | Place::Parked | Place::Stalled => return,
         }
         task.count(now_ns, used_ns.max(task.used_ns));
         task.place = Place::Blocked { told };

@@ -1,9 +1,9 @@
 //! Who is at the front: as many as there are cores, the first of those who could run.
 
-use super::{Engine, GAIN_NS, Key, Order, Place, SEARCH};
-use crate::TaskId;
+use super::{Engine, GAIN_NS, Key, Order, Place};
 use crate::backend::Level;
-use crate::policy::{Class, Decision};
+use crate::policy::{Class, Decision, Event};
+use crate::{FunctionId, TaskId};
 
 impl Engine {
     /// Fills the front, then lets those overtake who come before somebody there.
@@ -15,6 +15,7 @@ impl Engine {
             self.admit(now_ns, id, Place::Back, orders);
         }
         loop {
+            self.park(now_ns, orders);
             let Some((rank, id)) = self.best_outside(now_ns) else { return };
             let at_front = self.begun.iter().filter(|begun| self.is_at(**begun, Place::Front)).count();
             if at_front >= self.cores {
@@ -38,16 +39,50 @@ impl Engine {
             let task = self.tasks.get(id.0)?;
             (task.decision.class == Class::Fifo).then(|| (self.rank_now(id, now_ns), task.turn, id))
         });
-        let room = |id: TaskId| {
-            let function = self.tasks.get(id.0).map(|task| task.function);
-            let stalled = self.begun.iter().filter_map(|begun| self.tasks.get(begun.0));
-            let stalled =
-                stalled.filter(|task| task.place == Place::Stalled && Some(task.function) == function);
-            stalled.count() < self.cores
-        };
-        let waiting = self.waiting.iter().take(SEARCH).find(|(.., id)| room(*id));
-        let waiting = waiting.map(|&(_, rank, turn, id)| (rank, turn, id));
+        let waiting = self.waiting.first().map(|&(_, rank, turn, id)| (rank, turn, id));
         back.chain(waiting).min().map(|(rank, _, id)| (rank, id))
+    }
+
+    /// Whether one more of this function may be admitted without knowing of an instance for it.
+    fn has_room(&self, function: FunctionId) -> bool {
+        let begun = self.begun.iter().filter_map(|id| self.tasks.get(id.0));
+        let stalled = begun.filter(|task| task.place == Place::Stalled && task.function == function);
+        stalled.count() < self.cores
+    }
+
+    /// The first of those who wait is one whose function has room; who came before him is parked.
+    fn park(&mut self, now_ns: u64, orders: &mut Vec<Order>) {
+        while let Some(&(.., id)) = self.waiting.first()
+            && let Some(function) = self.tasks.get(id.0).map(|task| task.function)
+            && !self.has_room(function)
+        {
+            self.waiting.pop_first();
+            self.parked.push(id);
+            if let Some(task) = self.tasks.get_mut(id.0) {
+                task.place = Place::Parked;
+            }
+            self.policy.on(now_ns, Event::Block { task: id, used_ns: 0 }, &mut self.decisions);
+            self.obey_all(now_ns, orders);
+        }
+    }
+
+    /// One of a function has gone on: if there is room now, the first of those who are parked waits like others. (One for one:
+    /// when he goes on, the next.)
+    pub(super) fn unpark(&mut self, now_ns: u64, function: FunctionId, orders: &mut Vec<Order>) {
+        if !self.has_room(function) {
+            return;
+        }
+        let is_its = |id: TaskId| self.tasks.get(id.0).is_some_and(|task| task.function == function);
+        let its = self.parked.iter().copied().enumerate().filter(|(_, id)| is_its(*id));
+        let Some((place, id)) = its.min_by_key(|(_, id)| self.key(*id)) else { return };
+        self.parked.swap_remove(place);
+        if let Some(task) = self.tasks.get_mut(id.0) {
+            task.place = Place::Waiting;
+        }
+        if let Some(key) = self.key(id) {
+            self.waiting.insert(key);
+        }
+        self.tell(now_ns, Event::Wake { task: id }, orders);
     }
 
     fn move_to(&mut self, now_ns: u64, id: TaskId, place: Place, orders: &mut Vec<Order>) {
@@ -105,7 +140,7 @@ impl Engine {
         let level = match task.place {
             Place::Front => Level::Front,
             Place::Back => Level::Back,
-            Place::Waiting | Place::Stalled | Place::Blocked { .. } => return false,
+            Place::Waiting | Place::Parked | Place::Stalled | Place::Blocked { .. } => return false,
         };
         let news = task.level != level || task.unplaced && level == Level::Front;
         if news {

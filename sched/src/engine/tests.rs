@@ -328,6 +328,77 @@ fn an_admitted_invocation_without_an_instance_holds_up_nobody() {
 }
 
 #[test]
+fn however_many_wait_for_an_instance_others_begin() {
+    let mut engine = Engine::new(srpt_plus(), 1, false);
+    let mut orders = Vec::new();
+    let calls: Vec<TaskId> = (0..100)
+        .map(|at_ns| {
+            let id = engine.arrive(at_ns, FunctionId(0), None, &mut orders);
+            if orders.contains(&Order::Admit(id)) {
+                engine.stalled(at_ns, id, &mut orders);
+            }
+            id
+        })
+        .collect();
+    assert_eq!((engine.waiting(), engine.begun()), (99, (1, 0)));
+    orders.clear();
+    let other = engine.arrive(100, FunctionId(1), None, &mut orders);
+    assert_eq!(orders, [Order::Admit(other)]);
+    engine.sent(100, other, &mut orders);
+    engine.exit(101, other, 1, true, &mut orders);
+    // One that is taken out is missed by nobody, and the rest go one by one, as they came.
+    engine.exit(102, calls[1], 0, false, &mut orders);
+    let mut last = calls[0];
+    for &next in &calls[2..] {
+        orders.clear();
+        engine.sent(103, last, &mut orders);
+        engine.exit(104, last, MS, true, &mut orders);
+        assert_eq!(orders, [Order::Admit(next)]);
+        engine.stalled(104, next, &mut orders);
+        last = next;
+    }
+    engine.exit(105, last, 0, false, &mut orders);
+    assert_eq!((engine.waiting(), engine.begun()), (0, (0, 0)));
+}
+
+#[test]
+fn whoever_has_no_instance_keeps_the_credit_from_nobody() {
+    let mut predictor = Predictor::default();
+    (0..8).for_each(|_| predictor.observe(FunctionId(1), None, 500 * MS));
+    let config = SrptPlusConfig { patience_ns: 100 * MS, ..SrptPlusConfig::default() };
+    let mut engine = Engine::new(Box::new(SrptPlus::new(config, predictor)), 1, false);
+    let mut orders = Vec::new();
+    // One that waits for its process, one for room behind it: both are overdue before the long one is.
+    let stalled = engine.arrive(0, FunctionId(0), None, &mut orders);
+    engine.stalled(0, stalled, &mut orders);
+    let parked = engine.arrive(0, FunctionId(0), None, &mut orders);
+    let long = engine.arrive(0, FunctionId(1), None, &mut orders);
+    engine.sent(0, long, &mut orders);
+    let mut now = MS;
+    let mut short = engine.arrive(now, FunctionId(2), None, &mut orders);
+    engine.sent(now, short, &mut orders);
+    // Short ones, each there before the one before has ended.
+    while !engine.is_at(long, Place::Front) {
+        now += MS;
+        assert!(now < 2 * config.patience_ns, "the long one is overdue, and nobody else can run");
+        let next = engine.arrive(now - 1, FunctionId(2), None, &mut orders);
+        engine.exit(now, short, MS, true, &mut orders);
+        engine.sent(now, next, &mut orders);
+        if engine.next_turn_ns().is_some_and(|at_ns| at_ns <= now) {
+            engine.turn(now, &mut |_| None, &mut orders);
+        }
+        short = next;
+    }
+    assert!(now > config.patience_ns);
+    // There is an instance now, which they come before everybody with: they have waited for longest.
+    orders.clear();
+    engine.sent(now, stalled, &mut orders);
+    assert!(engine.is_at(stalled, Place::Front), "{engine:?}");
+    engine.exit(now, stalled, 1, true, &mut orders);
+    assert!(orders.contains(&Order::Admit(parked)), "{orders:?}");
+}
+
+#[test]
 fn whoever_ends_at_the_back_leaves_his_process_at_the_front() {
     let mut engine = Engine::new(srpt_plus(), 1, false);
     let mut orders = Vec::new();

@@ -275,6 +275,8 @@ impl Policy for SrptPlus {
             let decision = self.decide(task, known);
             let rank = match event {
                 Event::Arrive { .. } => self.alike.join(task, decision.rank),
+                // It has waited for an instance: it hasn't begun, and is as much like the others as when it came.
+                Event::Wake { .. } if known.used_ns == 0 => self.alike.join(task, decision.rank),
                 _ => decision.rank,
             };
             decisions.push(Decision { rank, ..decision });
