@@ -264,10 +264,10 @@ impl Instance {
         }
     }
 
-    /// Tells no more.
-    pub fn unwatch(&self) {
+    /// Tells no more under this name; under another's, which it may have by now, it does.
+    pub fn unwatch(&self, invocation: InvocationId) {
         if let Some(tracked) = &*self.tracked.load() {
-            tracked.unwatch();
+            tracked.unwatch(invocation.0);
         }
     }
 

@@ -410,7 +410,7 @@ impl Inner {
         }
         entry.function.usage.closed();
         if let Some(instance) = &entry.instance {
-            instance.unwatch();
+            instance.unwatch(entry.id);
             entry.stood = instance.stop_standing_for(entry.id);
         }
         self.tasks.remove(&entry.id);

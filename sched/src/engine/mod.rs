@@ -20,7 +20,8 @@
 //!   the policy both are blocked, so that they hold no turn that they can't use.
 //! - An invocation at the front is taken to run from moment to moment; what it has really used is asked for when its
 //!   slice should have ended ([`Engine::turn`]). Whoever hasn't come forward by then isn't running: where nobody tells of
-//!   blocking, this is how it is found out.
+//!   blocking, this is how it is found out. Where somebody does, a word can be lost: who is said to be blocked, and uses CPU
+//!   time all the same, has woken.
 //! - Who comes to the front is given a core that is nobody's else there: the kernel, left alone, puts two of them on one
 //!   while somebody at the back has the other.
 //! - To be overtaken costs two switches and a moved process, so it has to be worth [`GAIN_NS`] of what is left.
@@ -43,8 +44,10 @@ pub const GAIN_NS: u64 = 250_000;
 const CRUMB_NS: u64 = 50_000;
 /// Between two looks at the same task.
 const LOOK_NS: u64 = 1_000_000;
-/// Between two looks at those who are thought to be blocked, where nobody tells when they wake.
+/// Between two looks at those who are thought to be blocked, where nobody tells when they wake,
 const BLOCKED_LOOK_NS: u64 = 4_000_000;
+/// and where somebody tells, but can lose a word.
+const TOLD_LOOK_NS: u64 = 64_000_000;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +110,15 @@ impl Place {
     /// It has been admitted.
     fn has_begun(self) -> bool {
         !matches!(self, Self::Waiting | Self::Parked)
+    }
+
+    /// When it is thought to be blocked: how long until it is looked at.
+    fn blocked_look_ns(self) -> Option<u64> {
+        match self {
+            Self::Blocked { told: false } => Some(BLOCKED_LOOK_NS),
+            Self::Blocked { told: true } => Some(TOLD_LOOK_NS),
+            _ => None,
+        }
     }
 }
 
@@ -294,15 +306,13 @@ impl Engine {
         let contended = self.waiting.len() + self.begun.len() > self.cores;
         let due = self.begun.iter().filter_map(|id| {
             let task = self.tasks.get(id.0)?;
-            match task.place {
+            let look_ns = match task.place {
                 Place::Front if task.decision.class == Class::Fifo && task.slice_left_ns != UNLIMITED => {
-                    Some(task.counted_ns.saturating_add(task.slice_left_ns.max(LOOK_NS)))
+                    Some(task.slice_left_ns.max(LOOK_NS))
                 }
-                Place::Blocked { told: false } if contended => {
-                    Some(task.counted_ns.saturating_add(BLOCKED_LOOK_NS))
-                }
-                _ => None,
-            }
+                place => place.blocked_look_ns().filter(|_| contended),
+            };
+            Some(task.counted_ns.saturating_add(look_ns?))
         });
         due.chain(self.policy.next_tick_ns()).min()
     }
@@ -344,7 +354,7 @@ impl Engine {
                     self.blocked(now_ns, id, used_ns, false, orders);
                 }
             }
-            Place::Blocked { told: false } if since_ns >= BLOCKED_LOOK_NS / 2 => {
+            place if place.blocked_look_ns().is_some_and(|look_ns| since_ns >= look_ns / 2) => {
                 task.counted_ns = now_ns;
                 let used_ns = used(id).unwrap_or(task.used_ns);
                 // A few microseconds are what a process needs that only looks whether something has come.

@@ -399,6 +399,26 @@ fn whoever_has_no_instance_keeps_the_credit_from_nobody() {
 }
 
 #[test]
+fn a_wake_up_that_nobody_has_told_of_is_found_out() {
+    let mut engine = Engine::new(srpt_plus(), 1, false);
+    let mut orders = Vec::new();
+    let sleeper = engine.arrive(0, FunctionId(0), None, &mut orders);
+    engine.sent(0, sleeper, &mut orders);
+    engine.block(MS, sleeper, MS, &mut orders);
+    let other = engine.arrive(MS, FunctionId(1), None, &mut orders);
+    engine.sent(MS, other, &mut orders);
+    let mut until = |end_ns: u64, sleepers_ns: u64| {
+        while let Some(at_ns) = engine.next_turn_ns().filter(|at_ns| *at_ns <= end_ns) {
+            let mut used = |id| Some(if id == sleeper { sleepers_ns } else { at_ns - MS });
+            engine.turn(at_ns, &mut used, &mut orders);
+        }
+        engine.is_at(sleeper, Place::Blocked { told: true })
+    };
+    assert!(until(MS + 3 * TOLD_LOOK_NS, MS), "it has used nothing since");
+    assert!(!until(MS + 4 * TOLD_LOOK_NS, 2 * MS), "nobody can use CPU time while blocked");
+}
+
+#[test]
 fn whoever_ends_at_the_back_leaves_his_process_at_the_front() {
     let mut engine = Engine::new(srpt_plus(), 1, false);
     let mut orders = Vec::new();

@@ -206,9 +206,12 @@ impl Tracked {
         cell.watched.store(1, Ordering::Release);
     }
 
-    /// Tells no more.
-    pub fn unwatch(&self) {
-        self.cell().watched.store(0, Ordering::Release);
+    /// Tells no more of it as of `owner`'s, if it does. Not beside another call of this or of [`Self::watch`].
+    pub fn unwatch(&self, owner: u64) {
+        let cell = self.cell();
+        if cell.owner.load(Ordering::Acquire) == owner {
+            cell.watched.store(0, Ordering::Release);
+        }
     }
 
     /// Whether its main thread waits for something else than a core.
@@ -225,7 +228,7 @@ impl Drop for Tracked {
             let _ =
                 place.compare_exchange(signal_entry(pid, self.index), 0, Ordering::AcqRel, Ordering::Relaxed);
         }
-        self.unwatch();
+        self.cell().watched.store(0, Ordering::Release);
         lock(&self.signals.free).push(self.index);
     }
 }

@@ -76,7 +76,15 @@ fn blocking_and_waking_are_noted_and_told_of_those_that_are_watched() {
     });
     assert!(told.iter().all(|told| told.owner == 77), "{told:?}");
     assert!(told.is_sorted_by_key(|told| told.at_ns), "{told:?}");
-    tracked.unwatch();
+    // Whoever had it before says so late: that is no word about who has it now.
+    tracked.unwatch(76);
+    told.clear();
+    echo.answer();
+    within("that it woke and blocked", || {
+        signals.told(&mut told);
+        told.iter().any(|told| told.woke) && told.last().is_some_and(|told| !told.woke)
+    });
+    tracked.unwatch(77);
     echo.answer();
     within("and once more", || tracked.is_blocked());
     told.clear();
