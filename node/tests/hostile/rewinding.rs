@@ -230,6 +230,23 @@ fn a_load_that_shares_memory() {
     daemon.stop();
 }
 
+/// What is mapped and empty costs nobody anything: it is rewound like any other.
+#[test]
+fn a_load_that_maps_without_end() {
+    need_root_and_cc!();
+    let Some(scene) = Scene::set() else { return };
+    let daemon = scene.daemon;
+    daemon.deploy_native("remains-vast", &["isolation=request", "scale.max=1"]);
+    for _ in 0..6 {
+        let response = daemon.get("/function/remains-vast?global");
+        assert_eq!(response.status, 200, "{}", response.text());
+    }
+    let described = daemon.spry_json(&["describe", "remains-vast"]);
+    assert!(described["rewound"]["why"].is_null(), "{described}");
+    assert!(described["rewound"]["rewinds"].as_u64() > Some(0), "{described}");
+    daemon.stop();
+}
+
 /// A function whose every request leaves something isn't rewound any more after a while, and served all the same.
 #[test]
 fn who_always_leaves_something_is_forked() {

@@ -21,14 +21,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::mappings::Mapping;
+use super::plan::COPIES_MAX;
 use crate::sys::pagemap::{self, Region};
 use crate::sys::rewind as sys;
 
 pub(super) const PAGE: u64 = 4096;
-/// Bits of an entry in `/proc/PID/pagemap`.
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-const OF_FILE: u64 = 1 << 61;
+/// Pages of its own that an instance may have before its first request: each is looked at, on the keeper's thread, and of a
+/// mapping of zeros that was only read every page is one, which costs it nothing.
+pub(super) const OWN_MAX: usize = 4 * COPIES_MAX;
 /// Ranges of its own pages that one look finds. Python's nop has some two hundred.
 const RANGES_MAX: usize = 512;
 /// The same where mostly less is found: the kernel makes room for as many as it is asked for.
@@ -45,21 +45,26 @@ pub(super) fn changeable(known: &[Mapping]) -> impl Iterator<Item = &Mapping> {
     known.iter().filter(|mapping| mapping.is_private() && mapping.rights.write)
 }
 
-/// The pages of private mappings that were written to, in order.
-pub(super) fn own(pagemap: &File, known: &[Mapping]) -> io::Result<Vec<u64>> {
+/// The pages of private mappings that were written to, in order; `None`: more than [`OWN_MAX`]. How much is mapped doesn't matter: a
+/// function may map whatever it likes.
+pub(super) fn own(pagemap: &File, known: &[Mapping]) -> io::Result<Option<Vec<u64>>> {
     let mut own = Vec::new();
+    let mut room = [[0; 3]; RANGES_MAX];
     // What can't be written to needs no copy: it can't change. (Its rights can't, either.)
     for mapping in changeable(known) {
-        let mut entries = vec![0; (mapping.len() / PAGE * 8) as usize];
-        pagemap.read_exact_at(&mut entries, mapping.range.start / PAGE * 8)?;
-        for (index, entry) in entries.chunks_exact(8).enumerate() {
-            let entry = u64::from_le_bytes(entry.try_into().expect("eight bytes"));
-            if entry & SWAPPED != 0 || (entry & PRESENT != 0 && entry & OF_FILE == 0) {
-                own.push(mapping.range.start + index as u64 * PAGE);
+        let mut at = mapping.range.start;
+        while at < mapping.range.end {
+            let most = (OWN_MAX + 1 - own.len()) as u64;
+            let look = [at, mapping.range.end];
+            let (found, end) = pagemap::own_ranges(pagemap.as_fd(), look, &mut room, most)?;
+            own.extend(found.iter().flat_map(|[start, end, _]| (*start..*end).step_by(PAGE as usize)));
+            if own.len() > OWN_MAX {
+                return Ok(None);
             }
+            at = end;
         }
     }
-    Ok(own)
+    Ok(Some(own))
 }
 
 /// Those of `own` that aren't, byte for byte, what would be there if they were dropped. (Counts of references go up and down
@@ -138,7 +143,11 @@ impl Ranges {
     fn look(&self, pagemap: &File, room: &mut [Region]) -> Option<Vec<u64>> {
         let mut found = 0;
         for look in &self.looks {
-            let own = pagemap::own_ranges(pagemap.as_fd(), *look, &mut room[found..]).ok()??;
+            let (own, end) =
+                pagemap::own_ranges(pagemap.as_fd(), *look, &mut room[found..], OWN_MAX as u64).ok()?;
+            if end < look[1] {
+                return None;
+            }
             found += own.len();
         }
         common(room[..found].iter().map(|[start, end, _]| [*start, *end]), &self.drops)
@@ -272,6 +281,29 @@ mod tests {
         // Other tests map and unmap meanwhile.
         let agree = || (0..1000).any(|_| count() == sum());
         assert!(agree(), "{} are mapped, {} in all mappings", count(), sum());
+    }
+
+    #[test]
+    fn pages_that_cost_nothing_are_counted_too() {
+        use crate::zygote::rewind::mappings::Rights;
+        let zeros = vec![0_u8; (OWN_MAX + 2) * PAGE as usize];
+        assert!(zeros.iter().step_by(PAGE as usize).all(|byte| *std::hint::black_box(byte) == 0));
+        let start = (zeros.as_ptr() as u64).next_multiple_of(PAGE);
+        let pagemap = File::open("/proc/self/pagemap").expect("the page map");
+        let first = |pages: usize| {
+            let range = start..start + pages as u64 * PAGE;
+            let rights = Rights { read: true, write: true, execute: false, shared: false };
+            let (offset, device, inode) = (0, "00:00".to_owned(), 0);
+            let mapping = Mapping { range, rights, offset, device, inode, sealed: false, stays_small: false };
+            own(&pagemap, &[mapping])
+        };
+        // Before Linux 6.7 there is nothing to ask, and nothing is rewound.
+        if first(1).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTTY)) {
+            return;
+        }
+        let all = first(OWN_MAX).expect("looked up").expect("not too many");
+        assert!(all.into_iter().eq((start..).step_by(PAGE as usize).take(OWN_MAX)));
+        assert_eq!(first(OWN_MAX + 1).expect("looked up"), None);
     }
 
     #[test]

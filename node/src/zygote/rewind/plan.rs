@@ -24,11 +24,11 @@ use super::common::{Common, Commons};
 use super::copies::{Copies, Copy, Source};
 use super::listener::Written;
 use super::mappings::{self, Mapping};
-use super::pages::{self, PAGE, Seen, Watch};
+use super::pages::{self, OWN_MAX, PAGE, Seen, Watch};
 use crate::sys::rewind as sys;
 
 /// Private pages that are known to differ: more would make every rewinding longer than a fork.
-const COPIES_MAX: usize = 4096;
+pub(super) const COPIES_MAX: usize = 4096;
 
 /// Why an instance can't be rewound.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,8 @@ pub(crate) enum PlanError {
         "it has {pages} pages of its own, and copying more than {COPIES_MAX} back takes longer than a fork"
     )]
     Copies { pages: usize },
+    #[error("it has more than {OWN_MAX} pages of its own, and looking at each takes longer than a fork")]
+    Own,
     #[error("its plan is too long")]
     Long,
     #[error("its registers lie nowhere")]
@@ -96,7 +98,7 @@ impl Plan {
         }
         let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(os("open its page map"))?;
         let own = pages::own(&pagemap, &known).map_err(os("read its page map"))?;
-        let mut own = pages::differing(pid, &known, own);
+        let mut own = pages::differing(pid, &known, own.ok_or(PlanError::Own)?);
         let registers = Said::read(subject)?;
         let dead = dead_stack(&known, registers.word(STACK));
         own.retain(|page| !dead.contains(page));

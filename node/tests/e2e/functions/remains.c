@@ -86,6 +86,10 @@ __attribute__((constructor)) static void load(void) {
 #ifdef HOSTILE_INIT
     kept = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 #endif
+#ifdef VAST_INIT
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    if (mmap(NULL, 1ul << 45, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) abort();
+#endif
 }
 
 /* Some stack below, with the mark all over. */
