@@ -19,7 +19,7 @@ use crate::dispatch::ToWorker;
 use crate::function::Function;
 use crate::gateway::Refusal;
 use crate::instance::{Doom, Instance};
-use crate::zygote::{Exit, ExitHow, InstanceProcess, Zygote};
+use crate::zygote::{Exit, ExitHow, InstanceProcess, Zygote, read_some};
 
 /// An instance, and all that its end gives back.
 pub(super) struct Watched {
@@ -165,13 +165,7 @@ pub(super) fn watch_zygote(
 async fn log_zygote(function: Arc<Function>, pipe: OwnedFd) {
     let Ok(ready) = crate::sys::watch(pipe) else { return };
     let mut buffer = [0; 4096];
-    while let Ok(mut guard) = ready.readable().await {
-        match nix::unistd::read(guard.get_inner(), &mut buffer) {
-            Ok(0) => return,
-            Ok(len) => function.history.lock().log(None, Stream::Stderr, &buffer[..len]),
-            Err(nix::Error::EINTR) => {}
-            Err(nix::Error::EAGAIN) => guard.clear_ready(),
-            Err(_) => return,
-        }
+    while let Ok(len @ 1..) = read_some(&ready, &mut buffer).await {
+        function.history.lock().log(None, Stream::Stderr, &buffer[..len]);
     }
 }

@@ -10,6 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use spry_wire::control::{self, ControlError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::task::coop::consume_budget;
 
 use super::exit::Exit;
 use super::nursery::Child;
@@ -101,6 +102,8 @@ impl Channel {
         mut attempt: impl FnMut(BorrowedFd<'_>) -> Result<T, ControlError>,
     ) -> Result<T, ChannelError> {
         loop {
+            // Who says one thing after the other is always ready, and others are to have their turn.
+            consume_budget().await;
             let mut ready = self.socket.ready(interest).await.map_err(ChannelError::Wait)?;
             match attempt(self.socket.get_ref().as_fd()) {
                 Err(ControlError::Os { source: Errno::EAGAIN, .. }) => ready.clear_ready(),
@@ -116,5 +119,40 @@ impl Channel {
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.get_ref().as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use spry_wire::control::FromInstance;
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn others_have_their_turn_while_there_is_more_to_hear() {
+        /// More than one task may do before the turn of others comes, and less than a socket holds.
+        const MESSAGES: usize = 150;
+        let (ours, theirs) = Channel::pair().expect("a pair");
+        for _ in 0..MESSAGES {
+            control::send(theirs.as_fd(), &FromInstance::Hello, &[]).expect("room");
+        }
+        let same = ours.as_fd().try_clone_to_owned().expect("a copy");
+        // It is known to be ready before anybody listens.
+        ours.socket.readable().await.expect("ready").retain_ready();
+        let tasks = async {
+            let heard = spawn_local(async move {
+                for _ in 0..MESSAGES {
+                    ours.receive::<FromInstance>().await.expect("a message");
+                }
+            });
+            let other = spawn_local(async move {
+                poll(&mut [PollFd::new(same.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)
+            });
+            assert_eq!(other.await.expect("no panic"), Ok(1), "all was heard before its turn");
+            heard.await.expect("all is heard");
+        };
+        LocalSet::new().run_until(tasks).await;
     }
 }

@@ -39,6 +39,7 @@ pub use fork::{ForkError, ForkRequest};
 pub use instance::InstanceProcess;
 pub use interpreter::{InterpreterError, check_interpreter, find_interpreter};
 pub use layer::{Layer, LayerSpec};
+pub(crate) use output::read_some;
 pub use spec::{Egress, ProcessLimits, Runtime, ZygoteSpec};
 pub use start::Zygote;
 pub use task::{Task, TaskSpec};

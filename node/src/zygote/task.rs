@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
+use tokio::task::coop::consume_budget;
 
 use super::confine::{confined, own_user, rlimits};
 use super::error::StartError;
@@ -112,6 +112,8 @@ impl Task {
 
     /// The next line that it prints; `None` when nothing can come any more.
     pub async fn line(&mut self) -> Option<String> {
+        // Many lines may come of one reading, and others are to have their turn.
+        consume_budget().await;
         loop {
             if let Some(line) = self.cut() {
                 return Some(line);
@@ -119,14 +121,10 @@ impl Task {
             if self.ended {
                 return None;
             }
-            let Ok(mut ready) = self.pipe.readable().await else { return None };
             let mut bytes = [0; 8 * 1024];
-            match nix::unistd::read(ready.get_inner(), &mut bytes) {
-                Ok(0) => self.ended = true,
-                Ok(len) => self.read.extend_from_slice(&bytes[..len]),
-                Err(Errno::EAGAIN) => ready.clear_ready(),
-                Err(Errno::EINTR) => {}
-                Err(_) => self.ended = true,
+            match output::read_some(&self.pipe, &mut bytes).await {
+                Ok(len @ 1..) => self.read.extend_from_slice(&bytes[..len]),
+                Ok(0) | Err(_) => self.ended = true,
             }
         }
     }
