@@ -38,6 +38,8 @@ struct Bare {
     name: String,
     dirs: Vec<Dir>,
     limits: Option<GroupLimits>,
+    /// How often the kernel had killed in it for want of memory when it was last emptied.
+    oom_kills: u64,
 }
 
 /// See the module. Dropping a leaf removes it if it is empty; [`Leaf::kill`] first.
@@ -46,7 +48,6 @@ pub struct Leaf {
     function: Arc<FunctionGroup>,
     /// `None` after it went back to the pool.
     bare: Option<Bare>,
-    oom_kills_before: u64,
 }
 
 impl FunctionGroup {
@@ -71,14 +72,13 @@ impl FunctionGroup {
                     Arrangement::SideBySide => (self.tree.roots(), format!("{kind}-{number}.{}", self.name)),
                 };
                 let dirs = self.tree.create_below(parents, &name, false)?;
-                Bare { name, dirs, limits: None }
+                Bare { name, dirs, limits: None, oom_kills: 0 }
             }
         };
         let applied = if bare.limits == Some(*wanted) { Ok(()) } else { self.tree.apply(&bare.dirs, wanted) };
         bare.limits = Some(*wanted);
-        let mut leaf = Leaf { function: self.clone(), bare: Some(bare), oom_kills_before: 0 };
+        let leaf = Leaf { function: self.clone(), bare: Some(bare) };
         applied?;
-        leaf.oom_kills_before = leaf.oom_kills();
         Ok(leaf)
     }
 }
@@ -140,7 +140,7 @@ impl Leaf {
 
     /// Has the kernel killed a process in it for want of memory, since it was leased?
     pub fn out_of_memory(&self) -> bool {
-        self.oom_kills() > self.oom_kills_before
+        self.bare.as_ref().is_some_and(|bare| self.oom_kills() > bare.oom_kills)
     }
 
     fn oom_kills(&self) -> u64 {
@@ -159,6 +159,9 @@ impl Leaf {
     /// For the next lease, or away with it. The caller has seen that it is empty ([`Self::kill`] found nothing).
     pub fn recycle(mut self) {
         let clean = self.memory_bytes() <= LEFTOVER_MAX_BYTES;
+        // now rather than when it is leased: somebody waits for that
+        let oom_kills = self.oom_kills();
+        self.bare.iter_mut().for_each(|bare| bare.oom_kills = oom_kills);
         let mut pool = self.function.pool.lock();
         if clean && pool.len() < POOL_MAX {
             pool.extend(self.bare.take());
