@@ -97,6 +97,11 @@ impl Leaf {
         self.bare.as_ref().map_or(&[], |bare| &bare.dirs)
     }
 
+    /// Whether it is of these.
+    pub fn is_of(&self, function: &Arc<FunctionGroup>) -> bool {
+        Arc::ptr_eq(&self.function, function)
+    }
+
     /// Its folder's name.
     pub fn name(&self) -> &str {
         self.bare.as_ref().map_or("", |bare| &bare.name)

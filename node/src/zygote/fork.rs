@@ -267,7 +267,7 @@ impl Zygote {
     /// The exchange with the zygote, and the adoption of what it made. The time runs from this request's turn.
     async fn ask(&self, asked: Asked<'_>, leaf: Leaf, under_way: impl FnOnce()) -> Result<Child, ForkError> {
         let mut link = self.link.lock().await;
-        let _under_way = self.executor.nursery.fork_begins();
+        let _under_way = self.executor.nursery.fork_begins(&self.group);
         let exchange = self.exchange(&mut link, asked, leaf, under_way);
         let exchange = tokio::time::timeout(self.executor.config.fork_timeout, exchange);
         tokio::select! {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use spry_node::zygote::{ExitHow, ForkError, Zygote};
 
-use crate::process_support::{Segments, Stage, exists, fork, within};
+use crate::needs_control_group;
+use crate::process_support::{Segments, Stage, WATCHDOG, exists, fork, gone, next_line, outside, within};
 
 /// The zygote lies; it is killed for it, and no process is left.
 async fn lie(name: &str) -> ForkError {
@@ -52,6 +53,32 @@ async fn it_sends_nothing() {
     let error = within("an error", fork(&zygote)).await.expect_err("silence");
     assert!(matches!(error, ForkError::Timeout { from: "zygote", .. }), "{error:?}");
     within("the zygote's end", zygote.exited()).await;
+    stage.executor.shutdown().await;
+}
+
+/// Nobody else waits for its answer: what another function's instance leaves ends with it.
+#[tokio::test]
+async fn it_keeps_spryd_waiting() {
+    let stage = Stage::with(|config| config.fork_timeout = 60 * WATCHDOG);
+    needs_control_group!(stage, Pids);
+    let silent = stage.start("silent", "idle").await.expect("start");
+    let honest = stage.start("good", "grandchildren").await.expect("start");
+    let mut asking = Box::pin(fork(&silent));
+    tokio::select! {
+        biased;
+        _ = &mut asking => panic!("it has answered"),
+        () = tokio::task::yield_now() => {} // it has been asked
+    }
+    let instance = fork(&honest).await.expect("fork");
+    let line = next_line(&instance.stdout).await;
+    let left = line.split_whitespace().map(|pid| outside(instance.pid, pid.parse().expect("pid")));
+    let left: Vec<i32> = left.collect();
+    instance.kill();
+    within("the end", instance.exited()).await;
+    for pid in left {
+        gone(pid).await;
+    }
+    drop(asking);
     stage.executor.shutdown().await;
 }
 

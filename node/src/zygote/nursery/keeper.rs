@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 use spry_sched::backend::Process;
 use tokio::sync::watch;
 
+use super::forks::{Forks, Moment};
 use super::{Child, Command, Steward};
 use crate::cgroup::watchdog::Watchdog;
 use crate::cgroup::{Controller, GroupLimits, Leaf, Tree};
@@ -56,14 +56,16 @@ pub(super) struct Keeper {
     pub(super) tree: Arc<Tree>,
     pub(super) watchdog: Option<Arc<Watchdog>>,
     pub(super) steward: Steward,
-    pub(super) forks_under_way: Arc<AtomicUsize>,
+    pub(super) forks: Arc<Forks>,
     pub(super) known: HashMap<i32, Known>,
     /// The inits of pid namespaces.
     pub(super) inits: HashMap<i32, OwnedFd>,
     pub(super) leftovers: HashMap<u64, Leftover>,
     pub(super) next_leftover: u64,
-    /// Leaves to retire when no fork is under way.
-    pub(super) deferred: Vec<Leaf>,
+    /// Leaves to clear, when no fork is under way any more that was then.
+    pub(super) deferred: Vec<(Moment, Leaf)>,
+    /// A dead child that nobody has spoken of, and when it was found.
+    pub(super) stray: Option<(i32, Moment)>,
 }
 
 impl Keeper {
@@ -109,11 +111,9 @@ impl Keeper {
                 pid => self.reap(pid as i32),
             }
         }
-        if self.forks_under_way.load(Ordering::Acquire) == 0 {
-            self.reap_strays();
-            for leaf in std::mem::take(&mut self.deferred) {
-                self.retire(leaf);
-            }
+        self.reap_strays();
+        for (since, leaf) in std::mem::take(&mut self.deferred) {
+            self.retire_since(since, leaf);
         }
     }
 
@@ -205,9 +205,13 @@ impl Keeper {
     }
 
     /// Kills what a dead process left in its leaf; gives the leaf back when it is empty.
-    fn retire(&mut self, mut leaf: Leaf) {
-        if self.forks_under_way.load(Ordering::Acquire) > 0 {
-            return self.deferred.push(leaf);
+    fn retire(&mut self, leaf: Leaf) {
+        self.retire_since(self.forks.now(), leaf);
+    }
+
+    fn retire_since(&mut self, since: Moment, mut leaf: Leaf) {
+        if self.forks.lasts(since, |of| leaf.is_of(of)) {
+            return self.deferred.push((since, leaf));
         }
         let pidfds = leaf.kill();
         if pidfds.is_empty() {
@@ -246,6 +250,12 @@ impl Keeper {
             if self.known.contains_key(&dead.pid) || self.inits.contains_key(&dead.pid) {
                 return self.reap(dead.pid); // its event would come; this way the list moves on
             }
+            let found = self.stray.filter(|(pid, _)| *pid == dead.pid);
+            let (_, since) = *self.stray.insert(found.unwrap_or((dead.pid, self.forks.now())));
+            if self.forks.lasts(since, |_| true) {
+                return;
+            }
+            self.stray = None;
             match sys::wait(Which::Pid(dead.pid), true) {
                 Ok(Some(_)) => {
                     tracing::warn!("reaped process {}, which its zygote had not reported", dead.pid)
@@ -259,7 +269,7 @@ impl Keeper {
         for known in self.known.values() {
             let _ = sys::pidfd_signal(known.pidfd.as_fd(), libc::SIGKILL);
         }
-        self.forks_under_way = Arc::default();
+        self.forks = Arc::default();
         let until = Instant::now() + STOP_PATIENCE;
         while Instant::now() < until {
             for pid in my_children().into_iter().filter(|pid| !self.known.contains_key(pid)) {

@@ -10,7 +10,7 @@
 //! - **Telling true from false.** A zygote is hostile once it has loaded its function: it may send any pidfd. Adopting
 //!   checks that the process is this thread's child, isn't known yet, and has the function's user.
 //! - **Strays.** A hostile zygote can fork children for spryd that it never reports. They are in its
-//!   control group, die with it, and are reaped here as soon as no fork is under way.
+//!   control group, die with it, and are reaped here as soon as no fork is under way that could have made them.
 //!
 //! - **Placing ahead.** Moving a process between control groups waits for an RCU grace period, some 7 ms when none
 //!   has just been. So it is the zygote that is moved, after each fork, into the group of the *next* instance,
@@ -25,12 +25,12 @@
 //! killed, and on an eventfd for commands.
 
 mod adopt;
+mod forks;
 mod keeper;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 
@@ -41,10 +41,11 @@ use tokio::sync::{oneshot, watch};
 
 use super::exit::Exit;
 use crate::cgroup::watchdog::Watchdog;
-use crate::cgroup::{Controller, GroupLimits, Leaf, Tree};
+use crate::cgroup::{Controller, FunctionGroup, GroupLimits, Leaf, Tree};
 use crate::sandbox::{Ability, PidNamespace, Plan, StepReport};
 use crate::sys;
 pub(super) use adopt::{AdoptError, Adoption};
+use forks::Forks;
 use keeper::{COMMANDS, Keeper};
 
 /// A child that is being watched. Dropping it kills the process; the nursery reaps it in any case.
@@ -107,25 +108,24 @@ enum Command {
 pub(super) struct Nursery {
     commands: mpsc::Sender<Command>,
     wake: Arc<EventFd>,
-    forks_under_way: Arc<AtomicUsize>,
+    forks: Arc<Forks>,
     thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
     watchdog: Option<Arc<Watchdog>>,
     done: watch::Receiver<bool>,
 }
 
-/// While it lives, what nobody knows is left alone: a dead child may be about to be adopted, a live one may have been
-/// born in the group of an instance that has died since.
+/// While it lives, what nobody knows is left alone if this fork may have made it: see [`forks`].
 #[derive(Debug)]
 pub(super) struct ForkUnderWay {
-    count: Arc<AtomicUsize>,
+    forks: Arc<Forks>,
+    number: u64,
     wake: Arc<EventFd>,
 }
 
 impl Drop for ForkUnderWay {
     fn drop(&mut self) {
-        if self.count.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _ = self.wake.write(1);
-        }
+        self.forks.end(self.number);
+        let _ = self.wake.write(1);
     }
 }
 
@@ -141,7 +141,7 @@ impl Nursery {
             true => None,
             false => Some(Arc::new(Watchdog::start()?)),
         };
-        let forks_under_way = Arc::new(AtomicUsize::new(0));
+        let forks = Arc::<Forks>::default();
         let mut keeper = Keeper {
             epoll,
             wake: wake.clone(),
@@ -149,12 +149,13 @@ impl Nursery {
             tree,
             watchdog: watchdog.clone(),
             steward,
-            forks_under_way: forks_under_way.clone(),
+            forks: forks.clone(),
             known: HashMap::new(),
             inits: HashMap::new(),
             leftovers: HashMap::new(),
             next_leftover: 0,
             deferred: Vec::new(),
+            stray: None,
         };
         let (tell, told) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new().name("spry-nursery".to_owned()).spawn(move || {
@@ -165,7 +166,7 @@ impl Nursery {
         })?;
         let ability = told.recv().map_err(|_| io::Error::other("the nursery thread ended"))??;
         let thread = parking_lot::Mutex::new(Some(thread));
-        Ok((Self { commands, wake, forks_under_way, thread, watchdog, done }, ability))
+        Ok((Self { commands, wake, forks, thread, watchdog, done }, ability))
     }
 
     /// Runs a plan. The leaf goes with the process.
@@ -192,9 +193,10 @@ impl Nursery {
         self.send(Command::PlaceAhead(zygote, leaf));
     }
 
-    pub(super) fn fork_begins(&self) -> ForkUnderWay {
-        self.forks_under_way.fetch_add(1, Ordering::AcqRel);
-        ForkUnderWay { count: self.forks_under_way.clone(), wake: self.wake.clone() }
+    /// A zygote of this function's is about to be asked.
+    pub(super) fn fork_begins(&self, of: &Arc<FunctionGroup>) -> ForkUnderWay {
+        let number = self.forks.begin(of);
+        ForkUnderWay { forks: self.forks.clone(), number, wake: self.wake.clone() }
     }
 
     /// See [`Watchdog::nudge`].
