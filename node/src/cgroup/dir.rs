@@ -54,12 +54,12 @@ impl Dir {
         text.lines().filter_map(|line| line.parse().ok()).filter(|pid| *pid > 0).collect()
     }
 
-    /// Kills what is in it; returns what was alive, to wait for. A pid is signalled only through a descriptor that was
-    /// opened while the pid was a member, so that a reused pid can't be hit.
-    pub(super) fn kill_members(&self) -> Vec<OwnedFd> {
+    /// Kills what is in it; returns what was alive, to wait for. `None`: nothing was in it, and its limits are what they were. A
+    /// pid is signalled only through a descriptor that was opened while the pid was a member, so that a reused pid can't be hit.
+    pub(super) fn kill_members(&self) -> Option<Vec<OwnedFd>> {
         let listed = self.members();
         if listed.is_empty() {
-            return Vec::new();
+            return None;
         }
         if self.path.join("pids.max").exists() {
             let _ = self.write("pids.max", "0"); // nothing is born while the others are being killed
@@ -67,12 +67,12 @@ impl Dir {
         let opened: Vec<(i32, OwnedFd)> =
             listed.into_iter().filter_map(|pid| Some((pid, sys::pidfd_open(pid).ok()?))).collect();
         if self.version == Version::V2 && self.write("cgroup.kill", "1").is_ok() {
-            return opened.into_iter().map(|(_, pidfd)| pidfd).collect();
+            return Some(opened.into_iter().map(|(_, pidfd)| pidfd).collect());
         }
         let still = self.members();
         let (members, _gone): (Vec<_>, Vec<_>) = opened.into_iter().partition(|(pid, _)| still.contains(pid));
         let members = members.into_iter().map(|(_, pidfd)| pidfd);
-        members.inspect(|pidfd| drop(sys::pidfd_signal(as_fd(pidfd), libc::SIGKILL))).collect()
+        Some(members.inspect(|pidfd| drop(sys::pidfd_signal(as_fd(pidfd), libc::SIGKILL))).collect())
     }
 
     /// Removes the folder, which must be empty of processes and groups.
@@ -94,7 +94,7 @@ impl Dir {
         }
         let until = Instant::now() + REMOVAL_PATIENCE;
         loop {
-            let killed = self.kill_members();
+            let killed = self.kill_members().unwrap_or_default();
             for pidfd in &killed {
                 sandbox::await_death(pidfd)?;
             }

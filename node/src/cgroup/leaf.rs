@@ -134,13 +134,13 @@ impl Leaf {
 
     /// Kills everything in it; returns what was alive, to wait for.
     pub fn kill(&mut self) -> Vec<OwnedFd> {
-        let killed: Vec<OwnedFd> = self.dirs().iter().flat_map(Dir::kill_members).collect();
+        let killed: Vec<_> = self.dirs().iter().filter_map(Dir::kill_members).collect();
         if !killed.is_empty()
             && let Some(bare) = &mut self.bare
         {
-            bare.limits = None; // killing changed them
+            bare.limits = None; // killing changed them, also if all had gone by then
         }
-        killed
+        killed.into_iter().flatten().collect()
     }
 
     /// Has the kernel killed a process in it for want of memory, since it was leased?

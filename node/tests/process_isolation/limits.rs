@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use spry_node::cgroup::{self, Arrangement, Controller, GroupLimits, Tree};
+use spry_node::cgroup::{self, Arrangement, Controller, GroupLimits, Hierarchy, Tree, Version};
 use spry_node::zygote::{ExitHow, Zygote};
 
 use crate::process_support::{Stage, fork, gone, next_line, outside, within};
@@ -229,6 +229,29 @@ fn a_v2_tree_is_made_killed_and_removed() {
     let tree = Tree::open_in(vec![v2.clone()], &node, Arrangement::default(), None).expect("again");
     tree.remove().expect("remove");
     assert!(!v2.own.join(format!("spry-{node}")).exists());
+}
+
+/// What was still listed when a group was emptied may be gone when it is looked for: the group was closed to newcomers all the same.
+#[test]
+fn a_group_that_was_closed_in_vain_is_open_to_who_comes_next() {
+    const LIMITS: GroupLimits = GroupLimits { memory_bytes: 1 << 20, cpu: 1.0, processes: 3 };
+    // A hierarchy of plain files: none of the kernel's lists who is gone for long enough.
+    let folder = tempfile::tempdir().expect("folder");
+    let (mount, own) = (folder.path().to_owned(), folder.path().to_owned());
+    let hierarchy = Hierarchy { version: Version::V1, mount, own, controllers: vec![Controller::Pids] };
+    let tree = Tree::open_in(vec![hierarchy], "test", Arrangement::default(), None).expect("tree");
+    let function = tree.function("f").expect("function");
+    let mut leaf = function.lease("instance", &LIMITS).expect("lease");
+    let group = folder.path().join("spry-test/f").join(leaf.name());
+    let limit = || fs::read_to_string(group.join("pids.max")).expect("the limit");
+    assert_eq!(limit(), "3");
+    fs::write(group.join("cgroup.procs"), format!("{}\n", i32::MAX)).expect("nobody has that number");
+    assert!(leaf.kill().is_empty());
+    assert_eq!(limit(), "0");
+    let name = leaf.name().to_owned();
+    leaf.recycle();
+    let leaf = function.lease("instance", &LIMITS).expect("lease");
+    assert_eq!((leaf.name(), &*limit()), (&*name, "3"));
 }
 
 /// Of a node with many functions: what spryd has open doesn't count for those that it starts.
