@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use spry_node::cgroup::{self, Arrangement, Controller, GroupLimits, Hierarchy, Tree, Version};
-use spry_node::zygote::{ExitHow, Zygote};
+use spry_node::zygote::{ExitHow, ForkError, Zygote};
 
 use crate::process_support::{Stage, fork, gone, next_line, outside, within};
 use crate::{needs_control_group, needs_root};
@@ -40,6 +40,22 @@ async fn a_reused_group_starts_with_a_clean_slate() {
     calm.name = spec.name;
     let calm = Zygote::start(&stage.executor, &calm).await.expect("start");
     let instance = fork(&calm).await.expect("fork");
+    let exit = within("the end", instance.exited()).await;
+    assert_eq!((exit.how, exit.out_of_memory), (ExitHow::Code(3), false));
+    stage.executor.shutdown().await;
+}
+
+/// What it died of is told, and isn't held against the next one either, if it was dead before it was known.
+#[tokio::test]
+async fn memory_that_runs_out_at_birth_is_told() {
+    let stage = Stage::new();
+    needs_control_group!(stage, Memory);
+    let zygote = stage.start("presents-the-dead", "exit 3").await.expect("start");
+    match within("the end", fork(&zygote)).await {
+        Err(ForkError::Died(exit)) => assert!(exit.out_of_memory, "{exit}"),
+        other => panic!("{other:?}"),
+    }
+    let instance = fork(&zygote).await.expect("fork");
     let exit = within("the end", instance.exited()).await;
     assert_eq!((exit.how, exit.out_of_memory), (ExitHow::Code(3), false));
     stage.executor.shutdown().await;

@@ -13,8 +13,10 @@ use std::ffi::c_int;
 use std::fs;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use shm_bus::segment::Writer;
 use spry_wire::control::{self, Fork, FromInstance, FromZygote, ToZygote, ZYGOTE_FD};
 use spry_wire::freeze::Frozen;
@@ -155,11 +157,23 @@ fn answer(socket: &OwnedFd, zygote: &str, instance: &str, fork: &Fork, fds: Vec<
             let pidfd = sibling(|| become_instance(instance, fork, fds));
             forked(id, &[pidfd.as_fd()]);
         }
+        // The first one takes all the memory there is, and is presented when it is dead.
+        "presents-the-dead" if fork_is_first() => {
+            let pidfd = sibling(|| bomb());
+            let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            while poll(&mut polled, PollTimeout::NONE) != Ok(1) {}
+            forked(id, &[pidfd.as_fd()]);
+        }
         _ => {
             let pidfd = sibling(|| become_instance(instance, fork, fds));
             forked(id, &[pidfd.as_fd()]);
         }
     }
+}
+
+fn fork_is_first() -> bool {
+    static BEFORE: AtomicBool = AtomicBool::new(false);
+    !BEFORE.swap(true, Ordering::Relaxed)
 }
 
 static KEPT: parking_lot::Mutex<Option<OwnedFd>> = parking_lot::Mutex::new(None);

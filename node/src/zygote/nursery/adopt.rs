@@ -11,6 +11,7 @@ use super::Child;
 use super::keeper::Keeper;
 use crate::cgroup::{CgroupError, GroupLimits, Leaf};
 use crate::sandbox::PidNamespace;
+use crate::stat;
 use crate::sys::{self, Which};
 
 /// Why a process that a zygote presented isn't taken.
@@ -61,7 +62,9 @@ impl Keeper {
         };
         let zygote = self.known.get_mut(&adoption.zygote);
         let born_in = zygote.and_then(|zygote| {
-            let leaf = zygote.ahead.take_if(|leaf| leaf.holds(pid))?;
+            // Where one was that is ending, v1 doesn't say: it was born where its zygote is.
+            let is_there = *zygote.placed.borrow();
+            let leaf = zygote.ahead.take_if(|leaf| leaf.holds(pid) || (is_there && stat::is_ending(pid)))?;
             zygote.placed.send_replace(false); // before anyone is told of this instance, and asks for another
             Some(leaf)
         });
