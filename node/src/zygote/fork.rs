@@ -322,8 +322,9 @@ impl Zygote {
         if link.unanswered.is_none() {
             return Ok(());
         }
+        // First: who is there can't be ended without being known.
+        let leaf = self.group.lease("instance", &GroupLimits::from(&self.limits))?;
         if let Answer::Forked { pidfd } = answer(link).await? {
-            let leaf = self.group.lease("instance", &GroupLimits::from(&self.limits))?;
             match self.adopt(pidfd, leaf).await {
                 Ok(child) => drop(child), // kills it
                 Err(error) if error.ends_zygote() => return Err(error),

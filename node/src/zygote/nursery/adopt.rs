@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -58,7 +58,10 @@ impl Keeper {
         // From here on it is our child and stays unreaped, so its pid names it. What is wrong with it is its end.
         let ours = match sys::pidfd_open(pid) {
             Ok(ours) => ours,
-            Err(error) => return (Err(error.into()), Some(adoption.leaf)),
+            Err(error) => {
+                end_unknown(adoption.pidfd.as_fd());
+                return (Err(error.into()), Some(adoption.leaf));
+            }
         };
         let zygote = self.known.get_mut(&adoption.zygote);
         let born_in = zygote.and_then(|zygote| {
@@ -95,7 +98,13 @@ impl Keeper {
         }
         let (pid, user) = match sys::pidfd_info(theirs.as_fd()) {
             Ok(Some(info)) => (info.pid, Some(info.uid)),
-            Ok(None) | Err(_) => (pid_of(theirs)?, None),
+            Ok(None) | Err(_) => {
+                let pid = pid_of(theirs);
+                if pid.is_err() && is_child.is_ok() {
+                    end_unknown(theirs.as_fd());
+                }
+                (pid?, None)
+            }
         };
         match is_child {
             Ok(_) if pid > 0 => {}
@@ -120,6 +129,13 @@ impl Keeper {
             known.placed.send_replace(true);
         }
         known.ahead = Some(leaf);
+    }
+}
+
+/// Ends a child that can't be watched: nobody would hear of it again. It is reaped as a stray.
+pub(super) fn end_unknown(pidfd: BorrowedFd<'_>) {
+    if let Err(error) = sys::pidfd_signal(pidfd, libc::SIGKILL) {
+        tracing::warn!("end a process that can't be watched: {error}");
     }
 }
 

@@ -14,6 +14,7 @@ use nix::sys::eventfd::EventFd;
 use spry_sched::backend::Process;
 use tokio::sync::watch;
 
+use super::adopt::end_unknown;
 use super::forks::{Forks, Moment};
 use super::{Child, Command, Steward};
 use crate::cgroup::watchdog::Watchdog;
@@ -144,7 +145,11 @@ impl Keeper {
         let pidfd = Arc::new(pidfd);
         let (sender, exit) = watch::channel(None);
         let (told, placed) = watch::channel(false);
-        self.epoll.add(&*pidfd, EpollEvent::new(EpollFlags::EPOLLIN, pid as u64))?;
+        if let Err(errno) = self.epoll.add(&*pidfd, EpollEvent::new(EpollFlags::EPOLLIN, pid as u64)) {
+            end_unknown(pidfd.as_fd());
+            self.deferred.push((self.forks.now(), leaf)); // its zygote may be in there, about to be moved
+            return Err(errno.into());
+        }
         if let Some(watchdog) = &self.watchdog {
             watchdog.watch(pid, pidfd.clone(), limits.memory_bytes);
         }
