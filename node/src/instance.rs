@@ -20,8 +20,9 @@ use spry_sched::backend::Process;
 use spry_sched::signals::Tracked;
 
 use crate::activation::Stream;
+use crate::stat;
+use crate::sys::{self, CpuSet};
 use crate::zygote::rewind::Gate;
-use crate::{stat, sys};
 
 /// What an instance's process has used for a call, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,6 +96,7 @@ pub struct Instance {
     /// The process's CPU time and its wait for cores when it last answered, in nanoseconds.
     cpu_taken_ns: AtomicU64,
     wait_taken_ns: AtomicU64,
+    cpus: CpuSet,
     /// The CPU that it is bound to, or [`NOWHERE`].
     home: AtomicU32,
     /// See [`Self::set_preempting`].
@@ -138,6 +140,8 @@ pub struct Parts {
     pub stdout: OwnedFd,
     /// See `stdout`.
     pub stderr: OwnedFd,
+    /// Where it may run while it isn't bound to a CPU.
+    pub cpus: CpuSet,
     /// Bytes of output kept per invocation.
     pub output_max: usize,
     /// See [`Instance::gate`].
@@ -168,6 +172,7 @@ impl Instance {
             tracked: ArcSwapOption::from_pointee(parts.tracked),
             cpu_taken_ns: AtomicU64::new(clock_ns.unwrap_or(0)),
             wait_taken_ns: AtomicU64::new(0),
+            cpus: parts.cpus,
             home: AtomicU32::new(NOWHERE),
             preempts: AtomicBool::new(true),
             strangers: AtomicU32::new(0),
@@ -276,20 +281,14 @@ impl Instance {
         self.tracked.load().as_ref().is_some_and(|tracked| tracked.is_blocked())
     }
 
-    /// Binds it to one CPU, or to none. Only on the thread that reaps it (the pid must still be its own).
+    /// Binds it to one CPU, or lets it run wherever spryd may. Only on the thread that reaps it (the pid must still be its own).
     pub fn bind_to(&self, cpu: Option<usize>) {
         if self.ended.load(Ordering::SeqCst) {
             return;
         }
         self.home.store(cpu.map_or(NOWHERE, |cpu| cpu as u32), Ordering::Relaxed);
-        let mut set = nix::sched::CpuSet::new();
-        for each in 0..nix::sched::CpuSet::count() {
-            if cpu.is_none_or(|cpu| cpu == each) {
-                let _ = set.set(each);
-            }
-        }
-        let bound = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(self.pid), &set);
-        if let Err(error) = bound {
+        let cpus = cpu.and_then(CpuSet::only).unwrap_or(self.cpus);
+        if let Err(error) = sys::set_affinity(self.pid, &cpus) {
             tracing::debug!(pid = self.pid, %error, "an instance could not be placed");
         }
     }

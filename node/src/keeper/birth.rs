@@ -234,6 +234,7 @@ impl Birth {
             cold: self.cold,
             stdout: duplicate(process.stdout.as_fd())?,
             stderr: duplicate(process.stderr.as_fd())?,
+            cpus: process.cpus(),
             output_max: self.keeper.node.config().log_volume.as_usize(),
             gate: process.gate.clone(),
             ahead: expected.get().is_some(),

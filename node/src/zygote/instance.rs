@@ -76,16 +76,9 @@ impl InstanceProcess {
         self.control.send_now(message, fds)
     }
 
-    /// Lets it run on this CPU only, or wherever spryd may.
-    pub fn set_cpu_affinity(&self, cpu: Option<usize>) -> std::io::Result<()> {
-        let cpus = match cpu {
-            Some(cpu) => CpuSet::only(cpu).ok_or(std::io::ErrorKind::InvalidInput)?,
-            None => self.executor.cpus,
-        };
-        if self.child.exit.borrow().is_some() {
-            return Ok(());
-        }
-        sys::set_affinity(self.pid, &cpus)
+    /// Where it may run: wherever spryd may.
+    pub fn cpus(&self) -> CpuSet {
+        self.executor.cpus
     }
 }
 

@@ -1,12 +1,20 @@
 //! Limits that are hit, and what is told about it.
 
 use std::fs;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use shm_bus::ids::PeerId;
+use shm_bus::release::ReleaseWriter;
+use shm_bus::segment::{Reader, SegmentName};
 
 use spry_node::cgroup::{self, Arrangement, Controller, GroupLimits, Hierarchy, Tree, Version};
+use spry_node::instance::{Instance, Parts};
 use spry_node::zygote::{ExitHow, ForkError, Zygote};
 
-use crate::process_support::{Stage, fork, gone, next_line, outside, within};
+use crate::process_support::{SEGMENT_LEN, Segments, Stage, fork, gone, next_line, outside, within};
 use crate::{needs_control_group, needs_root};
 
 #[tokio::test]
@@ -187,10 +195,48 @@ async fn cpu_time_is_told() {
     let stage = Stage::new();
     let zygote = stage.start("good", "burn 50").await.expect("start");
     let instance = fork(&zygote).await.expect("fork");
-    instance.set_cpu_affinity(Some(0)).expect("pin");
-    instance.set_cpu_affinity(None).expect("unpin");
     let exit = within("the end", instance.exited()).await;
     assert!(exit.cpu_time >= Duration::from_millis(50), "{exit:?}");
+    stage.executor.shutdown().await;
+}
+
+/// Who is bound to no CPU runs where spryd may, and nowhere else.
+#[tokio::test]
+async fn an_instance_is_freed_to_spryds_own_cpus() {
+    let this_thread = Pid::from_raw(0);
+    let everywhere = sched_getaffinity(this_thread).expect("where this runs");
+    let mut first = CpuSet::new();
+    let number = (0..CpuSet::count()).find(|cpu| everywhere.is_set(*cpu) == Ok(true)).expect("a CPU");
+    first.set(number).expect("there is such a one");
+    sched_setaffinity(this_thread, &first).expect("bind");
+    let stage = Stage::new();
+    sched_setaffinity(this_thread, &everywhere).expect("unbind");
+    let zygote = stage.start("good", "idle").await.expect("start");
+    let segments = Segments::new();
+    let process = zygote.fork(segments.request(1), || ()).await.expect("fork");
+    let instance = Instance::new(Parts {
+        peer: PeerId { slot: 0, generation: 1 },
+        pid: process.pid,
+        pidfd: Arc::clone(&process.pidfd),
+        process: Arc::clone(&process.process),
+        tracked: None,
+        outbox: Arc::new(Reader::map(&segments.outbox, SEGMENT_LEN).expect("sealed")),
+        outbox_name: SegmentName { id: 2, generation: 1 },
+        release: ReleaseWriter::create("test-release").expect("a page"),
+        requested_at: Instant::now(),
+        cold: false,
+        stdout: process.stdout.try_clone().expect("a copy"),
+        stderr: process.stderr.try_clone().expect("a copy"),
+        cpus: process.cpus(),
+        output_max: 0,
+        gate: None,
+        ahead: false,
+    });
+    for cpu in [Some(number), None] {
+        instance.bind_to(cpu);
+        assert_eq!(instance.has_home(), cpu.is_some());
+        assert_eq!(sched_getaffinity(Pid::from_raw(process.pid)), Ok(first), "bound to {cpu:?}");
+    }
     stage.executor.shutdown().await;
 }
 

@@ -25,7 +25,8 @@ use tokio::io::unix::AsyncFd;
 pub const UID: u32 = 61_234;
 /// Far beyond what anything here takes; a test that waits so long hangs.
 pub const WATCHDOG: Duration = Duration::from_secs(60);
-const SEGMENT_LEN: u64 = 1 << 20;
+/// How long each of [`Segments`] is.
+pub const SEGMENT_LEN: u64 = 1 << 20;
 
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 static SERIAL: AtomicU64 = AtomicU64::new(0);
