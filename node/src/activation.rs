@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::gateway::call_id::CallId;
 use crate::records::{Recorder, StoredResult};
 
-/// Bytes of output remembered per function, over all its invocations.
+/// Bytes of output remembered per function, over all its invocations, with what each line takes beside its text.
 const LOG_BYTES: usize = 256 * 1024;
 
 /// What kind of process served an invocation, the coldest first.
@@ -67,6 +67,13 @@ pub struct Line {
     pub stream: Stream,
     /// The text, without the line end.
     pub text: String,
+}
+
+impl Line {
+    /// What it takes.
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.text.len()
+    }
 }
 
 /// How one invocation went.
@@ -146,14 +153,15 @@ impl History {
         for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
             let text = String::from_utf8_lossy(line).into_owned();
             self.recorder.line(&self.name, call, at_unix_ms, stream, &text);
-            self.line_bytes += text.len();
-            self.lines.push_back(Line { number: self.next_line, at_unix_ms, call, stream, text });
+            let line = Line { number: self.next_line, at_unix_ms, call, stream, text };
+            self.line_bytes += line.bytes();
+            self.lines.push_back(line);
             self.next_line += 1;
         }
         self.news.notify_waiters();
         while self.line_bytes > LOG_BYTES {
             let Some(oldest) = self.lines.pop_front() else { break };
-            self.line_bytes -= oldest.text.len();
+            self.line_bytes -= oldest.bytes();
         }
     }
 
@@ -191,5 +199,13 @@ mod tests {
         assert!(history.line_bytes <= LOG_BYTES);
         assert_eq!(history.next_line(), 100);
         assert_eq!(history.lines_from(99).count(), 1);
+    }
+
+    #[test]
+    fn short_lines_take_room_too() {
+        let mut history = History::new("f", Recorder::off());
+        history.log(None, Stream::Stdout, &b"x\n".repeat(LOG_BYTES));
+        let lines = history.lines_from(0).count();
+        assert!(lines > 0 && lines * size_of::<Line>() <= LOG_BYTES, "{lines}");
     }
 }

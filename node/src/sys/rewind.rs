@@ -45,7 +45,11 @@ pub enum Reply {
 pub fn asked(listener: BorrowedFd<'_>) -> io::Result<Option<Asked>> {
     let mut polled = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one entry, which is local.
-    Errno::result(unsafe { libc::poll(&raw mut polled, 1, 0) })?;
+    while let Err(errno) = Errno::result(unsafe { libc::poll(&raw mut polled, 1, 0) }) {
+        if errno != Errno::EINTR {
+            return Err(errno.into());
+        }
+    }
     if polled.revents & libc::POLLIN == 0 {
         let over = polled.revents & (libc::POLLHUP | libc::POLLERR) != 0;
         return if over { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(None) };
