@@ -40,6 +40,8 @@ struct Bare {
     limits: Option<GroupLimits>,
     /// How often the kernel had killed in it for want of memory when it was last emptied.
     oom_kills: u64,
+    /// See [`Leaf::set_common_end`].
+    common_end: bool,
 }
 
 /// See the module. Dropping a leaf removes it if it is empty; [`Leaf::kill`] first.
@@ -72,11 +74,14 @@ impl FunctionGroup {
                     Arrangement::SideBySide => (self.tree.roots(), format!("{kind}-{number}.{}", self.name)),
                 };
                 let dirs = self.tree.create_below(parents, &name, false)?;
-                Bare { name, dirs, limits: None, oom_kills: 0 }
+                Bare { name, dirs, limits: None, oom_kills: 0, common_end: true }
             }
         };
-        let applied = if bare.limits == Some(*wanted) { Ok(()) } else { self.tree.apply(&bare.dirs, wanted) };
-        bare.limits = Some(*wanted);
+        let mut applied = Ok(());
+        if bare.limits != Some(*wanted) {
+            applied = self.tree.apply(&bare.dirs, wanted);
+            (bare.limits, bare.common_end) = (Some(*wanted), true);
+        }
         let leaf = Leaf { function: self.clone(), bare: Some(bare) };
         applied?;
         Ok(leaf)
@@ -141,6 +146,18 @@ impl Leaf {
             bare.limits = None; // killing changed them, also if all had gone by then
         }
         killed.into_iter().flatten().collect()
+    }
+
+    /// Whether all in it end when one runs out of memory, where the kernel can do that (v2).
+    pub fn set_common_end(&mut self, common: bool) {
+        let Some(dir) = self.function.tree.dir_of(Controller::Memory, self.dirs()) else { return };
+        let Some(file) = limits::common_end_file(dir.version) else { return };
+        if self.bare.as_ref().is_none_or(|bare| bare.common_end == common) {
+            return;
+        }
+        // As when the limits are set: without it, those that are left end with the first one's reaping.
+        let _wish = dir.write(file, if common { "1" } else { "0" });
+        self.bare.iter_mut().for_each(|bare| bare.common_end = common);
     }
 
     /// Has the kernel killed a process in it for want of memory, since it was leased?

@@ -58,6 +58,14 @@ pub fn settings(version: Version, controller: Controller, limits: &GroupLimits) 
     }
 }
 
+/// Where it is said whether all in a group end when one runs out of memory (1, as in [`settings`], or 0); `None`: never.
+pub fn common_end_file(version: Version) -> Option<&'static str> {
+    match version {
+        Version::V1 => None,
+        Version::V2 => Some("memory.oom.group"),
+    }
+}
+
 /// Where the number of OOM kills is, as the line `oom_kill N`.
 pub fn oom_kills_file(version: Version) -> &'static str {
     match version {

@@ -118,10 +118,12 @@ impl Keeper {
     /// Moves a zygote to where its next instance is to be born. If that fails it must not stay in an instance's
     /// group, which dies with the instance: such a zygote ends.
     pub(super) fn place_ahead(&mut self, zygote: i32, spare: Option<Leaf>) {
-        let (Some(leaf), Some(known)) = (spare, self.known.get_mut(&zygote)) else { return };
+        let (Some(mut leaf), Some(known)) = (spare, self.known.get_mut(&zygote)) else { return };
         if known.ahead.is_some() {
             return; // it wasn't the zygote's place that was used up; the leaf isn't needed
         }
+        // Its next instance must not take it along if it runs out of memory before the zygote has left again.
+        leaf.set_common_end(false);
         if let Err(error) = leaf.place(zygote) {
             tracing::warn!("place zygote {zygote} for its next fork: {error}");
             let _ = sys::pidfd_signal(known.pidfd.as_fd(), libc::SIGKILL);

@@ -81,9 +81,13 @@ impl Keeper {
                     Ok(Command::Adopt(adoption, reply)) => {
                         let zygote = adoption.zygote;
                         let (result, spare) = self.adopt(*adoption);
+                        let born = result.as_ref().ok().map(|child| child.pid);
                         let _ = reply.send(result);
                         // before anything is reaped: what is in a dead instance's group is killed
                         self.place_ahead(zygote, spare);
+                        if let Some(born) = born.and_then(|pid| self.known.get_mut(&pid)) {
+                            born.leaf.set_common_end(true);
+                        }
                     }
                     Ok(Command::PlaceAhead(zygote, leaf)) => self.place_ahead(zygote, Some(leaf)),
                     Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return self.stop(),
@@ -118,7 +122,7 @@ impl Keeper {
         }
     }
 
-    fn spawn(&mut self, plan: &Plan, leaf: Leaf, limits: GroupLimits) -> io::Result<(Child, StepReport)> {
+    fn spawn(&mut self, plan: &Plan, mut leaf: Leaf, limits: GroupLimits) -> io::Result<(Child, StepReport)> {
         let (namespace, init) = match plan.init() {
             Some(user) => {
                 let (namespace, report) = PidNamespace::start(user)?;
@@ -129,6 +133,7 @@ impl Keeper {
             }
             None => (None, None),
         };
+        leaf.set_common_end(true);
         let spawned = sandbox::spawn(plan, namespace.as_deref())?;
         let child = self.know(spawned.pid, spawned.pidfd, leaf, limits, namespace)?;
         Ok((child, spawned.report.after(init)))
