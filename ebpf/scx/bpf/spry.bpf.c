@@ -55,7 +55,9 @@ struct standing {
 	/* CPU time in each PERIOD_NS; 0: no limit. */
 	u64 quota_ns;
 	u64 flags;
-	u64 reserved[3];
+	/* Goes up with every process that is given the slot: it has nothing to pay back of what the one before took too much. */
+	u64 claim;
+	u64 reserved[2];
 };
 
 /* In `flags`. Nobody says when this process's calls begin: one begins whenever it has slept. */
@@ -71,7 +73,7 @@ struct account {
 	u64 cpu_ns;
 	u32 call;
 	u32 reserved;
-	u64 reserved2;
+	u64 claim;
 };
 
 /* Of one CPU. */
@@ -227,6 +229,10 @@ static inline u64 quota_left(u32 slot, u64 now)
 		return NEVER;
 	u64 period = now / PERIOD_NS;
 	u64 quota = standing->quota_ns;
+	if (account->claim != standing->claim) {
+		account->claim = standing->claim;
+		account->period_used_ns = 0;
+	}
 	if (account->period != period) {
 		u64 periods = period - account->period;
 		u64 used = account->period_used_ns;
@@ -406,7 +412,8 @@ static inline void promote(u64 from, u64 now)
 				continue;
 			if (!local->ran_ns)
 				local->ran_ns = now;
-			if (now - local->ran_ns > LIFE_NS) {
+			/* (Whoever stops on another CPU may have done so since `now`.) */
+			if (now > local->ran_ns && now - local->ran_ns > LIFE_NS) {
 				count(revived);
 				move_ordered(&it, p, LIFE, LIFE_SLICE_NS, local->ran_ns);
 				continue;

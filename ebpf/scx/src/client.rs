@@ -164,6 +164,7 @@ impl Scheduler {
         let task = Task { scheduler: self.clone(), pid, pidfd, slot };
         let standing = task.standing();
         standing.quota_ns.store(cpu.map_or(0, quota_ns), Ordering::Relaxed);
+        standing.claim.fetch_add(1, Ordering::Relaxed);
         standing.call.fetch_add(1, Ordering::Relaxed);
         task.stand(Standing::default());
         sys::mark(self.0.marks.as_fd(), task.pidfd.as_fd(), slot)?;

@@ -25,7 +25,9 @@ pub struct Standing {
     pub quota_ns: AtomicU64,
     /// [`UNORDERED`], or nothing.
     pub flags: AtomicU64,
-    reserved: [u64; 3],
+    /// Goes up with every process that is given the slot.
+    pub claim: AtomicU64,
+    reserved: [u64; 2],
 }
 
 /// Nobody says when this process's calls begin: one begins whenever it has slept.
@@ -47,7 +49,7 @@ pub struct Account {
     pub cpu_ns: AtomicU64,
     call: AtomicU32,
     reserved: u32,
-    reserved2: u64,
+    claim: AtomicU64,
 }
 
 /// How the scheduler is.
@@ -88,5 +90,7 @@ const _: () = assert!(size_of::<Account>() == 64);
 const _: () = assert!(size_of::<Health>() == 16 + 8 * 8 + 128 + 256);
 const _: () = assert!(std::mem::offset_of!(Standing, quota_ns) == 24);
 const _: () = assert!(std::mem::offset_of!(Standing, flags) == 32);
+const _: () = assert!(std::mem::offset_of!(Standing, claim) == 40);
 const _: () = assert!(std::mem::offset_of!(Account, cpu_ns) == 40);
+const _: () = assert!(std::mem::offset_of!(Account, claim) == 56);
 const _: () = assert!(std::mem::offset_of!(Health, reason) == 80);

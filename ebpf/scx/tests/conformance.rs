@@ -274,6 +274,27 @@ fn a_quota_holds_though_cpu_max_does_not_reach_this_class() {
 }
 
 #[test]
+fn who_gets_a_slot_pays_nothing_back_for_who_had_it_before() {
+    let Some(running) = Running::start() else { return };
+    let finish = Finish::new();
+    let (greedy, next) =
+        (Worker::start(1, Work::Forever, &finish), Worker::start(2, Work::Compute(ms(0)), &finish));
+    let spent = || running.scheduler.health().counts.spent;
+    let task = running.claim_with(&greedy, Some(0.2));
+    greedy.go();
+    until("its quota is used up", || spent() > 0);
+    // (In this order: else it would live until its quota let it end.)
+    drop(task);
+    drop(greedy);
+    let before = spent();
+    let _task = running.claim_with(&next, Some(0.2));
+    next.go();
+    assert_eq!(finish.next(), 2);
+    assert_eq!(spent(), before, "it waited for the end of a period in which it had nothing");
+    next.reap();
+}
+
+#[test]
 fn a_liar_starves_nobody() {
     let Some(running) = Running::start() else { return };
     let finish = Finish::new();
