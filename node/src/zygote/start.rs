@@ -257,6 +257,8 @@ async fn load(
     layer: Option<(&Arc<Layer>, &Cell<Option<Duration>>)>,
 ) -> Result<Ready, LoadFailure> {
     let begun = Instant::now();
+    // Whatever it waits for ends with the process, after all that the process has said. (To wait for the process's end beside it would be
+    // a race: the end may come when this has just been asked and has nothing yet.)
     let conversation = async {
         if let Some(failed) =
             confined(report, child).await.map_err(|error| LoadFailure::Channel(ChannelError::Wait(error)))?
@@ -319,8 +321,6 @@ async fn load(
         biased;
         result = conversation => result,
         () = drained => unreachable!("never ends"),
-        // Nothing that it has said is unheard then.
-        _ = child.exited_or_lost() => Err(LoadFailure::Died),
     }
 }
 
