@@ -188,9 +188,9 @@ fn a_step_that_fails_is_named_retried_and_mended() {
 fn dies_at_a_step_on(transport: &str) {
     need_root_and_cc!();
     let daemon = Daemon::start(&format!("transport = \"{transport}\"\n"));
-    daemon.deploy_native("hostile", &["limits.timeout=5s"]);
+    daemon.deploy_native("hostile", &["limits.timeout=20s"]);
     daemon.deploy_python("first", "import spry\ndef main(r: spry.Request): return r.body\n", &[]);
-    apply(&daemon, &format!("timeout = \"2s\"\n{}", chain_of("fragile", &["first", "hostile", "first"])));
+    apply(&daemon, &format!("timeout = \"6s\"\n{}", chain_of("fragile", &["first", "hostile", "first"])));
     for (how, status) in
         [("exit", 502), ("kill", 502), ("garbage", 502), ("zeros", 502), ("flood", 502), ("loop", 504)]
     {
@@ -251,15 +251,16 @@ fn a_process_that_dies_costs_none_of_those_who_wait_in_it() {
 fn no_step_starts_after_the_deadline_nor_for_a_client_that_has_left() {
     need_root_and_cc!();
     let daemon = Daemon::start("");
-    daemon.deploy_python("slow", "import time\ndef main(p):\n  time.sleep(0.6)\n  return p\n", &[]);
+    let slow = "import time\ndef main(p):\n  time.sleep(p.get('for', 0))\n  return p\n";
+    daemon.deploy_python("slow", slow, &[]);
     daemon.deploy_python("late", "def main(p):\n  print('late was here')\n  return p\n", &[]);
     apply(&daemon, &format!("timeout = \"300ms\"\n{}", chain_of("short", &["slow", "late"])));
-    let response = daemon.post("/function/short", b"{}");
+    let response = daemon.post("/function/short", br#"{"for": 5}"#);
     assert_eq!((response.status, response.error_code()), (504, "timed_out".into()));
     assert_eq!(response.json()["error"]["step"], "slow");
     apply(&daemon, &format!("timeout = \"20s\"\n{}", chain_of("left", &["slow", "late"])));
     let mut connection = Connection::open(daemon.address);
-    connection.send("POST", "/function/left", &[], b"{}");
+    connection.send("POST", "/function/left", &[], br#"{"for": 5}"#);
     let busy = |daemon: &Daemon| {
         let view = daemon.spry_json(&["chain", "describe", "left"]);
         view.to_string().contains("\"busy\":1")
@@ -389,7 +390,7 @@ fn a_set_waits_for_its_last_value_and_a_window_for_its_end() {
 fn later_steps_are_started_while_the_first_one_works() {
     need_root_and_cc!();
     let mut daemon = Daemon::start("");
-    daemon.deploy_python("slow", "import time\ndef main(p):\n  time.sleep(1.5)\n  return p\n", &[]);
+    daemon.deploy_python("slow", "import time\ndef main(p):\n  time.sleep(10)\n  return p\n", &[]);
     append(&daemon, "a", &[]);
     append(&daemon, "b", &[]);
     apply(&daemon, &chain_of("chained", &["slow", "a", "b"]));

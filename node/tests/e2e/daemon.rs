@@ -6,9 +6,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use super::client::{self, Response};
 use super::outside;
+
+/// Between two looks at what is waited for, which wants the processor itself.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Why the tests can't run here, if they can't.
 pub(crate) fn missing() -> Option<&'static str> {
@@ -187,7 +191,7 @@ impl Daemon {
         let started = std::time::Instant::now();
         while self.child.try_wait().expect("wait for spryd").is_none() {
             assert!(started.elapsed().as_secs() < 60, "watchdog: spryd lives on");
-            std::thread::yield_now();
+            std::thread::sleep(PAUSE);
         }
     }
 
@@ -284,7 +288,7 @@ impl Daemon {
         let started = std::time::Instant::now();
         while !condition(self) {
             assert!(started.elapsed().as_secs() < 60, "watchdog: {what}");
-            std::thread::yield_now();
+            std::thread::sleep(PAUSE);
         }
     }
 

@@ -33,16 +33,19 @@ fn again(daemon: &Daemon, name: &str, source: &str, settings: &[&str]) -> serde_
     daemon.spry_json(&["describe", name])["start"].clone()
 }
 
-/// The zygotes of functions without instances, by function: each has a user of its own.
+/// The zygote of a function without instances, when that of the version before has gone.
 fn zygote(daemon: &Daemon, name: &str) -> i32 {
-    let mut found = daemon.children().into_iter().filter(|pid| {
-        fs::read(format!("/proc/{pid}/environ")).is_ok()
-            && fs::read_link(format!("/proc/{pid}/cwd"))
-                .is_ok_and(|cwd| cwd.to_string_lossy().contains(&format!("/{name}/")))
+    let mut found = Vec::new();
+    daemon.until("one zygote", |daemon| {
+        found = daemon.children();
+        found.retain(|pid| {
+            fs::read(format!("/proc/{pid}/environ")).is_ok()
+                && fs::read_link(format!("/proc/{pid}/cwd"))
+                    .is_ok_and(|cwd| cwd.to_string_lossy().contains(&format!("/{name}/")))
+        });
+        found.len() == 1
     });
-    let pid = found.next().expect("a zygote");
-    assert_eq!(found.next(), None, "one of them");
-    pid
+    found[0]
 }
 
 /// What confines a process, as the kernel tells it; without what differs between two processes of one function.
@@ -361,7 +364,10 @@ fn after_a_crash_it_is_known_what_to_make_a_layer_of() {
     daemon.deploy_python("one", source, &[]);
     daemon.deploy_python("two", &source.replace("value", "other"), &[]);
     daemon.until("a layer", |daemon| has_layer(daemon, &["one", "two"]));
-    daemon.until("it is written down", |daemon| daemon.state().join("imports.json").exists());
+    daemon.until("it is written down", |daemon| {
+        let text = fs::read(daemon.state().join("imports.json")).unwrap_or_default();
+        serde_json::from_slice::<Vec<serde_json::Value>>(&text).is_ok_and(|both| both.len() == 2)
+    });
     daemon.crash_and_restart();
     assert_eq!(daemon.post("/function/one", b"{}").json()["value"], "1");
     daemon.until("a layer", |daemon| has_layer(daemon, &["one", "two"]));

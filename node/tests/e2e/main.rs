@@ -14,6 +14,7 @@ mod chains;
 mod crash;
 mod errors;
 mod http;
+mod kept;
 mod later;
 mod layers;
 mod libraries;

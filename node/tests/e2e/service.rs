@@ -10,6 +10,7 @@ use nix::sys::signal::SIGTERM;
 
 use super::client::{self, Connection};
 use super::daemon::Daemon;
+use super::kept::Kept;
 use crate::need_root_and_cc;
 
 const HELLO: &str = "def main(params): return {'hello': 1}\n";
@@ -28,14 +29,15 @@ fn a_restart_on_an_inherited_socket_refuses_nobody() {
         .map(|keeps_alive| {
             let (stop, served) = (Arc::clone(&stop), Arc::clone(&served));
             std::thread::spawn(move || {
-                let mut kept = None;
+                let mut kept = Kept::default();
                 while !stop.load(Ordering::Relaxed) {
-                    let mut connection = kept.take().unwrap_or_else(|| Connection::open(address));
+                    let mut connection = kept.take(address);
                     let response = connection.call("POST", "/function/hello", &[], b"{}");
                     assert_eq!(response.status, 200, "{}", response.text());
                     served.fetch_add(1, Ordering::Relaxed);
-                    let goes_on = response.header("connection") != Some("close");
-                    kept = (keeps_alive && goes_on).then_some(connection);
+                    if keeps_alive {
+                        kept.keep(connection, &response);
+                    }
                 }
             })
         })
@@ -69,13 +71,13 @@ fn until_begun(daemon: &Daemon) {
 fn what_ends_within_the_grace_is_answered_and_what_does_not_gets_503() {
     need_root_and_cc!();
     // Long enough for the first call, which is waiting when the stop comes, too short for the others.
-    let mut daemon = Daemon::start("[shutdown]\ngrace = \"2s\"\n");
+    let mut daemon = Daemon::start("[shutdown]\ngrace = \"9s\"\n");
     daemon.deploy_python("waits", WAITS, &["scale.max=1", "limits.timeout=60s"]);
     let address = daemon.address;
     let call = move |body: &'static [u8]| {
         std::thread::spawn(move || client::call(address, "POST", "/function/waits", body))
     };
-    let first = call(b"{\"for\": 1}");
+    let first = call(b"{\"for\": 6}");
     until_begun(&daemon);
     let second = call(b"{\"for\": 50}");
     daemon.until("the second waits", |daemon| {
@@ -127,7 +129,7 @@ fn systemd_is_told_what_becomes_of_it() {
     let path = folder.path().join("notify");
     let systemd = UnixDatagram::bind(&path).expect("a socket");
     systemd.set_read_timeout(Some(Duration::from_secs(60))).expect("a watchdog");
-    let env = [("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "30000".into())];
+    let env = [("NOTIFY_SOCKET", path.display().to_string()), ("WATCHDOG_USEC", "1000000".into())];
     let mut daemon = Daemon::start_with_env("", &env);
     assert!(told(&systemd).starts_with("READY=1\nSTATUS=serving on 127.0.0.1:"));
     let mut buffer = [0; 64];

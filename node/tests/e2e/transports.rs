@@ -7,7 +7,7 @@ fn serves_on(transport: &str) {
     need_root_and_cc!();
     let daemon = Daemon::start(&format!("transport = \"{transport}\"\n"));
     assert_eq!(daemon.spry_json(&["status"])["transport"], transport);
-    daemon.deploy_native("hostile", &["limits.timeout=2s"]);
+    daemon.deploy_native("hostile", &["limits.timeout=6s"]);
     let address = daemon.address;
     let calls: Vec<_> = (0..4)
         .map(|_| {

@@ -168,6 +168,6 @@ fn an_answer_that_is_too_large() {
 #[test]
 fn all_the_time_there_is() {
     need_root_and_cc!();
-    let response = take("spin", &["limits.timeout=1s"]);
+    let response = take("spin", &["limits.timeout=4s"]);
     assert_eq!((response.status, response.error_code().as_str()), (504, "timed_out"));
 }

@@ -89,7 +89,7 @@ fn split(response: &Response) -> (String, String) {
 impl Scene {
     fn set() -> Option<Self> {
         let daemon = Daemon::start("[zygotes]\nrewind = \"auto\"\n");
-        daemon.deploy_native("remains", &["isolation=request", "limits.timeout=2s", "scale.max=1"]);
+        daemon.deploy_native("remains", &["isolation=request", "limits.timeout=10s", "scale.max=1"]);
         let first = daemon.get("/function/remains?look");
         assert_eq!(first.status, 200, "{}", first.text());
         let scene = Self { daemon, clean: split(&first).1 };

@@ -75,7 +75,8 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(started.elapsed() < WATCHDOG, "watchdog: {what}\n{}", journal());
-        std::thread::yield_now();
+        // Who is waited for wants the processor.
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -8,6 +8,8 @@
 #[allow(dead_code, reason = "the other tests use more of it")]
 mod client;
 mod first_boot;
+#[path = "../e2e/kept.rs"]
+mod kept;
 mod machine;
 mod second_boot;
 mod the_end;

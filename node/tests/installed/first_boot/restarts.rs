@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
-use crate::client::Connection;
+use crate::kept::Kept;
 use crate::machine::{
     ADDRESS, a_process, both_serve, deploy_python, exists, install, journal, main_pid, node, property, run,
     spry, until,
@@ -30,9 +30,9 @@ impl Load {
         let client = |keeps_alive: bool| {
             let (stop, served, refused) = (Arc::clone(&stop), Arc::clone(&served), Arc::clone(&refused));
             thread::spawn(move || {
-                let mut kept = None;
+                let mut kept = Kept::default();
                 while !stop.load(Ordering::Relaxed) {
-                    let mut connection = kept.take().unwrap_or_else(|| Connection::open(ADDRESS));
+                    let mut connection = kept.take(ADDRESS);
                     let response = connection.call("POST", "/function/while", &[], b"{}");
                     match response.status {
                         200 => served.fetch_add(1, Ordering::Relaxed),
@@ -41,8 +41,9 @@ impl Load {
                         }
                         _ => panic!("{} {}", response.status, response.text()),
                     };
-                    let goes_on = response.header("connection") != Some("close");
-                    kept = (keeps_alive && goes_on).then_some(connection);
+                    if keeps_alive {
+                        kept.keep(connection, &response);
+                    }
                 }
             })
         };

@@ -27,7 +27,7 @@ use crate::suite::Tally;
 pub(crate) use scheduler::bench;
 
 /// The longest that one suite may take in an emulated machine.
-const SUITE_TIMEOUT: Duration = Duration::from_secs(240);
+const SUITE_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The lane. A suite that fails keeps none of the others from running.
 pub(crate) fn test() -> Result<(), Failure> {
