@@ -26,9 +26,10 @@ pub enum CallsError {
     /// It can't be put on disk.
     #[error("asynchronous calls can't be stored now ({0}); try again later")]
     Unwritable(String),
-    /// The same key names another call.
-    #[error("this Idempotency-Key was used for another request (call {0}); use a new key for a new request")]
-    KeyReused(CallId),
+    /// The same key names another call. Which isn't said: whoever knows its id may read its answer and cancel it, and keys
+    /// are guessed more easily.
+    #[error("this Idempotency-Key was used for another request; use a new key for a new request")]
+    KeyReused,
     /// It runs, and can't be stopped.
     #[error("call {0} is running and can't be cancelled any more")]
     Running(CallId),
@@ -52,7 +53,7 @@ impl CallsError {
         match self {
             Self::Full { .. } | Self::TooMuch { .. } => (StatusCode::TOO_MANY_REQUESTS, "async_queue_full"),
             Self::Unwritable(_) => (StatusCode::SERVICE_UNAVAILABLE, "store_failed"),
-            Self::KeyReused(_) => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
+            Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::Running(_) => (StatusCode::CONFLICT, "call_running"),
             Self::NoSuchCall(_) | Self::NoSuchDead(_) => (StatusCode::NOT_FOUND, "no_such_call"),
             Self::Target(_) => (StatusCode::BAD_REQUEST, "bad_callback"),

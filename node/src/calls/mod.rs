@@ -153,14 +153,8 @@ impl Calls {
             refusals: 0,
         };
         let (done, wait) = oneshot::channel();
-        let accepted = self.ask(Op::Accept { call, delay: new.delay, key, done }, wait).await;
-        match &accepted {
-            Ok(accepted) if !accepted.repeated => {
-                self.stats.accepted.fetch_add(1, Ordering::Relaxed);
-            }
-            _ => self.room.give_back(body_len),
-        }
-        accepted
+        // From here on the room is the writer's to give back: whoever waits here may leave before it has answered.
+        self.ask(Op::Accept { call, delay: new.delay, key, done }, wait).await
     }
 
     /// Takes back a call that has not begun. Once this has returned, it never runs.

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::callback::Posts;
 use super::database::{self, Database, Reader};
 use super::policy::Policy;
-use super::runner::{self, Callees, Runner, ToRunner};
+use super::runner::{self, Callees, Runner, Stats, ToRunner};
 use super::writer::{Health, Writer};
 use super::{Calls, Parts, Room};
 use crate::dispatch::ToWorker;
@@ -56,7 +56,7 @@ impl Calls {
         let mut posts = Posts::new(&settings.callback);
         loaded.callbacks.into_iter().for_each(|callback| posts.insert(callback));
         let (to_writer, operations) = channel();
-        let health = Arc::new(Health::default());
+        let (health, stats): (Arc<Health>, Arc<Stats>) = Default::default();
         let writer = Writer {
             database,
             inbox: operations,
@@ -66,6 +66,7 @@ impl Calls {
             seam,
             health: Arc::clone(&health),
             room: Arc::clone(&room),
+            stats: Arc::clone(&stats),
         };
         let thread = std::thread::Builder::new().name("calls-writer".into()).spawn(move || writer.run());
         let thread = thread.map_err(StoreError::os("start a thread for", &path))?;
@@ -78,7 +79,7 @@ impl Calls {
             next_seq: AtomicU64::new(loaded.next_seq),
             clock,
             health,
-            stats: Arc::default(),
+            stats,
             threads: Mutex::new(vec![thread]),
             unstarted: Mutex::new(Some(Unstarted { inbox, reader: Reader::open(&path)?, posts, defaults })),
         }))

@@ -35,6 +35,8 @@ struct Rig {
     worker: UnboundedReceiver<ToWorker>,
     now_unix_ms: Arc<AtomicU64>,
     broken: Arc<AtomicBool>,
+    /// No transaction begins while the test holds it.
+    gate: Arc<Mutex<()>>,
 }
 
 const QUICK: Policy = Policy {
@@ -53,12 +55,18 @@ impl Rig {
     fn on(folder: tempfile::TempDir, settings: Settings, now: u64) -> Self {
         let (now_unix_ms, broken) = (Arc::new(AtomicU64::new(now)), Arc::new(AtomicBool::new(false)));
         let (clock, breaks) = (Arc::clone(&now_unix_ms), Arc::clone(&broken));
+        let gate: Arc<Mutex<()>> = Arc::default();
+        let entry = Arc::clone(&gate);
         let calls = Calls::open(Parts {
             state_dir: folder.path(),
             settings,
             defaults: QUICK,
             clock: Arc::new(move || clock.load(Ordering::SeqCst)),
             seam: Seam::new(move |step| match step {
+                Step::CallsBegin => {
+                    drop(entry.lock());
+                    Ok(())
+                }
                 Step::CallsBeforeCommit if breaks.load(Ordering::SeqCst) => {
                     Err(std::io::ErrorKind::StorageFull.into())
                 }
@@ -68,7 +76,7 @@ impl Rig {
         .expect("calls open");
         let (mailbox, worker) = unbounded_channel();
         calls.start(vec![mailbox], Arc::new(Everybody(QUICK))).expect("the runner starts");
-        Self { folder, calls, worker, now_unix_ms, broken }
+        Self { folder, calls, worker, now_unix_ms, broken, gate }
     }
 
     /// As after a crash: nothing was closed in order. (The threads are ended, so that the files are free.)
@@ -235,7 +243,7 @@ async fn a_key_makes_one_call_of_two_submissions() {
     let first = rig.calls.accept(keyed("x")).await.expect("accepted");
     let second = rig.calls.accept(keyed("x")).await.expect("accepted");
     assert_eq!((second.id, first.repeated, second.repeated), (first.id, false, true));
-    assert_eq!(rig.calls.accept(keyed("y")).await, Err(CallsError::KeyReused(first.id)));
+    assert_eq!(rig.calls.accept(keyed("y")).await, Err(CallsError::KeyReused));
     let other =
         rig.calls.accept(NewCall { function: "g".into(), ..keyed("y") }).await.expect("another function");
     assert!(!other.repeated);
@@ -248,6 +256,37 @@ async fn a_key_makes_one_call_of_two_submissions() {
     assert_eq!(rig.calls.accept(keyed("x")).await.expect("known").id, first.id);
     rig.now_unix_ms.store(1_700_000_000_000 + 25 * 3_600_000, Ordering::SeqCst);
     assert!(!rig.calls.accept(keyed("x")).await.expect("accepted").repeated);
+}
+
+#[tokio::test]
+async fn who_leaves_before_the_answer_takes_no_room_along() {
+    let mut rig = Rig::new();
+    let keyed = |body| NewCall { key: Some(b"k".to_vec()), ..new(body) };
+    let first = rig.calls.accept(keyed("x")).await.expect("accepted").id;
+    let (gate, calls) = (Arc::clone(&rig.gate), Arc::clone(&rig.calls));
+    let leave = |new: NewCall| {
+        let mut submission = std::pin::pin!(calls.accept(new));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(submission.as_mut().poll(&mut context).is_pending(), "nothing is written yet");
+    };
+    // A repetition and another request under its key; then one that can't be written.
+    {
+        let _held = gate.lock();
+        leave(keyed("x"));
+        leave(keyed("y"));
+    }
+    assert_eq!(rig.calls.accept(keyed("y")).await, Err(CallsError::KeyReused));
+    {
+        let _held = gate.lock();
+        rig.broken.store(true, Ordering::SeqCst);
+        leave(new("z"));
+    }
+    assert!(matches!(rig.calls.accept(new("z")).await, Err(CallsError::Unwritable(_))));
+    rig.broken.store(false, Ordering::SeqCst);
+    rig.launch().await.answer(response(200, "")).await;
+    rig.over(first).await;
+    let room = &rig.calls.room;
+    assert_eq!((room.calls.load(Ordering::SeqCst), room.bytes.load(Ordering::SeqCst)), (0, 0));
 }
 
 #[tokio::test]

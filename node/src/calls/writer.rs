@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 use super::call::Call;
 use super::database::{Batch, Database, Keep, Key, Known};
 use super::rows::{Callback, Ended, StoredTrigger};
-use super::runner::ToRunner;
+use super::runner::{Stats, ToRunner};
 use super::{CallsError, Clock, Room};
 use crate::gateway::call_id::CallId;
 use crate::store::fault::{Seam, Step};
@@ -165,6 +165,7 @@ pub(super) struct Writer {
     pub seam: Seam,
     pub health: Arc<Health>,
     pub room: Arc<Room>,
+    pub stats: Arc<Stats>,
 }
 
 impl Writer {
@@ -251,14 +252,18 @@ impl Writer {
     /// always finds it.
     fn committed(&self, op: Op, found: Found) {
         match (op, found) {
-            (Op::Accept { done, .. }, Found::Known(Known::Same(id))) => {
+            (Op::Accept { call, done, .. }, Found::Known(Known::Same(id))) => {
+                self.room.give_back(call.body_len);
                 let _ = done.send(Ok(Accepted { id, repeated: true }));
             }
-            (Op::Accept { done, .. }, Found::Known(Known::Other(id))) => {
-                let _ = done.send(Err(CallsError::KeyReused(id)));
+            (Op::Accept { call, done, .. }, Found::Known(Known::Other(id))) => {
+                self.room.give_back(call.body_len);
+                tracing::debug!(call = %id, "a submission was refused: its key is this call's");
+                let _ = done.send(Err(CallsError::KeyReused));
             }
             (Op::Accept { call, done, .. }, _) => {
                 let id = call.id;
+                self.stats.accepted.fetch_add(1, Ordering::Relaxed);
                 let _ = self.runner.send(ToRunner::Run(call));
                 let _ = done.send(Ok(Accepted { id, repeated: false }));
             }
@@ -289,7 +294,10 @@ impl Writer {
     /// It is not on disk. Returns it if it can't be refused.
     fn failed(&self, op: Op, error: &CallsError) -> Option<Op> {
         match op {
-            Op::Accept { done, .. } => drop(done.send(Err(error.clone()))),
+            Op::Accept { call, done, .. } => {
+                self.room.give_back(call.body_len);
+                let _ = done.send(Err(error.clone()));
+            }
             Op::Cancel { call, done, .. } => {
                 let _ = self.runner.send(ToRunner::Run(call));
                 let _ = done.send(Err(error.clone()));
