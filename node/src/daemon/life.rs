@@ -13,11 +13,14 @@ use super::notify::Notifier;
 use super::sockets::Sockets;
 use super::{Reload, StartupError, os};
 use crate::dispatch::ToWorker;
-use crate::gateway::Connection;
+use crate::gateway::{Connection, Counted};
 use crate::keeper::Keeper;
 
-/// Connections at once; more are closed as they come.
+/// HTTP connections at once; more are closed as they come.
 const CONNECTIONS_MAX: usize = 8192;
+/// The same for the control socket, which is counted apart: whoever takes all places on the network doesn't take the
+/// operator's.
+const CONTROL_MAX: usize = 512;
 /// After a failed accept (no descriptors left, mostly) the next is tried this much later.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -42,20 +45,28 @@ impl Signals {
 
 /// The way of connections to the workers.
 pub(super) struct Doors {
-    pub(super) mailboxes: Vec<UnboundedSender<ToWorker>>,
-    pub(super) connections: Arc<AtomicUsize>,
-    pub(super) next: AtomicUsize,
+    mailboxes: Vec<UnboundedSender<ToWorker>>,
+    http: Arc<AtomicUsize>,
+    control: Arc<AtomicUsize>,
+    next: AtomicUsize,
 }
 
 impl Doors {
+    pub(super) fn new(mailboxes: Vec<UnboundedSender<ToWorker>>) -> Self {
+        Self { mailboxes, http: Arc::default(), control: Arc::default(), next: AtomicUsize::new(0) }
+    }
+
     /// Deals connections out in turn.
     fn hand_over(&self, connection: Connection) {
-        if self.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-            return tracing::warn!(limit = CONNECTIONS_MAX, "a connection was closed: there are too many");
-        }
+        let (places, limit, at) = match connection {
+            Connection::Tcp(_) => (&self.http, CONNECTIONS_MAX, "http"),
+            Connection::Unix(_) => (&self.control, CONTROL_MAX, "the control socket"),
+        };
+        let Some(counted) = Counted::take(places, limit) else {
+            return tracing::warn!(limit, at, "a connection was closed: there are too many");
+        };
         let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.mailboxes.len();
-        let _ = self.mailboxes[turn].send(ToWorker::Connection(connection));
+        let _ = self.mailboxes[turn].send(ToWorker::Connection(connection, counted));
     }
 }
 
@@ -101,5 +112,38 @@ pub(super) async fn watchdog(keeper: Rc<Keeper>, notifier: Rc<Notifier>) {
         keeper.roll_call().await;
         notifier.alive();
         tokio::time::sleep(interval / 3).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    #[test]
+    fn a_full_listener_leaves_the_control_socket_its_places() {
+        let (mailbox, mut letters) = unbounded_channel();
+        let doors = Doors::new(vec![mailbox]);
+        let mut held: Vec<_> = (0..CONNECTIONS_MAX)
+            .map(|_| Counted::take(&doors.http, CONNECTIONS_MAX).expect("there is room"))
+            .collect();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut come = || {
+            let client = std::net::TcpStream::connect(address).expect("connected");
+            doors.hand_over(Connection::Tcp(client));
+            letters.try_recv().ok()
+        };
+        assert!(come().is_none(), "all places are taken");
+        held.pop();
+        let served = come();
+        assert!(served.is_some() && come().is_none(), "one was free");
+        drop(served);
+        assert!(come().is_some(), "and is again");
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        held.push(Counted::take(&doors.http, CONNECTIONS_MAX).expect("there is room"));
+        doors.hand_over(Connection::Unix(ours));
+        assert!(letters.try_recv().is_ok());
     }
 }

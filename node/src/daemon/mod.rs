@@ -12,7 +12,6 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
@@ -171,14 +170,12 @@ async fn serve(
     let control_api =
         Arc::new(control_api.with_calls(Arc::clone(&calls)).with_triggers(Arc::clone(&triggers)));
     let door = config.tls.as_ref().map(tls::Door::open).transpose()?;
-    let connections = Arc::new(AtomicUsize::new(0));
     let (exporter, spans) = start_tracing(&config, &bus)?;
     let shared = Shared {
         bus: Arc::clone(&bus),
         node: Arc::clone(&node),
         control: Arc::clone(&control_api),
         calls: Arc::clone(&calls),
-        connections: Arc::clone(&connections),
         tls: door.clone(),
         spans,
     };
@@ -211,7 +208,7 @@ async fn serve(
     let started = Triggers::start(Arc::clone(&calls), node.clone()).map_err(os("start the triggers"))?;
     triggers.set(started).unwrap_or_else(|_| unreachable!("set once, here"));
     tokio::task::spawn_local(life::watchdog(Rc::clone(&keeper), Rc::clone(&notifier)));
-    let doors = Doors { mailboxes: mailboxes.clone(), connections, next: AtomicUsize::new(0) };
+    let doors = Doors::new(mailboxes.clone());
     announce(&node, listen, &config, &notifier);
     let control_socket = sockets.owns_control.then(|| config.control_socket.clone());
     let mut reload =
@@ -307,7 +304,6 @@ struct Shared {
     node: Arc<Node>,
     control: Arc<Control>,
     calls: Arc<Calls>,
-    connections: Arc<AtomicUsize>,
     tls: Option<Arc<tls::Door>>,
     spans: Option<trace::Sink>,
 }
@@ -341,7 +337,6 @@ fn start_workers(config: &Config, shared: &Shared) -> Result<(Vec<keeper::Worker
             node: Arc::clone(&shared.node),
             control: Arc::clone(&shared.control),
             calls: Arc::clone(&shared.calls),
-            connections: Arc::clone(&shared.connections),
             tls: shared.tls.clone(),
             spans: shared.spans.clone(),
         };

@@ -52,8 +52,8 @@ use crate::zygote::Executor;
 
 /// What a worker is told by other threads.
 pub enum ToWorker {
-    /// Serve this connection.
-    Connection(crate::gateway::Connection),
+    /// Serve this connection, which is counted as long.
+    Connection(crate::gateway::Connection, crate::gateway::Counted),
     /// Run this asynchronous call.
     Call(Box<crate::calls::launch::Launch>),
     /// Take in what has arrived on the port, then answer.

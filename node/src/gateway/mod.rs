@@ -10,6 +10,7 @@ mod body;
 pub mod call_id;
 mod chain;
 mod coding;
+mod conversation;
 mod error;
 mod headers;
 mod host;
@@ -27,10 +28,8 @@ use std::time::Duration;
 use http::HeaderValue;
 use http::header::CONNECTION;
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use shm_bus::ids::PortIndex;
-use spry_wire::frame::HEAD_MAX;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
@@ -56,18 +55,10 @@ pub enum Connection {
     Unix(std::os::unix::net::UnixStream),
 }
 
-/// A client that sends a request's head more slowly than this is cut off.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// What is read from an HTTP/1 connection at once, and the longest head. Twice a head that fits into a frame, so that
-/// one that doesn't is refused in our own words; no more, so that a body's pieces are in the core's own cache when
-/// they are copied.
-const READ_MAX: usize = 2 * HEAD_MAX;
-/// At a shutdown, connections stay open this long for requests that are on their way; the answers close them.
-const LAST_REQUESTS: Duration = Duration::from_millis(300);
+/// A client that sends a request's head more slowly than this is cut off, and one that sends nothing.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// What is refused at the end of the grace gets this long to be written.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Streams of one HTTP/2 connection.
-const STREAMS_MAX: u32 = 256;
 
 /// What a worker thread is given.
 pub struct WorkerSpec {
@@ -85,8 +76,6 @@ pub struct WorkerSpec {
     pub control: Arc<Control>,
     /// The asynchronous calls.
     pub calls: Arc<Calls>,
-    /// Connections being served, by all workers.
-    pub connections: Arc<AtomicUsize>,
     /// What HTTP is encrypted with, if it is.
     pub tls: Option<Arc<tls::Door>>,
     /// Where spans of calls go, if anywhere.
@@ -124,11 +113,10 @@ pub fn run(spec: WorkerSpec, ready: std::sync::mpsc::Sender<Result<(), String>>)
                 }
             }
         });
-        let connections = Arc::clone(&spec.connections);
         let door = spec.tls;
         let tracer = Tracer::new(spec.spans, tracing);
         let worker = Worker::new(random, tracer, spec.node, spec.control, spec.calls, dispatcher);
-        serve(worker, spec.mailbox, door, connections).await;
+        serve(worker, spec.mailbox, door).await;
     });
 }
 
@@ -141,20 +129,14 @@ fn bind_to(cpu: usize) {
     }
 }
 
-async fn serve(
-    worker: Rc<Worker>,
-    mut mailbox: UnboundedReceiver<ToWorker>,
-    door: Option<Arc<tls::Door>>,
-    connections: Arc<AtomicUsize>,
-) {
+async fn serve(worker: Rc<Worker>, mut mailbox: UnboundedReceiver<ToWorker>, door: Option<Arc<tls::Door>>) {
     let (closing, closed) = watch::channel(false);
     let mut here = tokio::task::JoinSet::new();
     let grace = loop {
         let Some(message) = mailbox.recv().await else { return };
         match message {
-            ToWorker::Connection(connection) => {
+            ToWorker::Connection(connection, counted) => {
                 let (worker, door, closed) = (Rc::clone(&worker), door.clone(), closed.clone());
-                let counted = Counted(Arc::clone(&connections));
                 here.spawn_local(async move {
                     let _counted = counted;
                     converse(worker, connection, door, closed).await;
@@ -192,7 +174,7 @@ async fn serve(
                     let _ = done.send(());
                 }
                 // A call that is dropped stays on disk and runs after the restart.
-                ToWorker::Connection(_) | ToWorker::Call(_) | ToWorker::Shutdown { .. } => {}
+                ToWorker::Connection(..) | ToWorker::Call(_) | ToWorker::Shutdown { .. } => {}
             }
         }
     };
@@ -211,8 +193,16 @@ async fn serve(
     }
 }
 
-/// Counts a connection while it lives.
-pub struct Counted(pub Arc<AtomicUsize>);
+/// Holds a connection's place while it lives.
+pub struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    /// Takes a place; `None`: all `most` are taken.
+    pub fn take(places: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let counted = Self(Arc::clone(places));
+        (places.fetch_add(1, Ordering::Relaxed) < most).then_some(counted)
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
@@ -235,10 +225,10 @@ async fn converse(
                     let _ = stream.set_nodelay(true);
                     let caller = Caller::Remote(address);
                     let Some(door) = door else {
-                        return talk(worker, TokioIo::new(stream), caller, closed).await;
+                        return talk(worker, stream, caller, closed).await;
                     };
                     if let Some(stream) = door.pass(stream).await {
-                        talk(worker, TokioIo::new(stream), caller, closed).await;
+                        talk(worker, stream, caller, closed).await;
                     }
                 }
                 Err(error) => tracing::debug!(%error, "a connection could not be served"),
@@ -248,22 +238,18 @@ async fn converse(
             let caller = worker.control().access().at_socket(&stream);
             let ready = stream.set_nonblocking(true).and_then(|()| tokio::net::UnixStream::from_std(stream));
             match ready {
-                Ok(stream) => talk(worker, TokioIo::new(stream), caller, closed).await,
+                Ok(stream) => talk(worker, stream, caller, closed).await,
                 Err(error) => tracing::warn!(%error, "a control connection could not be served"),
             }
         }
     }
 }
 
-async fn talk<I>(worker: Rc<Worker>, io: I, caller: Caller, mut closed: watch::Receiver<bool>)
+async fn talk<I>(worker: Rc<Worker>, io: I, caller: Caller, closed: watch::Receiver<bool>)
 where
-    I: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+    I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let mut builder = auto::Builder::new(LocalExecutor);
-    // Not `pipeline_flush`: with it, the 400 for a malformed request is never sent.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(READ_MAX);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+    let answer = move |request: hyper::Request<Incoming>| {
         let worker = Rc::clone(&worker);
         async move {
             let multiplexed = request.version() == http::Version::HTTP_2;
@@ -271,41 +257,11 @@ where
             if worker.ending().closing.get() && !multiplexed {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, std::convert::Infallible>(response)
-        }
-    });
-    let conversation = builder.serve_connection(io, service);
-    tokio::pin!(conversation);
-    let ended = tokio::select! {
-        ended = conversation.as_mut() => ended,
-        _ = closed.wait_for(|closed| *closed) => {
-            // A request that is on its way is answered, and its answer ends the connection; closed at once, the client
-            // would hear nothing.
-            match tokio::time::timeout(LAST_REQUESTS, conversation.as_mut()).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    conversation.as_mut().graceful_shutdown();
-                    conversation.await
-                }
-            }
+            response
         }
     };
-    if let Err(error) = ended {
+    if let Err(error) = conversation::hold(io, answer, PATIENCE, closed).await {
         // The client's doing: it left, or sent what isn't HTTP.
         tracing::debug!(%error, "a connection ended early");
-    }
-}
-
-/// Runs hyper's tasks (HTTP/2 streams) on the worker's own thread.
-#[derive(Clone, Copy)]
-struct LocalExecutor;
-
-impl<F> hyper::rt::Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
     }
 }
