@@ -81,8 +81,8 @@ pub struct Call {
     pub callback: Option<Arc<str>>,
     /// When it was accepted, by the wall clock: for people.
     pub accepted_unix_ms: u64,
-    /// When it was accepted, by the clock that doesn't jump. (Of a call from before a restart: as far as is known.)
-    pub accepted_at: Instant,
+    /// When it was first due, by the clock that doesn't jump. (Of a call from before a restart: as far as is known.)
+    pub ripe_at: Instant,
     /// When it may run.
     pub due: Instant,
     /// How often it has run and failed.
@@ -92,9 +92,9 @@ pub struct Call {
 }
 
 impl Call {
-    /// Since its acceptance.
+    /// Since it was first due: what its caller wanted it to wait doesn't make it old.
     pub fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.accepted_at)
+        now.saturating_duration_since(self.ripe_at)
     }
 }
 

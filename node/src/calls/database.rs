@@ -21,7 +21,7 @@ pub(super) use batch::Batch;
 pub use reader::Reader;
 
 /// What each version of the schema adds to the one before. Never changed once it is released, only added to.
-const SCHEMA: [&str; 2] = [CALLS, TRIGGERS];
+const SCHEMA: [&str; 3] = [CALLS, TRIGGERS, RIPENESS];
 /// SQLite's `application_id` of this file: "spyc".
 const APPLICATION_ID: i32 = 0x7370_7963;
 
@@ -105,6 +105,28 @@ CREATE TABLE triggers (
     paused        INTEGER NOT NULL,
     fired_unix_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// When a call was first due, which its age counts from. The table is made anew: what stood behind the body could not be
+/// read without it. Of a call that has been put off since, the instant is no longer known: the next one counts.
+const RIPENESS: &str = "
+CREATE TABLE calls_with_ripeness (
+    seq              INTEGER PRIMARY KEY,
+    id               TEXT NOT NULL,
+    function         TEXT NOT NULL,
+    head             BLOB NOT NULL,
+    callback         TEXT,
+    accepted_unix_ms INTEGER NOT NULL,
+    ripe_unix_ms     INTEGER NOT NULL,
+    noted_unix_ms    INTEGER NOT NULL,
+    delay_ms         INTEGER NOT NULL,
+    failures         INTEGER NOT NULL,
+    body             BLOB NOT NULL
+) STRICT;
+INSERT INTO calls_with_ripeness SELECT seq, id, function, head, callback, accepted_unix_ms, noted_unix_ms + delay_ms,
+    noted_unix_ms, delay_ms, failures, body FROM calls;
+DROP TABLE calls;
+ALTER TABLE calls_with_ripeness RENAME TO calls;
 ";
 
 /// What makes a retried submission the same call.
@@ -212,4 +234,30 @@ impl Database {
 /// Where the file is.
 pub fn path(state_dir: &Path) -> PathBuf {
     state_dir.join("calls.db")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_of_an_earlier_version_are_as_old_as_since_they_are_due() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = path(folder.path());
+        let before = sqlite::open(&path, APPLICATION_ID, &SCHEMA[..2]).expect("opens");
+        let sql = "INSERT INTO calls VALUES (?1, ?2, 'f', x'504f5354202f', NULL, 1000, ?3, ?4, ?5, x'00')";
+        for (seq, noted, delay, failures) in [(1, 1000, 0, 0), (2, 1000, 5000, 0), (3, 4000, 2000, 1)] {
+            let id = CallId::new(0, seq);
+            before.execute(sql, rusqlite::params![seq, id, noted, delay, failures]).expect("written");
+        }
+        drop(before);
+        let now = Instant::now();
+        let loaded = Database::open(&path).expect("opens").load(10_000, now).expect("readable");
+        let seen: Vec<_> = loaded
+            .calls
+            .iter()
+            .map(|call| (call.seq, call.age(now).as_millis(), call.failures, call.body_len))
+            .collect();
+        assert_eq!(seen, [(1, 9000, 0, 1), (2, 4000, 0, 1), (3, 4000, 1, 1)]);
+    }
 }

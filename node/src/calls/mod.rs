@@ -137,7 +137,7 @@ impl Calls {
                 return Err(CallsError::Unwritable(error.to_string()));
             }
         };
-        let now = Instant::now();
+        let due = Instant::now() + new.delay;
         let call = Call {
             id,
             seq: self.next_seq.fetch_add(1, Ordering::Relaxed),
@@ -147,8 +147,8 @@ impl Calls {
             body_len,
             callback: new.callback.map(Into::into),
             accepted_unix_ms: (self.clock)(),
-            accepted_at: now,
-            due: now + new.delay,
+            ripe_at: due,
+            due,
             failures: 0,
             refusals: 0,
         };

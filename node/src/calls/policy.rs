@@ -20,7 +20,7 @@ pub struct Policy {
     pub backoff: Period,
     /// No bound grows beyond this.
     pub backoff_max: Period,
-    /// A call that is older is given up.
+    /// A call that was first due longer ago is given up.
     pub age: Period,
     /// Calls of this function that run at once; 0: as many as it may have instances (a chain: 8).
     pub in_flight: u32,

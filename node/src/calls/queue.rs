@@ -189,7 +189,7 @@ mod tests {
             body_len: 0,
             callback: None,
             accepted_unix_ms: 0,
-            accepted_at: due,
+            ripe_at: due,
             due,
             failures: 0,
             refusals: 0,

@@ -189,14 +189,16 @@ impl DeadLetter {
 
 /// A call as a row of `calls`, without its body.
 pub(super) const CALL_COLUMNS: &str = "seq, id, function, head, length(body), callback, accepted_unix_ms, \
-                                       noted_unix_ms, delay_ms, failures";
+                                       noted_unix_ms, delay_ms, failures, ripe_unix_ms";
 
 /// Reads [`CALL_COLUMNS`]; `None`: its head can't be read.
 pub(super) fn read_call(row: &Row<'_>, now_unix_ms: u64, now: Instant) -> rusqlite::Result<Option<Call>> {
     let head: Vec<u8> = row.get(3)?;
     let Some(head) = Head::decode(&head) else { return Ok(None) };
-    let (accepted_unix_ms, noted_unix_ms) = (row.get(6)?, row.get(7)?);
+    let (noted_unix_ms, ripe_unix_ms) = (row.get(7)?, row.get(10)?);
     let delay = Duration::from_millis(row.get(8)?);
+    let due = now + remaining(delay, noted_unix_ms, now_unix_ms);
+    let has_been_due = ripe_unix_ms <= now_unix_ms;
     Ok(Some(Call {
         id: row.get(1)?,
         seq: row.get(0)?,
@@ -205,9 +207,9 @@ pub(super) fn read_call(row: &Row<'_>, now_unix_ms: u64, now: Instant) -> rusqli
         body: None,
         body_len: row.get(4)?,
         callback: row.get::<_, Option<String>>(5)?.map(Into::into),
-        accepted_unix_ms,
-        accepted_at: instant_of(accepted_unix_ms, now_unix_ms, now),
-        due: now + remaining(delay, noted_unix_ms, now_unix_ms),
+        accepted_unix_ms: row.get(6)?,
+        ripe_at: if has_been_due { instant_of(ripe_unix_ms, now_unix_ms, now) } else { due },
+        due,
         failures: row.get(9)?,
         refusals: 0,
     }))

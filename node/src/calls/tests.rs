@@ -11,7 +11,7 @@ use super::database::Database;
 use super::rows::Outcome;
 use super::runner::Callees;
 use super::*;
-use crate::calls::launch::Launch;
+use crate::calls::launch::{Again, Launch, Why};
 use crate::dispatch::ToWorker;
 use crate::store::StoreError;
 use crate::store::fault::Step;
@@ -193,6 +193,41 @@ async fn a_call_that_was_not_begun_has_lost_no_chance() {
     }
     rig.launch().await.answer(response(200, "")).await;
     assert_eq!(rig.over(id).await.attempts, 1);
+}
+
+#[tokio::test]
+async fn a_call_is_as_old_as_since_it_is_due() {
+    const NOW: u64 = 1_700_000_000_000;
+    let day_ms = 24 * 3_600_000;
+    let rig = Rig::new();
+    let delay = Duration::from_millis(day_ms);
+    let id = rig.calls.accept(NewCall { delay, ..new("x") }).await.expect("accepted").id;
+    // It waits for longer than its age allows, over a restart; then the node has no room for it at first.
+    let mut rig = rig.restarted(NOW + day_ms / 2).restarted(NOW + day_ms);
+    drop(rig.launch().await);
+    rig.launch().await.answer(response(500, "")).await;
+    rig.launch().await.answer(response(200, "")).await;
+    let ended = rig.over(id).await;
+    assert!(!ended.dead && ended.attempts == 2, "{ended:?}");
+}
+
+#[tokio::test]
+async fn what_the_end_of_the_node_refuses_runs_after_the_restart_however_old_it_is() {
+    const NOW: u64 = 1_700_000_000_000;
+    let rig = Rig::new();
+    let ids = [rig.submit("a").await, rig.submit("b").await];
+    let mut rig = rig.restarted(NOW + 48 * 3_600_000);
+    let (dropped, refused) = (rig.launch().await, rig.launch().await);
+    rig.calls.stop();
+    drop(dropped);
+    let mut shutting_down = response(503, "");
+    shutting_down.extensions_mut().insert(Why { code: "shutting_down", again: Again::Free });
+    refused.answer(shutting_down).await;
+    let mut rig = rig.restarted(NOW + 48 * 3_600_000);
+    for id in ids {
+        rig.launch().await.answer(response(200, "")).await;
+        assert!(!rig.over(id).await.dead);
+    }
 }
 
 #[tokio::test]

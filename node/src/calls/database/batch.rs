@@ -56,7 +56,7 @@ impl Batch<'_> {
     }
 
     pub(in crate::calls) fn insert(&self, call: &Call, delay: Duration) -> Sql<()> {
-        let sql = "INSERT INTO calls VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7, 0, ?8)";
+        let sql = "INSERT INTO calls VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6 + ?7, ?6, ?7, 0, ?8)";
         let body = call.body.as_deref().unwrap_or_default();
         self.transaction.prepare_cached(sql)?.execute(params![
             call.seq,
@@ -162,8 +162,8 @@ impl Batch<'_> {
         now: Instant,
     ) -> Sql<Option<Call>> {
         // Its age counts from now on: it gets all its chances again.
-        let sql = "INSERT INTO calls SELECT ?2, id, function, head, callback, ?3, ?3, 0, 0, body FROM dead \
-                   WHERE id = ?1";
+        let sql = "INSERT INTO calls SELECT ?2, id, function, head, callback, ?3, ?3, ?3, 0, 0, body \
+                   FROM dead WHERE id = ?1";
         if self.transaction.execute(sql, params![id, seq, now_unix_ms])? == 0 {
             return Ok(None);
         }

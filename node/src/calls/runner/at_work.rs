@@ -150,6 +150,10 @@ impl AtWork {
     fn ran(&mut self, id: CallId, ran: Option<Ran>) {
         let Some(mut call) = self.running.remove(&id) else { return };
         self.queue.ended(id);
+        // What the end of spryd has refused stays on disk as it is, and runs after the restart.
+        if self.stopped && ran.as_ref().is_none_or(|ran| ran.again == Some(Again::Free)) {
+            return self.wait(call);
+        }
         let now = Instant::now();
         let policy = self.parts.callees.policy(&call.function).unwrap_or(self.parts.defaults);
         let draw = crate::sys::random_u64().map_or(0.5, |bits| (bits >> 11) as f64 / (1u64 << 53) as f64);
