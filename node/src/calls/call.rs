@@ -23,12 +23,18 @@ pub struct Head {
 impl Head {
     /// As it lies on disk.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64 + self.headers.len() * 48);
+        let mut out = Vec::with_capacity(self.encoded_len());
         out.extend_from_slice(self.method.as_str().as_bytes());
         out.push(b' ');
         out.extend_from_slice(self.rest.as_bytes());
         encode_headers(&self.headers, &mut out);
         out
+    }
+
+    /// Bytes of what [`Self::encode`] writes.
+    fn encoded_len(&self) -> usize {
+        let headers = self.headers.iter().map(|(name, value)| 2 + name.as_str().len() + value.len());
+        self.method.as_str().len() + 1 + self.rest.len() + headers.sum::<usize>()
     }
 
     /// Reads what [`Self::encode`] wrote; `None`: it didn't.
@@ -92,6 +98,11 @@ pub struct Call {
 }
 
 impl Call {
+    /// What it takes of the room for calls that wait.
+    pub fn bytes(&self) -> u64 {
+        self.head.encoded_len() as u64 + self.body_len
+    }
+
     /// Since it was first due: what its caller wanted it to wait doesn't make it old.
     pub fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.ripe_at)
@@ -122,6 +133,7 @@ mod tests {
         headers.append("x-empty", HeaderValue::from_static(""));
         for rest in ["", "/a/b?c=d%20e", "?x"] {
             let head = Head { method: Method::PATCH, rest: rest.into(), headers: headers.clone() };
+            assert_eq!(head.encoded_len(), head.encode().len());
             assert_eq!(Head::decode(&head.encode()), Some(head));
         }
         for bad in ["", "POST", "POST /\nno colon", "POST /\nbad name: x", "é /"] {

@@ -29,7 +29,7 @@ pub struct Counts {
     pub callbacks: u64,
     /// Callbacks given up since the start.
     pub callbacks_lost: u64,
-    /// Bytes of bodies that wait.
+    /// Bytes of the heads and bodies of those that wait.
     pub bytes: u64,
     /// Transactions on disk since the start.
     pub commits: u64,

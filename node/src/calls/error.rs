@@ -15,7 +15,7 @@ pub enum CallsError {
         /// How many.
         waiting: usize,
     },
-    /// Their bodies are too much.
+    /// Their heads and bodies are too much.
     #[error(
         "the waiting asynchronous calls have {bytes} bytes (`async.bytes` of spryd.toml); try again later"
     )]

@@ -128,23 +128,15 @@ impl Calls {
             Target::parse(url)?.check(&self.settings.callback.rules)?;
         }
         let key = new.key.as_ref().map(|key| Key { key: key.clone(), digest: digest(&new) });
-        let body_len = new.body.len() as u64;
-        self.room.take(body_len)?;
-        let id = match CallId::random() {
-            Ok(id) => id,
-            Err(error) => {
-                self.room.give_back(body_len);
-                return Err(CallsError::Unwritable(error.to_string()));
-            }
-        };
+        let id = CallId::random().map_err(|error| CallsError::Unwritable(error.to_string()))?;
         let due = Instant::now() + new.delay;
         let call = Call {
             id,
             seq: self.next_seq.fetch_add(1, Ordering::Relaxed),
             function: new.function,
             head: Arc::new(new.head),
+            body_len: new.body.len() as u64,
             body: Some(new.body),
-            body_len,
             callback: new.callback.map(Into::into),
             accepted_unix_ms: (self.clock)(),
             ripe_at: due,
@@ -152,6 +144,7 @@ impl Calls {
             failures: 0,
             refusals: 0,
         };
+        self.room.take(call.bytes())?;
         let (done, wait) = oneshot::channel();
         // From here on the room is the writer's to give back: whoever waits here may leave before it has answered.
         self.ask(Op::Accept { call, delay: new.delay, key, done }, wait).await

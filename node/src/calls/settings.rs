@@ -74,7 +74,7 @@ pub struct RawCallback {
 pub struct Settings {
     /// Calls that may wait.
     pub calls: usize,
-    /// Bytes of their bodies.
+    /// Bytes of their heads and bodies.
     pub bytes: u64,
     /// Bytes of bodies that are kept in memory as well.
     pub memory: u64,

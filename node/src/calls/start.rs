@@ -50,7 +50,7 @@ impl Calls {
             tracing::info!(count = loaded.calls.len(), "accepted calls from before the restart will run");
         }
         for call in loaded.calls {
-            room.take_anyway(call.body_len);
+            room.take_anyway(call.bytes());
             let _ = to_runner.send(ToRunner::Run(call));
         }
         let mut posts = Posts::new(&settings.callback);

@@ -359,6 +359,12 @@ async fn what_waits_is_bounded_by_count_and_by_bytes() {
     let first = rig.calls.accept(put_off("a")).await.expect("accepted").id;
     let long: &'static str = "0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789";
     assert!(matches!(rig.calls.accept(put_off(long)).await, Err(CallsError::TooMuch { .. })));
+    // So are heads.
+    let mut headers = HeaderMap::new();
+    headers.insert("x-long", long.parse().expect("text"));
+    let head = Head { headers, ..new("").head };
+    let long_head = rig.calls.accept(NewCall { head, ..put_off("") }).await;
+    assert!(matches!(long_head, Err(CallsError::TooMuch { .. })));
     rig.calls.accept(put_off("b")).await.expect("accepted");
     assert_eq!(rig.calls.accept(put_off("c")).await, Err(CallsError::Full { waiting: 2 }));
     rig.calls.cancel(first).await.expect("it waits");

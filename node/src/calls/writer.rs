@@ -26,7 +26,7 @@ use crate::store::fault::{Seam, Step};
 
 /// Operations in one transaction.
 const BATCH_MAX: usize = 4096;
-/// Bytes of bodies in one transaction: bounds how long the first waits for the last.
+/// Bytes of calls and answers in one transaction: bounds how long the first waits for the last.
 const BATCH_BYTES: u64 = 32 << 20;
 /// What is owed is tried again this often, and sooner when something new comes.
 const OWED_RETRY: Duration = Duration::from_millis(250);
@@ -253,11 +253,11 @@ impl Writer {
     fn committed(&self, op: Op, found: Found) {
         match (op, found) {
             (Op::Accept { call, done, .. }, Found::Known(Known::Same(id))) => {
-                self.room.give_back(call.body_len);
+                self.room.give_back(call.bytes());
                 let _ = done.send(Ok(Accepted { id, repeated: true }));
             }
             (Op::Accept { call, done, .. }, Found::Known(Known::Other(id))) => {
-                self.room.give_back(call.body_len);
+                self.room.give_back(call.bytes());
                 tracing::debug!(call = %id, "a submission was refused: its key is this call's");
                 let _ = done.send(Err(CallsError::KeyReused));
             }
@@ -268,7 +268,7 @@ impl Writer {
                 let _ = done.send(Ok(Accepted { id, repeated: false }));
             }
             (Op::Cancel { call, done, .. }, _) => {
-                self.room.give_back(call.body_len);
+                self.room.give_back(call.bytes());
                 let _ = self.runner.send(ToRunner::Cancelled(call));
                 let _ = done.send(Ok(()));
             }
@@ -278,7 +278,7 @@ impl Writer {
             (Op::Revive { done, .. }, Found::Revived(call)) => {
                 let was_there = call.is_some();
                 if let Some(call) = call {
-                    self.room.take_anyway(call.body_len);
+                    self.room.take_anyway(call.bytes());
                     let _ = self.runner.send(ToRunner::Run(call));
                 }
                 let _ = done.send(Ok(was_there));
@@ -295,7 +295,7 @@ impl Writer {
     fn failed(&self, op: Op, error: &CallsError) -> Option<Op> {
         match op {
             Op::Accept { call, done, .. } => {
-                self.room.give_back(call.body_len);
+                self.room.give_back(call.bytes());
                 let _ = done.send(Err(error.clone()));
             }
             Op::Cancel { call, done, .. } => {
@@ -334,7 +334,7 @@ impl Writer {
 impl Op {
     fn bytes(&self) -> u64 {
         match self {
-            Self::Accept { call, .. } => call.body_len,
+            Self::Accept { call, .. } => call.bytes(),
             Self::End { ended, .. } => ended.outcome.body.len() as u64,
             _ => 0,
         }

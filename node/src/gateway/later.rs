@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use spry_wire::frame::RequestHead;
 use tokio::sync::watch;
 
 use super::Refusal;
@@ -92,6 +93,7 @@ impl Worker {
             kept.append(name.clone(), value.clone());
         }
         let head = Head { method, rest, headers: kept };
+        self.fits(&head)?;
         let body = whole(request.into_body(), limit_bytes, self.ending().cut.subscribe()).await?;
         let accepted = self.calls.accept(NewCall { function, head, body, callback, delay, key }).await?;
         let mut response = Response::new(Full::default());
@@ -103,6 +105,21 @@ impl Worker {
             response.headers_mut().insert(X_REPEATED.clone(), HeaderValue::from_static("true"));
         }
         Ok(response)
+    }
+
+    /// Whether a function can be given this head: a call of which that isn't so would be accepted for nothing.
+    fn fits(&self, head: &Head) -> Result<(), Refusal> {
+        let (path, query) = head.rest.split_once('?').unwrap_or((&head.rest, ""));
+        let headers = head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let mut headers: Vec<_> = headers.collect();
+        // A run may be traced, and is told so.
+        if !head.headers.contains_key("traceparent") {
+            headers.push(("traceparent", &[b'0'; 55]));
+        }
+        let call_id = self.call_ids.next();
+        let (call_id, method) = (call_id.as_str(), head.method.as_str());
+        let head = RequestHead { deadline_unix_ns: 0, call_id, method, path, query, headers };
+        head.encode(&mut Vec::new()).map_err(Refusal::HeadTooLarge)
     }
 
     async fn take_back(&self, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {

@@ -17,7 +17,7 @@ pub(super) fn calls(page: &mut Page, counts: &calls::Counts) {
     }
     use Kind::{Counter, Gauge};
     for (name, kind, help, value) in [
-        ("spry_async_bytes", Gauge, "Bytes of the bodies of calls that wait.", counts.bytes),
+        ("spry_async_bytes", Gauge, "Bytes of the heads and bodies of calls that wait.", counts.bytes),
         ("spry_async_accepted_total", Counter, "Asynchronous calls that were accepted.", counts.accepted),
         ("spry_async_done_total", Counter, "Those that ended with an answer.", counts.done),
         ("spry_async_retried_total", Counter, "Failed runs that were followed by another.", counts.retried),

@@ -224,6 +224,9 @@ fn a_full_queue_refuses_with_retry_after() {
     assert!(refused.header("retry-after").is_some());
     let over = later(daemon.address, "quick", &[], &[b'x'; 2000]);
     assert_eq!((over.status, over.error_code().as_str()), (413, "payload_too_large"));
+    let long = "x".repeat(100 * 1024);
+    let over = later(daemon.address, "quick", &[("x-long", &long)], b"");
+    assert_eq!((over.status, over.error_code().as_str()), (431, "head_too_large"));
     let status = Connection::open(daemon.address)
         .call("DELETE", &format!("/async-function/{}", ids[0]), &[], b"")
         .status;

@@ -218,7 +218,7 @@ impl AtWork {
             kept.outcome.body.truncate(self.parts.body_max);
             kept.outcome.truncated = true;
         }
-        self.parts.room.give_back(call.body_len);
+        self.parts.room.give_back(call.bytes());
         let _ = self.parts.writer.send(Op::End { seq: call.seq, ended: kept, callback });
         self.ending.insert(call.id, call);
     }
