@@ -33,8 +33,7 @@ impl Head {
 
     /// Bytes of what [`Self::encode`] writes.
     fn encoded_len(&self) -> usize {
-        let headers = self.headers.iter().map(|(name, value)| 2 + name.as_str().len() + value.len());
-        self.method.as_str().len() + 1 + self.rest.len() + headers.sum::<usize>()
+        self.method.as_str().len() + 1 + self.rest.len() + encoded_headers_len(&self.headers)
     }
 
     /// Reads what [`Self::encode`] wrote; `None`: it didn't.
@@ -55,6 +54,11 @@ pub fn encode_headers(headers: &HeaderMap, out: &mut Vec<u8>) {
         out.push(b':');
         out.extend_from_slice(value.as_bytes());
     }
+}
+
+/// Bytes of what [`encode_headers`] appends.
+pub fn encoded_headers_len(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| 2 + name.as_str().len() + value.len()).sum()
 }
 
 /// Reads lines of `name:value`.

@@ -4,6 +4,8 @@
 //! to is the caller's word and as hostile as any other: see [`super::target`]. Nothing of the receiver's answer is read
 //! beyond its head, no redirect is followed, everything has one time limit.
 //!
+//! Answers wait on disk and are read when they are sent: what waits in memory is whom to tell, and when.
+//!
 //! A receiver that is slow or gone holds up its own callbacks only: of one host, a few are under way at a time.
 
 use std::cell::RefCell;
@@ -22,8 +24,9 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_rustls::rustls::pki_types::ServerName;
 
+use super::database::Reader;
 use super::policy::{Policy, Verdict};
-use super::rows::Callback;
+use super::rows::{Callback, Ended};
 use super::runner::ToRunner;
 use super::settings::CallbackSettings;
 use super::target::{Rules, Target, TargetError};
@@ -61,6 +64,10 @@ enum PostError {
     Timeout(Duration),
     #[error("it answered {0}")]
     Status(StatusCode),
+    #[error("read what it is to be told: {0}")]
+    Unread(#[from] rusqlite::Error),
+    #[error("what it was to be told is gone from the database")]
+    Gone,
 }
 
 impl PostError {
@@ -69,6 +76,7 @@ impl PostError {
         match self {
             Self::Target(error) => error.is_final(),
             Self::Status(status) => status.is_client_error() && !matches!(status.as_u16(), 408 | 425 | 429),
+            Self::Gone => true,
             _ => false,
         }
     }
@@ -81,6 +89,8 @@ pub(super) enum Next {
     Over {
         /// Its place on disk.
         seq: u64,
+        /// What it held of the room.
+        bytes: u64,
         /// It was taken.
         made: bool,
     },
@@ -136,7 +146,12 @@ impl Posts {
     }
 
     /// Begins what is due.
-    pub(super) fn pump(this: &Rc<RefCell<Self>>, now: Instant, runner: &UnboundedSender<ToRunner>) {
+    pub(super) fn pump(
+        this: &Rc<RefCell<Self>>,
+        now: Instant,
+        reader: &Reader,
+        runner: &UnboundedSender<ToRunner>,
+    ) {
         loop {
             let mut posts = this.borrow_mut();
             if posts.at_once >= AT_ONCE || posts.next_due().is_none_or(|due| due > now) {
@@ -153,8 +168,11 @@ impl Posts {
             posts.at_once += 1;
             let (rules, trust) = (Arc::clone(&posts.rules), Arc::clone(&posts.trust));
             let (timeout, runner) = (posts.timeout, runner.clone());
+            let told = reader.told(callback.seq).map_err(PostError::from);
+            let told = told.and_then(|told| told.ok_or(PostError::Gone));
             tokio::task::spawn_local(async move {
-                let posted = tokio::time::timeout(timeout, post(&callback, &rules, trust)).await;
+                let posting = async { post(&callback.url, &told?, &rules, trust).await };
+                let posted = tokio::time::timeout(timeout, posting).await;
                 let result = posted.unwrap_or(Err(PostError::Timeout(timeout)));
                 let _ = runner.send(ToRunner::Posted(Post { callback, host, result }));
             });
@@ -175,8 +193,8 @@ impl Posts {
                 self.due.insert((next.due, next.seq), next);
             }
         }
-        let seq = callback.seq;
-        let Err(error) = result else { return Next::Over { seq, made: true } };
+        let (seq, bytes) = (callback.seq, callback.bytes);
+        let Err(error) = result else { return Next::Over { seq, bytes, made: true } };
         callback.attempts += 1;
         let draw = crate::sys::random_u64().map_or(0.5, |bits| (bits >> 11) as f64 / (1u64 << 53) as f64);
         let verdict = match error.is_final() {
@@ -184,10 +202,10 @@ impl Posts {
             false => self.policy.verdict(callback.attempts, Duration::ZERO, draw),
         };
         let Verdict::Again(delay) = verdict else {
-            tracing::warn!(call = %callback.ended.id, url = &*callback.url, %error, "a callback was given up");
-            return Next::Over { seq, made: false };
+            tracing::warn!(call = %callback.id, url = &*callback.url, %error, "a callback was given up");
+            return Next::Over { seq, bytes, made: false };
         };
-        tracing::debug!(call = %callback.ended.id, url = &*callback.url, %error, "a callback is tried again");
+        tracing::debug!(call = %callback.id, url = &*callback.url, %error, "a callback is tried again");
         let tries = callback.attempts;
         callback.due = Instant::now() + delay;
         self.insert(callback);
@@ -195,17 +213,17 @@ impl Posts {
     }
 }
 
-async fn post(callback: &Callback, rules: &Rules, trust: Arc<Trust>) -> Result<(), PostError> {
-    let target = Target::parse(&callback.url)?;
+async fn post(url: &str, told: &Ended, rules: &Rules, trust: Arc<Trust>) -> Result<(), PostError> {
+    let target = Target::parse(url)?;
     let address = target.resolve(rules).await?;
     let stream = TcpStream::connect(address).await.map_err(PostError::Connect)?;
     let _ = stream.set_nodelay(true);
-    let request = request(callback, &target);
+    let request = request(told, &target);
     if !target.tls {
         return exchange(stream, request).await;
     }
     let name = ServerName::try_from(target.host.clone())
-        .map_err(|_| PostError::Target(TargetError::Url(callback.url.to_string())))?;
+        .map_err(|_| PostError::Target(TargetError::Url(url.to_owned())))?;
     let connector = tokio::task::spawn_blocking(move || trust.connector()).await;
     let connector = connector.map_err(|error| PostError::Tls(error.into()))??;
     exchange(connector.connect(name, stream).await.map_err(PostError::Tls)?, request).await
@@ -219,18 +237,21 @@ where
     let mut builder = hyper::client::conn::http1::Builder::new();
     builder.max_buf_size(HEAD_MAX);
     let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-    let driver = tokio::task::spawn_local(connection);
-    let answer = sender.send_request(request).await;
-    // Whatever else it would say is not read.
-    driver.abort();
+    let answer = sender.send_request(request);
+    tokio::pin!(answer);
+    // The connection is driven here and ends with this: whatever else the receiver would say is not read.
+    let answer = tokio::select! {
+        answer = answer.as_mut() => answer,
+        _ended = connection => answer.await,
+    };
     match answer?.status() {
         status if status.is_success() => Ok(()),
         status => Err(PostError::Status(status)),
     }
 }
 
-fn request(callback: &Callback, target: &Target) -> Request<Full<Bytes>> {
-    let (ended, outcome) = (&callback.ended, &callback.ended.outcome);
+fn request(ended: &Ended, target: &Target) -> Request<Full<Bytes>> {
+    let outcome = &ended.outcome;
     let mut request = Request::new(Full::new(outcome.body.clone()));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = target.path.clone();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, TransactionBehavior};
 
 use super::call::{Call, remaining};
-use super::rows::{CALL_COLUMNS, Callback, Ended, read_call};
+use super::rows::{CALL_COLUMNS, Callback, read_call};
 use crate::gateway::call_id::CallId;
 use crate::store::{StoreError, sqlite};
 pub(super) use batch::Batch;
@@ -204,18 +204,18 @@ impl Database {
                 None => loaded.unreadable += 1,
             }
         }
-        let columns = Ended::COLUMNS;
-        let sql =
-            format!("SELECT {columns}, seq, url, noted_unix_ms, delay_ms, tries FROM callbacks ORDER BY seq");
-        let mut statement = self.connection.prepare(&sql)?;
+        let sql = "SELECT seq, id, url, length(headers) + length(body), noted_unix_ms, delay_ms, tries \
+                   FROM callbacks ORDER BY seq";
+        let mut statement = self.connection.prepare(sql)?;
         let callbacks = statement.query_map([], |row| {
-            let (noted, delay) = (row.get(14)?, Duration::from_millis(row.get(15)?));
+            let (noted, delay) = (row.get(4)?, Duration::from_millis(row.get(5)?));
             Ok(Callback {
-                ended: Ended::read(row)?,
-                seq: row.get(12)?,
-                url: row.get::<_, String>(13)?.into(),
+                seq: row.get(0)?,
+                id: row.get(1)?,
+                url: row.get::<_, String>(2)?.into(),
+                bytes: row.get(3)?,
+                attempts: row.get(6)?,
                 due: now + remaining(delay, noted, now_unix_ms),
-                attempts: row.get(16)?,
             })
         })?;
         loaded.callbacks = callbacks.collect::<Sql<_>>()?;

@@ -1,4 +1,4 @@
-//! The room for asynchronous calls that wait, by count and by bytes.
+//! The room for asynchronous calls that wait, by count and by bytes: for their turn, or for their caller to be told.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -31,6 +31,12 @@ impl Room {
     pub(super) fn take_anyway(&self, bytes: u64) {
         self.calls.fetch_add(1, Ordering::AcqRel);
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// What was held for a call is held for its answer now.
+    pub(super) fn exchange(&self, call_bytes: u64, answer_bytes: u64) {
+        self.bytes.fetch_add(answer_bytes, Ordering::AcqRel);
+        self.bytes.fetch_sub(call_bytes, Ordering::AcqRel);
     }
 
     pub(super) fn give_back(&self, bytes: u64) {

@@ -8,7 +8,7 @@ use http::HeaderMap;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Row, Statement, params};
 
-use super::call::{Call, Head, decode_headers, encode_headers, instant_of, remaining};
+use super::call::{Call, Head, decode_headers, encode_headers, encoded_headers_len, instant_of, remaining};
 use crate::gateway::call_id::CallId;
 
 impl ToSql for CallId {
@@ -110,21 +110,28 @@ impl Ended {
             .try_for_each(|(index, value)| statement.raw_bind_parameter(index + 1, value))
     }
 
+    /// Bytes of its answer.
+    pub(super) fn bytes(&self) -> u64 {
+        (encoded_headers_len(&self.outcome.headers) + self.outcome.body.len()) as u64
+    }
+
     /// Bytes that it takes on disk, roughly.
     pub(super) fn weight(&self) -> u64 {
         128 + self.outcome.body.len() as u64
     }
 }
 
-/// An end that somebody wants to be told of.
+/// Somebody wants to be told of an end. What they are told lies on disk until then: see [`super::database::Reader::told`].
 #[derive(Debug, Clone)]
 pub struct Callback {
     /// Its place on disk.
     pub seq: u64,
+    /// Which call has ended.
+    pub id: CallId,
     /// Whom to tell.
     pub url: Arc<str>,
-    /// What.
-    pub ended: Ended,
+    /// What it takes of the room for calls that wait.
+    pub bytes: u64,
     /// How often it was tried.
     pub attempts: u32,
     /// When it is tried next.

@@ -54,7 +54,10 @@ impl Calls {
             let _ = to_runner.send(ToRunner::Run(call));
         }
         let mut posts = Posts::new(&settings.callback);
-        loaded.callbacks.into_iter().for_each(|callback| posts.insert(callback));
+        for callback in loaded.callbacks {
+            room.take_anyway(callback.bytes);
+            posts.insert(callback);
+        }
         let (to_writer, operations) = channel();
         let (health, stats): (Arc<Health>, Arc<Stats>) = Default::default();
         let writer = Writer {

@@ -1,6 +1,7 @@
 //! The whole of it without a node: a fake worker answers what it is told to.
 
 use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::atomic::AtomicBool;
 
 use http::{HeaderMap, Method, Response};
@@ -10,6 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::database::Database;
 use super::rows::Outcome;
 use super::runner::Callees;
+use super::target::Rules;
 use super::*;
 use crate::calls::launch::{Again, Launch, Why};
 use crate::dispatch::ToWorker;
@@ -373,6 +375,56 @@ async fn what_waits_is_bounded_by_count_and_by_bytes() {
     let body = http_body_util::BodyExt::collect(launch.take_request().expect("a request").into_body()).await;
     assert_eq!(body.expect("no error").to_bytes(), "now");
     launch.answer(response(200, "")).await;
+    rig.over(id).await;
+}
+
+/// Takes callbacks, and says what each of them brought.
+fn receiver(listener: std::net::TcpListener) -> std::sync::mpsc::Receiver<Vec<u8>> {
+    let (sender, received) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let (mut reader, mut length) = (BufReader::new(stream), 0);
+            for line in reader.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty()) {
+                if let Some(value) = line.strip_prefix("content-length: ") {
+                    length = value.parse().expect("a number");
+                }
+            }
+            let mut body = vec![0; length];
+            let whole = reader.read_exact(&mut body).is_ok();
+            let _ = reader.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
+            if whole && sender.send(body).is_err() {
+                return;
+            }
+        }
+    });
+    received
+}
+
+#[tokio::test]
+async fn an_answer_holds_room_until_its_callback_is_made() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", listener.local_addr().expect("an address"));
+    let mut settings = Settings { bytes: 100, ..Settings::default() };
+    settings.callback.rules = Rules::parse(&["127.0.0.1".into()]).expect("a rule");
+    let mut rig = Rig::on(tempfile::tempdir().expect("a folder"), settings.clone(), 1);
+    let callback = Some(url);
+    let id = rig.calls.accept(NewCall { callback, ..new("x") }).await.expect("accepted").id;
+    let answer: &'static str = "0123456789".repeat(30).leak();
+    rig.launch().await.answer(response(200, answer)).await;
+    rig.over(id).await;
+    // Nobody has taken it: it is in the way of others, after a restart too.
+    assert_eq!(rig.calls.accept(new("y")).await, Err(CallsError::TooMuch { bytes: 300 }));
+    rig.calls.close();
+    let mut rig = Rig::on(rig.folder, settings, 1);
+    assert_eq!(rig.calls.accept(new("y")).await, Err(CallsError::TooMuch { bytes: 300 }));
+    assert_eq!(receiver(listener).recv().expect("it comes"), answer.as_bytes());
+    while rig.calls.counts().callbacks == 0 {
+        // Each look is a word with the runner.
+        assert!(rig.calls.live(id).await.is_none());
+    }
+    assert_eq!(rig.calls.room.calls.load(Ordering::SeqCst), 0);
+    let id = rig.submit("y").await;
+    rig.launch().await.answer(response(200, "")).await;
     rig.over(id).await;
 }
 

@@ -61,8 +61,8 @@ pub(super) enum Op {
         seq: u64,
         /// How.
         ended: Ended,
-        /// Whom to tell.
-        callback: Option<Callback>,
+        /// Whom to tell, and what.
+        callback: Option<(Callback, Ended)>,
     },
     /// A call has failed and is to run again.
     Postpone {
@@ -273,6 +273,7 @@ impl Writer {
                 let _ = done.send(Ok(()));
             }
             (Op::End { ended, callback, .. }, _) => {
+                let callback = callback.map(|(callback, _told)| callback);
                 let _ = self.runner.send(ToRunner::Ended { id: ended.id, callback });
             }
             (Op::Revive { done, .. }, Found::Revived(call)) => {
@@ -335,7 +336,9 @@ impl Op {
     fn bytes(&self) -> u64 {
         match self {
             Self::Accept { call, .. } => call.bytes(),
-            Self::End { ended, .. } => ended.outcome.body.len() as u64,
+            Self::End { ended, callback, .. } => {
+                ended.bytes() + callback.as_ref().map_or(0, |(callback, _)| callback.bytes)
+            }
             _ => 0,
         }
     }
@@ -373,8 +376,8 @@ impl Op {
                     false => batch.delete(*seq)?,
                 }
                 batch.end(ended)?;
-                if let Some(callback) = callback {
-                    batch.call_back(callback)?;
+                if let Some((callback, told)) = callback {
+                    batch.call_back(callback, told)?;
                 }
             }
             Self::Postpone { seq, failures, delay } => {

@@ -101,14 +101,14 @@ impl Batch<'_> {
         Ok(())
     }
 
-    pub(in crate::calls) fn call_back(&self, callback: &Callback) -> Sql<()> {
+    pub(in crate::calls) fn call_back(&self, callback: &Callback, told: &Ended) -> Sql<()> {
         let columns = Ended::COLUMNS;
         let sql = format!(
             "INSERT INTO callbacks ({columns}, seq, url, noted_unix_ms, delay_ms, tries) \
              VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12,?13,?14,?11,0,0)"
         );
         let mut statement = self.transaction.prepare_cached(&sql)?;
-        callback.ended.bind(&mut statement)?;
+        told.bind(&mut statement)?;
         statement.raw_bind_parameter(13, callback.seq)?;
         statement.raw_bind_parameter(14, &*callback.url)?;
         statement.raw_execute()?;

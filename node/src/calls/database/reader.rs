@@ -27,6 +27,12 @@ impl Reader {
         statement.query_row([seq], |row| row.get(0)).optional()
     }
 
+    /// What a callback says.
+    pub fn told(&self, seq: u64) -> Sql<Option<Ended>> {
+        let sql = format!("SELECT {} FROM callbacks WHERE seq = ?1", Ended::COLUMNS);
+        self.connection.prepare_cached(&sql)?.query_row([seq], Ended::read).optional()
+    }
+
     /// How a call ended.
     pub fn ended(&self, id: CallId) -> Sql<Option<Ended>> {
         let sql = format!("SELECT {} FROM ends WHERE id = ?1", Ended::COLUMNS);

@@ -107,7 +107,7 @@ impl AtWork {
             self.launch(call);
         }
         if !self.stopped {
-            Posts::pump(&self.posts, now, &self.parts.own);
+            Posts::pump(&self.posts, now, &self.parts.reader, &self.parts.own);
         }
         let (queued, delayed) = self.queue.waiting();
         self.parts.stats.queued.store(queued as u64, Ordering::Relaxed);
@@ -206,19 +206,19 @@ impl AtWork {
             tracing::warn!(call = %call.id, function = &*call.function, status = outcome.status, "a call was given up");
         }
         let ended = self.ended(&call, outcome, dead);
-        let callback = call.callback.clone().map(|url| Callback {
-            seq: call.seq,
-            url,
-            ended: ended.clone(),
-            attempts: 0,
-            due: Instant::now(),
+        let callback = call.callback.clone().map(|url| {
+            let (seq, id, bytes) = (call.seq, call.id, ended.bytes());
+            (Callback { seq, id, url, bytes, attempts: 0, due: Instant::now() }, ended.clone())
         });
         let mut kept = ended;
         if kept.outcome.body.len() > self.parts.body_max {
             kept.outcome.body.truncate(self.parts.body_max);
             kept.outcome.truncated = true;
         }
-        self.parts.room.give_back(call.bytes());
+        match &callback {
+            Some((callback, _)) => self.parts.room.exchange(call.bytes(), callback.bytes),
+            None => self.parts.room.give_back(call.bytes()),
+        }
         let _ = self.parts.writer.send(Op::End { seq: call.seq, ended: kept, callback });
         self.ending.insert(call.id, call);
     }
@@ -293,7 +293,8 @@ impl AtWork {
 
     fn posted(&mut self, post: Post) {
         match self.posts.borrow_mut().posted(post) {
-            crate::calls::callback::Next::Over { seq, made } => {
+            crate::calls::callback::Next::Over { seq, bytes, made } => {
+                self.parts.room.give_back(bytes);
                 let counter =
                     if made { &self.parts.stats.callbacks } else { &self.parts.stats.callbacks_lost };
                 counter.fetch_add(1, Ordering::Relaxed);
