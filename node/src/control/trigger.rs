@@ -33,20 +33,30 @@ where
     let triggers = triggers(control)?;
     // `Limited` wants errors that can be boxed; their words are enough.
     let body = std::pin::pin!(body.map_err(|error| std::io::Error::other(error.to_string())));
-    let whole =
+    let read =
         Limited::new(body, FILE_MAX).collect().await.map_err(|error| Refused::Body(error.to_string()))?;
-    let text = String::from_utf8(whole.to_bytes().into())
+    let text = String::from_utf8(read.to_bytes().into())
         .map_err(|_| Refused::Body("it is no UTF-8 text".to_owned()))?;
-    let replaced = triggers.apply(name, text).await?;
+    let (changed, named) = (Arc::clone(&triggers), name.to_owned());
+    let replaced = whole(async move { changed.apply(&named, text).await }).await?;
     json(&serde_json::json!({ "trigger": triggers.get(name), "replaced": replaced }))
 }
 
 pub(super) async fn remove(name: &str, control: &Control) -> Answer {
-    triggers(control)?.remove(name).await?;
+    let (triggers, name) = (triggers(control)?, name.to_owned());
+    whole(async move { triggers.remove(&name).await }).await?;
     Ok(answer(StatusCode::NO_CONTENT, Bytes::new()))
 }
 
 pub(super) async fn pause(name: &str, paused: bool, control: &Control) -> Answer {
-    triggers(control)?.pause(name, paused).await?;
+    let (triggers, name) = (triggers(control)?, name.to_owned());
+    whole(async move { triggers.pause(&name, paused).await }).await?;
     Ok(answer(StatusCode::NO_CONTENT, Bytes::new()))
+}
+
+/// A change, in a task of its own: a client that leaves must not leave it half done.
+async fn whole<T: Send + 'static>(
+    change: impl Future<Output = Result<T, TriggerError>> + Send + 'static,
+) -> Result<T, Refused> {
+    Ok(tokio::spawn(change).await.map_err(|_| Refused::Broken)??)
 }

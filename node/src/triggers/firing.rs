@@ -51,6 +51,7 @@ impl Firing {
         loop {
             let fired = self.shared.fired_unix_ms.load(Ordering::Relaxed);
             for at in schedule.due(fired, unix_ms(), GRACE_MS, MISSED_MAX) {
+                // What is refused for good would be again: that instant is over, too.
                 self.submit(
                     &format!("at:{at}"),
                     self.spec.body.clone().into(),
@@ -89,7 +90,8 @@ impl Firing {
         }
     }
 
-    async fn take(&self, spool: &Spool, name: &str) {
+    /// Makes a call of a file, which goes once that is accepted.
+    pub(super) async fn take(&self, spool: &Spool, name: &str) {
         let limit = self.callees.payload(self.spec.call.as_str()).unwrap_or(0);
         let found = match spool.read(name, limit) {
             Ok(Some(found)) => found,
@@ -99,9 +101,10 @@ impl Firing {
                 return;
             }
         };
-        let key = format!("file:{}:{}", found.mark, found.name);
         let shown: String = name.chars().filter(char::is_ascii_graphic).take(255).collect();
-        self.submit(&key, found.content.clone().into(), ("x-spry-file", shown)).await;
+        if !self.submit(&found.key(), found.content.clone().into(), ("x-spry-file", shown)).await {
+            return;
+        }
         self.shared.fired_unix_ms.store(unix_ms(), Ordering::Relaxed);
         if let Err(error) = spool.finish(&found) {
             tracing::warn!(trigger = %self.spec.name, file = name, %error, "a file that was sent can't be moved on");
@@ -109,8 +112,9 @@ impl Firing {
         }
     }
 
-    /// Makes a call, however long that takes. `what` tells this firing from all others of the trigger.
-    async fn submit(&self, what: &str, body: bytes::Bytes, (name, value): (&'static str, String)) {
+    /// Makes a call, however long that takes; false: it was refused for good. `what` tells this firing from all others of
+    /// the trigger.
+    async fn submit(&self, what: &str, body: bytes::Bytes, (name, value): (&'static str, String)) -> bool {
         let mut headers = HeaderMap::new();
         let text = |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("-"));
         headers.insert(header::CONTENT_TYPE, text(&self.spec.content_type));
@@ -131,7 +135,7 @@ impl Firing {
                 Ok(_) => {
                     self.shared.fired.fetch_add(1, Ordering::Relaxed);
                     *self.shared.problem.lock() = None;
-                    return;
+                    return true;
                 }
                 Err(
                     error
@@ -143,7 +147,7 @@ impl Firing {
                 Err(error) => {
                     tracing::error!(trigger = %self.spec.name, %error, "a trigger's call was not accepted");
                     *self.shared.problem.lock() = Some(error.to_string());
-                    return;
+                    return false;
                 }
             }
         }

@@ -95,6 +95,9 @@ pub struct Triggers {
     calls: Arc<Calls>,
     callees: Arc<dyn Callees>,
     table: Mutex<BTreeMap<String, Entry>>,
+    /// Held while one changes, so that the table is what the disk is. Whoever begins a change sees it to its end: in a
+    /// task of its own, if need be.
+    changes: tokio::sync::Mutex<()>,
     runtime: Handle,
     end: Mutex<Option<(oneshot::Sender<()>, JoinHandle<()>)>>,
 }
@@ -131,7 +134,7 @@ impl Triggers {
         })?;
         let runtime = wait.recv().unwrap_or_else(|_| Err(std::io::ErrorKind::BrokenPipe.into()))?;
         let (table, end) = (Mutex::default(), Mutex::new(Some((end, thread))));
-        let triggers = Arc::new(Self { calls, callees, table, runtime, end });
+        let triggers = Arc::new(Self { calls, callees, table, changes: Default::default(), runtime, end });
         match triggers.calls.triggers() {
             Ok(stored) => stored.into_iter().for_each(|stored| triggers.restore(stored)),
             Err(error) => tracing::error!(%error, "the stored triggers can't be read"),
@@ -175,6 +178,7 @@ impl Triggers {
             Spool::open(folder, done.as_deref())
                 .map_err(|source| TriggerError::Folder { folder: folder.display().to_string(), source })?;
         }
+        let _one_at_a_time = self.changes.lock().await;
         // What passed before it was applied isn't missed.
         let fired_unix_ms = unix_ms();
         let stored = StoredTrigger { name: name.into(), text: text.clone(), paused: false, fired_unix_ms };
@@ -194,6 +198,7 @@ impl Triggers {
     /// Lets a trigger rest, or fire again. What passes meanwhile isn't missed; files that arrive wait.
     pub async fn pause(&self, name: &str, paused: bool) -> Result<(), TriggerError> {
         let gone = || TriggerError::NoSuchTrigger(name.into());
+        let _one_at_a_time = self.changes.lock().await;
         let mut stored = self.stored(name).ok_or_else(gone)?;
         (stored.paused, stored.fired_unix_ms) = (paused, unix_ms().max(stored.fired_unix_ms));
         let fired_unix_ms = stored.fired_unix_ms;
@@ -225,10 +230,13 @@ impl Triggers {
 
     /// Removes a trigger. Calls that it has made stay.
     pub async fn remove(&self, name: &str) -> Result<(), TriggerError> {
-        if !self.calls.remove_trigger(name).await? {
+        let _one_at_a_time = self.changes.lock().await;
+        let was_stored = self.calls.remove_trigger(name).await?;
+        let entry = self.table.lock().remove(name);
+        if !was_stored && entry.is_none() {
             return Err(TriggerError::NoSuchTrigger(name.into()));
         }
-        if let Some(task) = self.table.lock().remove(name).and_then(|entry| entry.task) {
+        if let Some(task) = entry.and_then(|entry| entry.task) {
             task.abort();
         }
         Ok(())
@@ -276,3 +284,6 @@ fn state(entry: &Entry) -> TriggerState {
         text: text.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,14 +11,27 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use sha2::{Digest, Sha256};
 
 /// A file that waits to be sent.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) name: String,
     pub(super) content: Vec<u8>,
-    /// What makes it this file and no other: device, inode, size, and when it was changed.
-    pub(super) mark: String,
+    /// What makes it this file and no other: device, inode, size, and when it was written.
+    mark: String,
+    /// When the kernel last changed anything of it, which nobody can set back.
+    changed: (i64, i64),
+}
+
+impl Found {
+    /// What tells its call from all others: a file that was sent already is sent under the same key, and another one that
+    /// has its name, place, size and time is not.
+    pub(super) fn key(&self) -> String {
+        let content: String =
+            Sha256::digest(&self.content).iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("file:{}:{content}:{}", self.mark, self.name)
+    }
 }
 
 /// Why a file isn't taken.
@@ -99,18 +112,18 @@ impl Spool {
         if content.len() as u64 > limit {
             return Err(Refused::TooLarge(limit));
         }
-        let mark = mark(&metadata);
-        Ok(Some(Found { name: name.to_owned(), content, mark }))
+        let (mark, changed) = (mark(&metadata), changed(&metadata));
+        Ok(Some(Found { name: name.to_owned(), content, mark, changed }))
     }
 
-    /// The file has been accepted: it goes, unless another has taken its name.
+    /// The file has been accepted: it goes, unless another has taken its name or it has changed.
     pub(super) fn finish(&self, found: &Found) -> std::io::Result<()> {
         let path = self.folder.join(&found.name);
         let metadata = match std::fs::symlink_metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             metadata => metadata?,
         };
-        if mark(&metadata) != found.mark {
+        if mark(&metadata) != found.mark || changed(&metadata) != found.changed {
             return Ok(());
         }
         match &self.done {
@@ -123,6 +136,10 @@ impl Spool {
 fn mark(metadata: &std::fs::Metadata) -> String {
     let (seconds, ns) = (metadata.mtime(), metadata.mtime_nsec());
     format!("{}:{}:{}:{seconds}.{ns}", metadata.dev(), metadata.ino(), metadata.size())
+}
+
+fn changed(metadata: &std::fs::Metadata) -> (i64, i64) {
+    (metadata.ctime(), metadata.ctime_nsec())
 }
 
 #[cfg(test)]
@@ -157,6 +174,32 @@ mod tests {
         let found = spool.read("good", 10).expect("readable").expect("there");
         spool.finish(&found).expect("removed");
         assert!(!at("good").exists());
+    }
+
+    #[test]
+    fn another_content_under_the_same_time_is_another_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spool = Spool::open(folder.path(), None).expect("opens");
+        let path = folder.path().join("a");
+        let read = || spool.read("a", 10).expect("readable").expect("there");
+        std::fs::write(&path, b"one").expect("written");
+        let written = std::fs::metadata(&path).and_then(|metadata| metadata.modified()).expect("a time");
+        let one = read();
+        assert_eq!(one.key(), read().key());
+        std::fs::write(&path, b"two").expect("written");
+        let file = File::options().write(true).open(&path).expect("there");
+        // Set back, until the kernel's own clock, which may be a coarse one, has moved on.
+        file.set_modified(written).expect("set");
+        while changed(&file.metadata().expect("there")) == one.changed {
+            file.set_modified(written).expect("set");
+        }
+        let two = read();
+        assert_eq!(one.mark, two.mark);
+        assert_ne!(one.key(), two.key());
+        spool.finish(&one).expect("no error");
+        assert!(path.exists(), "what was never read stays");
+        spool.finish(&two).expect("removed");
+        assert!(!path.exists());
     }
 
     #[test]
