@@ -166,6 +166,13 @@ impl Access {
         }
     }
 
+    /// Whether the caller shows a token that is for some functions and chains only.
+    pub fn is_for_some(&self, caller: Caller, headers: &HeaderMap) -> bool {
+        let grants = self.grants.load();
+        let restricted = |bearer| matches!(bearer, Bearer::Token(_, grant) if grant.functions.is_some());
+        matches!(caller, Caller::Remote(_)) && self.bearer(&grants, headers).is_some_and(restricted)
+    }
+
     /// Counts a request of this caller: by their token if they show one that is known, else by their address.
     pub fn admit(&self, caller: Caller, headers: &HeaderMap) -> Result<(), Denied> {
         let Caller::Remote(address) = caller else { return Ok(()) };

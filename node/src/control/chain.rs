@@ -8,12 +8,17 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 
 use super::deploy::{DRAIN_MAX, next};
-use super::{Control, Refused, answer, blocking, json};
-use crate::chain::spec::{ChainError, FILE_MAX};
+use super::{Asker, Control, Refused, answer, blocking, json};
+use crate::chain::spec::{ChainError, ChainSpec, FILE_MAX};
 use crate::manifest::Name;
 use crate::store::StoreError;
 
-pub(super) async fn apply<B>(body: B, control: &Control, name: &str) -> Result<Response<Full<Bytes>>, Refused>
+pub(super) async fn apply<B>(
+    body: B,
+    control: &Control,
+    asker: &Asker<'_>,
+    name: &str,
+) -> Result<Response<Full<Bytes>>, Refused>
 where
     B: http_body::Body<Data = Bytes> + Send,
     B::Error: std::fmt::Display,
@@ -23,6 +28,11 @@ where
     let planned = blocking(move || store.plan_chain(&source)).await??;
     if planned.plan.name.as_str() != name {
         return Err(Refused::OtherChain { path: name.into(), text: planned.plan.name.to_string() });
+    }
+    // Who may call a chain may call all that it leads to, so a token for it alone must not lead it elsewhere.
+    let spec = ChainSpec::parse(&planned.source).map_err(StoreError::Chain)?;
+    for reached in planned.plan.functions.iter().chain(spec.uses()) {
+        asker.may_deploy(control, reached.as_str()).map_err(|_| Refused::Beyond(reached.to_string()))?;
     }
     let engine = Arc::clone(&control.engine);
     // In a task of its own: a client that leaves must not leave the chain half applied.

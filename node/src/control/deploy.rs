@@ -9,7 +9,7 @@ use http::Response;
 use http_body_util::{BodyExt, Full};
 
 use super::query::Query;
-use super::{Control, Refused, blocking, json};
+use super::{Asker, Control, Refused, blocking, json};
 use crate::manifest::{ManifestError, Name};
 use crate::progress::Progress;
 use crate::store::{StoreError, Upload};
@@ -24,6 +24,7 @@ const BATCH: usize = 256 * 1024;
 pub(super) async fn deploy<B>(
     body: B,
     control: &Control,
+    asker: &Asker<'_>,
     name: Option<&str>,
     query: &Query,
 ) -> Result<Response<Full<Bytes>>, Refused>
@@ -46,6 +47,7 @@ where
     let store = Arc::clone(&control.store);
     let defaults = **control.defaults.load();
     let staged = blocking(move || store.stage(upload, name.as_deref(), &overrides, &defaults)).await??;
+    asker.may_give(control, staged.manifest()).await?;
 
     let engine = Arc::clone(&control.engine);
     // In a task of its own: a client that leaves must not leave the deploy half done.

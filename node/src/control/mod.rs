@@ -3,6 +3,7 @@
 //! [`handle`] authenticates, routes, reads parameters and shapes answers; what is done is the [`Engine`]'s and the
 //! [`Store`]'s; who may is [`crate::access`]'s. `docs/control-api.md` has the routes; a test holds it to [`ROUTES`].
 
+mod asker;
 mod chain;
 mod deploy;
 pub(crate) mod later;
@@ -33,6 +34,7 @@ use crate::progress::{self, Board, Progress};
 use crate::secrets::Secrets;
 use crate::store::Store;
 use crate::triggers::Triggers;
+use asker::Asker;
 use query::Query;
 pub use refusal::Refused;
 
@@ -156,7 +158,7 @@ where
     B::Error: std::fmt::Display,
 {
     let answer = match control.access.check(caller, request.headers(), need(request.uri().path())) {
-        Ok(()) => route(request, control).await,
+        Ok(()) => route(request, control, caller).await,
         Err(denied) => Err(Refused::Denied(denied)),
     };
     answer.unwrap_or_else(|refused| refusal_of(&refused))
@@ -173,7 +175,11 @@ fn need(path: &str) -> Need<'_> {
     }
 }
 
-async fn route<B>(request: Request<B>, control: &Control) -> Result<Response<Full<Bytes>>, Refused>
+async fn route<B>(
+    request: Request<B>,
+    control: &Control,
+    caller: Caller,
+) -> Result<Response<Full<Bytes>>, Refused>
 where
     B: http_body::Body<Data = Bytes> + Send,
     B::Error: std::fmt::Display,
@@ -184,6 +190,7 @@ where
     let reads = parts.method == Method::GET || parts.method == Method::HEAD;
     let writes = parts.method == Method::POST || parts.method == Method::PUT;
     let engine = &control.engine;
+    let asker = Asker { caller, headers: &parts.headers };
     match path.as_slice() {
         ["version"] if reads => json(&serde_json::json!({ "version": env!("CARGO_PKG_VERSION") })),
         ["status"] if reads => {
@@ -197,11 +204,11 @@ where
             json(&blocking(move || doctor::examine(&options)).await?)
         }
         ["functions"] if reads => json(&engine.functions().await),
-        ["functions"] if writes => deploy::deploy(body, control, None, &query).await,
+        ["functions"] if writes => deploy::deploy(body, control, &asker, None, &query).await,
         ["function", name] if reads => versions::describe(name, control).await,
-        ["function", name] if writes => deploy::deploy(body, control, Some(name), &query).await,
+        ["function", name] if writes => deploy::deploy(body, control, &asker, Some(name), &query).await,
         ["function", name] if parts.method == Method::DELETE => remove(name, control).await,
-        ["function", name, "rollback"] if writes => versions::roll_back(name, &query, control).await,
+        ["function", name, "rollback"] if writes => versions::roll_back(name, &query, control, &asker).await,
         ["function", name, "logs"] if reads => {
             let wait = query.period("wait")?.unwrap_or_default().min(WAIT_MAX);
             let limit = limit(&query)?;
@@ -213,7 +220,7 @@ where
             Some(view) => json(&view),
             None => Err(Refused::NoSuchChain((*name).into())),
         },
-        ["chain", name] if writes => chain::apply(body, control, name).await,
+        ["chain", name] if writes => chain::apply(body, control, &asker, name).await,
         ["chain", name] if parts.method == Method::DELETE => chain::remove(name, control).await,
         ["tokens"] if reads => tokens::list(control).await,
         ["tokens"] if writes => tokens::create(body, control).await,

@@ -15,6 +15,23 @@ pub enum Refused {
     /// The caller may not.
     #[error(transparent)]
     Denied(Denied),
+    /// A chain would lead to what the token isn't for.
+    #[error(
+        "this token is for some functions and chains only, and \"{0}\" is none of them, so no chain to it can be \
+         applied with it; `spry token create` makes one that may"
+    )]
+    Beyond(String),
+    /// A version would be given a secret that the current one doesn't have.
+    #[error(
+        "this token is for some functions only and can't give \"{function}\" the secret \"{secret}\"; have a version that \
+         lists it deployed with a token for the whole node first"
+    )]
+    NewSecret {
+        /// Of which function.
+        function: String,
+        /// Which secret.
+        secret: String,
+    },
     /// A token can't be made like this.
     #[error("no such token can be made: {0}")]
     Token(String),
@@ -116,6 +133,7 @@ impl Refused {
         match self {
             Self::Denied(Denied::Unknown) => (StatusCode::UNAUTHORIZED, "unauthorised"),
             Self::Denied(Denied::Forbidden(_) | Denied::Stranger(_)) => (StatusCode::FORBIDDEN, "forbidden"),
+            Self::Beyond(_) | Self::NewSecret { .. } => (StatusCode::FORBIDDEN, "forbidden"),
             Self::Denied(Denied::TooMany { .. }) => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Self::Token(_) => (StatusCode::BAD_REQUEST, "bad_token"),
             Self::NoSuchToken(_) => (StatusCode::NOT_FOUND, "no_such_token"),

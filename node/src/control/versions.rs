@@ -8,7 +8,7 @@ use http_body_util::Full;
 
 use super::deploy::Ends;
 use super::query::Query;
-use super::{Control, Refused, blocking, json};
+use super::{Asker, Control, Refused, blocking, json};
 use crate::api::VersionView;
 use crate::manifest::{ManifestError, Name};
 use crate::progress::Progress;
@@ -36,6 +36,7 @@ pub(super) async fn roll_back(
     name: &str,
     query: &Query,
     control: &Control,
+    asker: &Asker<'_>,
 ) -> Result<Response<Full<Bytes>>, Refused> {
     let progress = match query.text("progress") {
         Some(name) => super::progress(control, name)?,
@@ -45,6 +46,7 @@ pub(super) async fn roll_back(
     let name: Name = name.parse().map_err(|error| StoreError::Manifest(ManifestError::Name(error)))?;
     let (store, to) = (Arc::clone(&control.store), query.number("to")?);
     let recalled = blocking(move || store.recall(&name, to)).await??;
+    asker.may_give(control, &recalled.function().manifest).await?;
     let engine = Arc::clone(&control.engine);
     // In a task of its own: a client that leaves must not leave it half done.
     let done = tokio::spawn(async move { engine.roll_back(recalled, progress).await });

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::client::{Connection, Response};
 use super::daemon::Daemon;
 use crate::need_root_and_cc;
+use crate::secrets::set;
 
 const ECHO: &str = "import spry\ndef main(request: spry.Request):\n  return {k.lower(): v for k, v in dict(request.headers).items()}\n";
 
@@ -17,6 +18,16 @@ fn call(daemon: &Daemon, method: &str, path: &str, token: Option<&str>) -> Respo
     let bearer = token.map(|token| format!("Bearer {token}"));
     let headers: Vec<_> = bearer.iter().map(|bearer| ("authorization", bearer.as_str())).collect();
     Connection::open(daemon.address).call(method, path, &headers, b"")
+}
+
+/// A function's folder with one file in it, as it is uploaded.
+fn archive(source: &str) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(source.len() as u64);
+    header.set_mode(0o644);
+    archive.append_data(&mut header, "main.py", source.as_bytes()).expect("appended");
+    archive.into_inner().expect("whole")
 }
 
 fn create(daemon: &Daemon, arguments: &[&str]) -> (String, String) {
@@ -99,6 +110,48 @@ fn a_chain_is_as_closed_as_its_functions() {
     assert_eq!(daemon.post("/function/both", b"{}").status, 401);
     let (token, _) = create(&daemon, &["--scope", "invoke", "--function", "both"]);
     assert_eq!(call(&daemon, "POST", "/function/both", Some(&token)).status, 200);
+    daemon.stop();
+}
+
+#[test]
+fn a_token_for_some_functions_leads_to_no_others() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    let plain = "def main(params): return params\n";
+    daemon.deploy_python("own", plain, &[]);
+    daemon.deploy_python("payroll", plain, &["access.token=true"]);
+    let (token, _) = create(
+        &daemon,
+        &["--scope", "deploy", "--scope", "invoke", "--function", "own", "--function", "chain"],
+    );
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str())];
+    let ask = |method: &str, path: &str, body: &[u8]| {
+        Connection::open(daemon.address).call(method, path, &headers, body)
+    };
+    let apply = |function: &str| {
+        let text = format!("name = \"chain\"\n[[step]]\nfunction = \"{function}\"\n");
+        ask("PUT", "/system/chain/chain", text.as_bytes())
+    };
+    // By way of a chain.
+    let refused = apply("payroll");
+    assert_eq!((refused.status, refused.error_code().as_str()), (403, "forbidden"));
+    assert!(refused.text().contains("payroll"), "{}", refused.text());
+    let applied = apply("own");
+    assert_eq!(applied.status, 200, "{}", applied.text());
+    // By way of a secret, of a new version or of an old one.
+    assert!(set(&daemon, "KEY", b"1234").status.success());
+    let deploy = |settings: &str| ask("POST", &format!("/system/function/own{settings}"), &archive(plain));
+    let refused = deploy("?set=secrets%3DKEY");
+    assert_eq!((refused.status, refused.error_code().as_str()), (403, "forbidden"));
+    assert!(refused.text().contains("KEY"), "{}", refused.text());
+    // What the whole node's bearer has given it, it keeps; what they took back, no old version brings back.
+    daemon.deploy_python("own", plain, &["secrets=KEY"]);
+    let deployed = deploy("?set=secrets%3DKEY");
+    assert_eq!(deployed.status, 200, "{}", deployed.text());
+    assert_eq!(deploy("").status, 200);
+    assert_eq!(ask("POST", "/system/function/own/rollback", b"").status, 403);
+    assert_eq!(deploy("?set=secrets%3DKEY").status, 403);
     daemon.stop();
 }
 

@@ -7,7 +7,7 @@ use crate::daemon::Daemon;
 
 const PASSWORD: &str = "correct horse battery staple";
 
-fn set(daemon: &Daemon, name: &str, value: &[u8]) -> Output {
+pub(crate) fn set(daemon: &Daemon, name: &str, value: &[u8]) -> Output {
     let mut spry = Command::new(env!("CARGO_BIN_EXE_spry"))
         .arg("--control-socket")
         .arg(daemon.socket())
