@@ -237,7 +237,7 @@ impl Dispatcher {
             return match function.and_then(|function| function.instances[bit as usize].load_full()) {
                 // It has become known just now.
                 Some(_) => self.take_in(event),
-                None => tracing::error!(?descriptor, "a message from an instance that is not there"),
+                None => self.from_nobody(event),
             };
         };
         let dispatcher = Rc::clone(self);
@@ -247,6 +247,15 @@ impl Dispatcher {
                 Err(why) => dispatcher.refuse(id, why),
             }
         });
+    }
+
+    /// A message from an instance that is gone. (The ports are flushed before one goes, so there should be none.) Nobody
+    /// else has the invocation that it ends.
+    fn from_nobody(self: &Rc<Self>, event: Event) {
+        tracing::error!(?event, "a message from an instance that is not there");
+        if let Event::Answer(descriptor) | Event::Forward(descriptor) = event {
+            self.refuse(InvocationId(descriptor.invocation), Refusal::Killed { signal: libc::SIGKILL });
+        }
     }
 
     /// What the invocation has written goes to the function's log.

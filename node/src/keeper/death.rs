@@ -49,9 +49,9 @@ pub(super) fn watch(watched: Watched) {
         instance.mark_ended();
         function.counts.used.add(exit.cpu_time, exit.max_rss_bytes);
         keeper.bus.transport.retire(instance.peer);
-        // One that was ended as idle or used up holds nothing, and nothing of it is under way: whoever ended it had taken
-        // its last answer in, or the bus had none.
-        if !matches!(instance.doom(), Some(Doom::Retired | Doom::Used)) {
+        // Of one that was used up, whoever ended it had taken the answer in. (One that was idle may have become so by an
+        // answer that no worker has come to yet.)
+        if instance.doom() != Some(Doom::Used) {
             keeper.flush_ports().await;
         }
         let mut held = keeper.bus.transport.detach_seats(instance.peer);
