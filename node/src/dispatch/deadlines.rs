@@ -14,7 +14,7 @@ use crate::instance::{Doom, Instance};
 
 /// Between two looks at the deadlines.
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
-/// A run whose time is over may be between two steps: whoever has it is looked for again.
+/// What is out of time may be on its way from one to another: whoever has it is looked for again.
 const SEARCH_PAUSE: Duration = Duration::from_millis(20);
 
 impl Dispatcher {
@@ -62,7 +62,7 @@ impl Dispatcher {
         let finished = {
             let mut inner = self.inner.borrow_mut();
             if let Some(pending) = inner.pending.get(id) {
-                pending.postpone(again);
+                pending.leave_in_hands(again);
             }
             inner.pending.finish(id, Outcome::Refused(Refusal::TimedOut(limit)))
         };
@@ -81,22 +81,13 @@ impl Dispatcher {
         works_for_other && self.inner.borrow_mut().pending.get(id).is_some_and(Pending::let_pass)
     }
 
-    /// Ends the instance that holds an invocation, as soon as it is known.
-    fn end_holder(self: &Rc<Self>, target: &Arc<Function>, peer: PeerId, id: InvocationId) {
-        if let Some(instance) = target.instance_of(peer) {
-            if !self.waits_its_turn(target, &instance, id) {
-                instance.kill(Doom::TimedOut(id));
-            }
-            return;
+    /// Ends the instance that holds an invocation; one that isn't known yet, at a later look.
+    fn end_holder(&self, target: &Function, peer: PeerId, id: InvocationId) {
+        if let Some(instance) = target.instance_of(peer)
+            && !self.waits_its_turn(target, &instance, id)
+        {
+            instance.kill(Doom::TimedOut(id));
         }
-        let (dispatcher, target) = (Rc::clone(self), Arc::clone(target));
-        tokio::task::spawn_local(async move {
-            let born = target.born(peer.bit()).await;
-            let holder = dispatcher.bus.transport.holder(target.index, id);
-            if let Some(instance) = born.filter(|instance| holder == Some(instance.peer)) {
-                instance.kill(Doom::TimedOut(id));
-            }
-        });
     }
 
     /// Ends the wait of everybody who waits for an answer on this thread: spryd is about to end.

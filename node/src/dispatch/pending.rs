@@ -1,5 +1,8 @@
 //! The invocations that one worker's requests wait for.
 
+#[cfg(test)]
+mod tests;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -98,6 +101,8 @@ pub(super) struct Pending {
     waker: Option<Waker>,
     /// Nobody waits for it any more; the entry waits for whoever has the invocation to be done with it.
     abandoned: bool,
+    /// Its time is over, and somebody has it: an instance, or a thread that is about to send or to queue it.
+    in_hands: bool,
     /// See [`Self::let_pass`].
     passed: bool,
 }
@@ -119,6 +124,7 @@ impl Pending {
             outcome: None,
             waker: None,
             abandoned: false,
+            in_hands: false,
             passed: false,
         }
     }
@@ -137,6 +143,22 @@ impl Pending {
 
     pub(super) fn is_abandoned(&self) -> bool {
         self.abandoned
+    }
+
+    /// Whether somebody may have it, for all that is known: what it names must stay.
+    fn is_in_hands(&self) -> bool {
+        self.in_hands || self.trail.is_some()
+    }
+
+    /// Its time is over, and whoever has it is looked for again then.
+    pub(super) fn leave_in_hands(&mut self, until: Instant) {
+        self.in_hands = true;
+        self.request.deadline = until;
+    }
+
+    /// Nobody has it any more.
+    pub(super) fn let_go(&mut self) {
+        self.in_hands = false;
     }
 
     /// Its time is over, and it is left where it is. True: for the first time.
@@ -222,9 +244,13 @@ impl Slab {
         mixed ^ mixed >> 31
     }
 
-    /// Those whose time has run out by `now`, and when the next one's will.
+    /// Those whose time has run out by `now`, and when the next one's will. (What was left in somebody's hands has its
+    /// outcome already.)
     pub(super) fn due(&self, now: Instant) -> (Vec<InvocationId>, Option<Instant>) {
-        let waiting = self.entries.iter().filter(|(_, (_, pending))| pending.outcome.is_none());
+        let waiting = self
+            .entries
+            .iter()
+            .filter(|(_, (_, pending))| pending.outcome.is_none() || pending.is_in_hands());
         let (mut due, mut next) = (Vec::new(), None::<Instant>);
         for (_, (_, pending)) in waiting {
             let deadline = pending.request.deadline;
@@ -265,14 +291,15 @@ impl Slab {
     pub(super) fn again(&mut self, id: InvocationId) -> Option<&mut Pending> {
         let pending = self.get(id)?;
         pending.attempts += 1;
-        (!pending.abandoned && pending.attempts < ATTEMPTS).then_some(pending)
+        let is_wanted = !pending.abandoned && pending.outcome.is_none();
+        (is_wanted && pending.attempts < ATTEMPTS).then_some(pending)
     }
 
     /// Notes how it ended. `None`: nobody waits for it (any more). One that nobody has any more goes with its waiter.
     pub(super) fn finish(&mut self, id: InvocationId, outcome: Outcome) -> Option<Finished> {
         let pending = self.get(id)?;
         if pending.abandoned {
-            if pending.trail.is_none() {
+            if !pending.is_in_hands() {
                 self.remove(id);
             }
             return None;
@@ -300,8 +327,8 @@ impl Slab {
         let (submitted_at, sent_at) = (pending.submitted_at, pending.sent_at());
         let visits = std::mem::take(&mut pending.visits);
         let ended = |block| Ended { outcome, block, visits, submitted_at, sent_at };
-        if pending.trail.is_some() {
-            // Its time ran out in somebody's hands: the entry stays until they have let go of it.
+        if pending.is_in_hands() {
+            // The entry stays until they have let go of it, and with it the block that they may read.
             pending.abandoned = true;
             return Some(ended(None));
         }
@@ -366,18 +393,13 @@ impl Pending {
     pub(super) fn abandon(&mut self) -> bool {
         self.abandoned = true;
         self.waker = None;
-        self.outcome.is_some() && self.trail.is_none()
+        self.outcome.is_some() && !self.is_in_hands()
     }
 
     /// A run's time is over while somebody has it: these are the steps that it has gone so far. What they have answered
     /// with is kept when it is settled.
     pub(super) fn overdue(&mut self, visits: Vec<Visit>) {
         self.visits = visits;
-    }
-
-    /// Looks at its deadline again then.
-    pub(super) fn postpone(&mut self, until: Instant) {
-        self.request.deadline = until;
     }
 
     /// An answer that came and that nobody will read.

@@ -134,6 +134,7 @@ impl Dispatcher {
         let (trail, run) = {
             let mut inner = self.inner.borrow_mut();
             let Some(pending) = inner.pending.get(id) else { return };
+            pending.let_go();
             let (Some(trail), Some(run)) = (pending.trail(), pending.run()) else { return };
             (trail, run.clone())
         };
