@@ -3,11 +3,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use shm_bus::Descriptor;
+use shm_bus::endpoint;
 use shm_bus::ids::PortIndex;
 use shm_bus::transport::Event;
 use spry_ebpf_common::PORT_BIT;
 
+use crate::chains::function;
 use crate::harness::{Bus, WATCHDOG};
 
 pub(crate) fn answers_come_back_stamped(mut bus: Bus) {
@@ -92,4 +95,35 @@ pub(crate) fn one_port_sends_for_another(mut bus: Bus) {
         assert_eq!(back.answer().invocation, descriptor.invocation);
         assert_eq!(through.events(Duration::ZERO), []);
     }
+}
+
+/// A port is waited for as an event loop does that: one is told when something comes, not that something is still there.
+pub(crate) fn who_is_told_once_finds_all_that_is_there(mut bus: Bus) {
+    const EACH: usize = 35;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+    epoll.add(bus.port.fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0)).unwrap();
+    let kind = bus.transport.kind();
+    let mut peers = Vec::new();
+    for function in [function(0), function(1)] {
+        for _ in 0..EACH {
+            let attachment = bus.transport.attach(function).unwrap();
+            peers.push(endpoint::open(kind, attachment.endpoint).unwrap());
+            assert!(bus.transport.admit(attachment.peer));
+            let descriptor = bus.descriptor();
+            assert!(bus.send_to(function, &descriptor));
+        }
+    }
+    for peer in &mut peers {
+        let got = peer.receive().unwrap().unwrap();
+        peer.send(&got).unwrap();
+    }
+    let mut events = Vec::new();
+    while events.len() < 2 * EACH {
+        let mut told = [EpollEvent::empty()];
+        let count = epoll.wait(&mut told, EpollTimeout::try_from(WATCHDOG).unwrap());
+        assert_ne!(count, Ok(0), "{} answers lie there, and nobody is told", 2 * EACH - events.len());
+        bus.port.receive(&mut events).unwrap();
+    }
+    let answered: HashSet<u64> = events.iter().map(|event| settled(event).invocation).collect();
+    assert_eq!((answered.len(), events.len()), (2 * EACH, 2 * EACH));
 }

@@ -35,6 +35,7 @@ macro_rules! conformance {
                 delivery::order_is_kept,
                 delivery::several_senders_each_get_their_own,
                 delivery::one_port_sends_for_another,
+                delivery::who_is_told_once_finds_all_that_is_there,
                 service::nobody_is_busy_twice,
                 service::held_until_admitted,
                 service::single_use_means_one_answer,

@@ -15,6 +15,9 @@ use super::{Packet, receive};
 use crate::transport::hub::{Carrier, Hub, Key};
 use crate::transport::{BusError, Config, FaultKind, Kind, Transport, to_bytes};
 
+/// Connections that one look at an epoll instance tells of at most.
+const BATCH: usize = 64;
+
 struct Broker;
 
 /// Makes the transport.
@@ -40,14 +43,16 @@ impl Carrier for Broker {
         ear.0.as_fd()
     }
 
-    fn heard(ear: &Epoll, out: &mut Vec<Key>) -> Result<(), BusError> {
-        let mut events = [EpollEvent::empty(); 64];
+    fn heard(ear: &Epoll, out: &mut Vec<Key>) -> Result<bool, BusError> {
+        let mut events = [EpollEvent::empty(); BATCH];
         match ear.wait(&mut events, EpollTimeout::ZERO) {
-            Ok(count) => out.extend(events[..count].iter().map(|event| Key(event.data()))),
-            Err(nix::Error::EINTR) => {}
-            Err(errno) => return Err(os("wait for answers")(errno)),
+            Ok(count) => {
+                out.extend(events[..count].iter().map(|event| Key(event.data())));
+                Ok(count == BATCH)
+            }
+            Err(nix::Error::EINTR) => Ok(true),
+            Err(errno) => Err(os("wait for answers")(errno)),
         }
-        Ok(())
     }
 
     fn listen(ear: &Epoll, key: Key, link: &mut OwnedFd) -> Result<(), BusError> {

@@ -72,8 +72,9 @@ impl Carrier for Futex {
         ear.as_fd()
     }
 
-    fn heard(ear: &FutexWaits, out: &mut Vec<Key>) -> Result<(), BusError> {
-        ear.completed(|key| out.push(Key(key))).map_err(os("look for completed waits"))
+    fn heard(ear: &FutexWaits, out: &mut Vec<Key>) -> Result<bool, BusError> {
+        ear.completed(|key| out.push(Key(key))).map_err(os("look for completed waits"))?;
+        Ok(false)
     }
 
     fn listen(ear: &FutexWaits, key: Key, link: &mut Link) -> Result<(), BusError> {

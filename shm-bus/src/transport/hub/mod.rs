@@ -50,8 +50,8 @@ pub(super) trait Carrier: Send + Sync + 'static {
 
     fn ear() -> Result<Self::Ear, BusError>;
     fn ear_fd(ear: &Self::Ear) -> BorrowedFd<'_>;
-    /// Appends the keys of connections where something may have arrived.
-    fn heard(ear: &Self::Ear, out: &mut Vec<Key>) -> Result<(), BusError>;
+    /// Appends the keys of connections where something may have arrived. True: there may be more of them.
+    fn heard(ear: &Self::Ear, out: &mut Vec<Key>) -> Result<bool, BusError>;
     /// Listens to a connection, until it is heard (`ONCE`) or [`Self::unlisten`]ed.
     fn listen(ear: &Self::Ear, key: Key, link: &mut Self::Link) -> Result<(), BusError>;
     fn unlisten(ear: &Self::Ear, key: Key, link: &mut Self::Link);

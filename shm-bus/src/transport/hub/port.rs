@@ -48,11 +48,20 @@ impl<C: Carrier> Port for HubPort<C> {
     fn receive(&mut self, out: &mut Vec<Event>) -> Result<usize, BusError> {
         let before = out.len();
         let mut heard = std::mem::take(&mut self.heard);
-        let listened = C::heard(self.ear(), &mut heard);
-        let mut result = listened;
-        for key in heard.drain(..) {
-            // One that can't be read doesn't keep the others from it.
-            result = self.hub.read(self.index, key, out).and(result);
+        let mut result = Ok(());
+        // Until nobody is left: whoever waits for the port needn't be woken again for those that have been ready before.
+        loop {
+            let more = C::heard(self.ear(), &mut heard).unwrap_or_else(|error| {
+                result = Err(error);
+                false
+            });
+            for key in heard.drain(..) {
+                // One that can't be read doesn't keep the others from it.
+                result = self.hub.read(self.index, key, out).and(result);
+            }
+            if !more {
+                break;
+            }
         }
         self.heard = heard;
         result?;
