@@ -165,7 +165,7 @@ pub mod fault {
 pub struct Slot {
     /// `STATE_DETACHED`, `STATE_HELD`, `STATE_IDLE`, or the invocation that is being served.
     pub state: u64,
-    /// The invocation that `port`, `route`, `step`, `trail` and `emitted` belong to.
+    /// The invocation that `port`, `route`, `step`, `trail` and `emitted` belong to; 0 when it has been answered.
     pub claimed: u64,
     /// Who gets the answer: a gateway port, without `PORT_BIT`.
     pub port: u32,

@@ -104,16 +104,15 @@ impl Held {
     }
 }
 
-/// Where among an instance's seats an invocation is. (A chain may go through a function twice: then another seat may
-/// still say that it was the last one there.)
+/// Where among an instance's seats an invocation is.
 #[inline(always)]
 fn seat_of(slot: *mut Slot, index: u32, invocation: u64) -> Option<(*mut Slot, u32)> {
     // SAFETY: pointers into the map's entries.
     unsafe {
-        let seats = (&raw const (*slot).seats).read_volatile();
-        if has(slot, invocation) || seats == 0 && last_had(slot, invocation) {
+        if has(slot, invocation) {
             return Some((slot, index));
         }
+        let seats = (&raw const (*slot).seats).read_volatile();
         for further in 1..SEATS {
             if further > seats {
                 return None;
@@ -127,21 +126,14 @@ fn seat_of(slot: *mut Slot, index: u32, invocation: u64) -> Option<(*mut Slot, u
     None
 }
 
-/// Whether the invocation is the last that was put there.
-#[inline(always)]
-unsafe fn last_had(seat: *mut Slot, invocation: u64) -> bool {
-    // SYNC(slot-claimed): pairs with the swap in `Claim::try_take`.
-    // SAFETY: the caller's pointer is into the map's entry.
-    unsafe { (&raw const (*seat).claimed).read_volatile() == invocation }
-}
-
 /// Whether it is there now, or was until a moment ago, when the hub took it.
 #[inline(always)]
 unsafe fn has(seat: *mut Slot, invocation: u64) -> bool {
-    // SAFETY: as above.
-    let state = unsafe { (&raw const (*seat).state).read_volatile() };
-    // SAFETY: as above.
-    (state == invocation || state == STATE_DETACHED) && unsafe { last_had(seat, invocation) }
+    // SYNC(slot-claimed): pairs with the swap in `Claim::try_take`.
+    // SAFETY: the caller's pointer is into the map's entry.
+    let (state, claimed) =
+        unsafe { ((&raw const (*seat).state).read_volatile(), (&raw const (*seat).claimed).read_volatile()) };
+    (state == invocation || state == STATE_DETACHED) && claimed == invocation
 }
 
 /// A value goes to the port, and the instance goes on. The instance's messages run through here one after the other,
@@ -173,12 +165,18 @@ fn emit(ctx: &SkMsgContext, message: &mut Descriptor, held: &Held) -> Result<(),
 fn answer(ctx: &SkMsgContext, index: u32, message: &mut Descriptor, held: &Held) -> Result<(), u8> {
     let hold = held.single_use || held.closed || message.flags & flags::HOLD != 0;
     let left = if hold { STATE_HELD } else { STATE_IDLE };
-    // SAFETY: only computes an address within the entry.
-    let state = unsafe { &raw mut (*held.seat).state };
-    match atomic::compare_and_swap(state, message.invocation, left) {
-        old if old == message.invocation => {}
-        STATE_DETACHED => return Err(fault::NONE),
-        _ => return Err(fault::NOT_ITS_INVOCATION),
+    // SAFETY: only computes addresses within the entry.
+    let (state, claimed) = unsafe { (&raw mut (*held.seat).state, &raw mut (*held.seat).claimed) };
+    // What the fields say is void before the seat is free: a chain that goes through a function twice may bring the same
+    // invocation here again, and who answers while it is being put here must not do so by what is left of the first time.
+    // (Both words change under an answer by a detach only, after which the seat may be another's.)
+    if atomic::compare_and_swap(claimed, message.invocation, 0) != message.invocation {
+        return Err(fault::NONE);
+    }
+    if atomic::compare_and_swap(state, message.invocation, left) != message.invocation {
+        // Detached, and the hub waits to see whose it was.
+        atomic::compare_and_swap(claimed, 0, message.invocation);
+        return Err(fault::NONE);
     }
     let mut to_be_seen_to = hold;
     if !hold {

@@ -47,6 +47,8 @@ mod program;
 mod sys;
 #[cfg(feature = "hub")]
 mod tables;
+#[cfg(all(test, feature = "hub"))]
+mod tests;
 #[cfg(feature = "hub")]
 mod watch;
 

@@ -116,6 +116,7 @@ impl<C: Cells> Table<C> {
         cell.single_use.store(0, Ordering::Relaxed);
         cell.owner.store(slot, Ordering::Relaxed);
         cell.seats.store(0, Ordering::Relaxed);
+        cell.claimed.store(0, Ordering::Relaxed);
         cell.generation.store(generation, Ordering::Relaxed);
         // SYNC(attached): whoever sees HELD or anything later sees this generation.
         cell.state.store(STATE_HELD, Ordering::Release);

@@ -29,6 +29,7 @@ impl<C: Cells> Table<C> {
             cell.owner.store(peer.slot, Ordering::Relaxed);
             cell.fault.store(fault::NONE, Ordering::Relaxed);
             cell.single_use.store(0, Ordering::Relaxed);
+            cell.claimed.store(0, Ordering::Relaxed);
             cell.state.store(STATE_HELD, Ordering::Release);
         }
         // SYNC(seats): before any of them is idle, so that whoever answers from one finds it.
