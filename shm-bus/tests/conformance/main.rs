@@ -47,6 +47,7 @@ macro_rules! conformance {
                 rules::an_answer_given_twice,
                 rules::an_answer_while_idle,
                 rules::messages_of_other_lengths,
+                rules::wakes_with_nothing_behind_them,
                 rules::a_closed_end,
                 deaths::at_each_point,
                 deaths::at_any_time,

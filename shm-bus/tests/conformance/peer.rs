@@ -1,6 +1,7 @@
 //! What a peer process does: its role.
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use shm_bus::Descriptor;
 use shm_bus::alloc::Allocator;
@@ -26,6 +27,9 @@ pub(crate) fn run_if_asked() {
 fn run(role: &str, kind: Kind, fds: Vec<OwnedFd>, more: Vec<OwnedFd>) {
     if let Some(len) = role.strip_prefix("raw:") {
         return send_raw(kind, &fds, len.parse().unwrap());
+    }
+    if role == "wake" {
+        return wake_for_ever(&fds);
     }
     let mut endpoint = endpoint::open(kind, fds).unwrap();
     if let Some(count) = role.strip_prefix("emit:") {
@@ -141,16 +145,9 @@ fn wait_for_the_end() {
 fn send_raw(kind: Kind, fds: &[OwnedFd], len: usize) {
     match kind {
         Kind::Futex => {
-            use nix::sys::mman::{MapFlags, ProtFlags, mmap};
-            let page = std::num::NonZeroUsize::new(shm_bus::segment::page_len() as usize).unwrap();
-            let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-            // SAFETY: a new mapping of a page that is ours to write.
-            let own = unsafe { mmap(None, page, prot, MapFlags::MAP_SHARED, &fds[1], 0) }.unwrap();
-            // SAFETY: just mapped, aligned; the hub reads it atomically.
-            let produced = unsafe { std::sync::atomic::AtomicU32::from_ptr(own.cast().as_ptr()) };
-            produced.store(1000 + len as u32, std::sync::atomic::Ordering::Release);
-            // SAFETY: the word is mapped.
-            unsafe { libc::syscall(libc::SYS_futex, produced.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+            let produced = produced(fds);
+            produced.store(1000 + len as u32, Ordering::Release);
+            wake(produced);
         }
         Kind::Broker | Kind::Sockmap => {
             let fd: RawFd = fds[0].as_fd().as_raw_fd();
@@ -159,6 +156,31 @@ fn send_raw(kind: Kind, fds: &[OwnedFd], len: usize) {
         }
     }
     wait_for_the_end();
+}
+
+/// The word of a futex peer's page that counts what it has produced.
+fn produced(fds: &[OwnedFd]) -> &'static AtomicU32 {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+    let page = std::num::NonZeroUsize::new(shm_bus::segment::page_len() as usize).unwrap();
+    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping of a page that is ours to write; it stays until the process ends.
+    let own = unsafe { mmap(None, page, prot, MapFlags::MAP_SHARED, &fds[1], 0) }.unwrap();
+    // SAFETY: just mapped, aligned; the hub reads it atomically.
+    unsafe { AtomicU32::from_ptr(own.cast().as_ptr()) }
+}
+
+fn wake(word: &AtomicU32) {
+    // SAFETY: the word is mapped.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+/// Makes itself heard, and has nothing to say.
+fn wake_for_ever(fds: &[OwnedFd]) {
+    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).unwrap();
+    let produced = produced(fds);
+    loop {
+        wake(produced);
+    }
 }
 
 /// Answers with a copy of the payload in its own segment. `more`: inbox, outbox, release page.

@@ -73,6 +73,20 @@ pub(crate) fn messages_of_other_lengths(mut bus: Bus) {
     others_go_on(&mut bus);
 }
 
+/// Only where a peer can make itself heard without a message.
+pub(crate) fn wakes_with_nothing_behind_them(mut bus: Bus) {
+    if bus.transport.kind() != Kind::Futex {
+        return;
+    }
+    let peer = bus.join("wake");
+    let mut events = Vec::new();
+    let fault = bus.fault(&mut events);
+    assert_eq!((fault.peer, fault.kind), (peer.id, FaultKind::Malformed));
+    assert_eq!(events, []);
+    drop(peer);
+    others_go_on(&mut bus);
+}
+
 pub(crate) fn a_closed_end(mut bus: Bus) {
     let peer = bus.join("close");
     let mut events = Vec::new();

@@ -12,7 +12,7 @@
 //!
 //! The hub wakes a peer only if it says that it sleeps; a peer always wakes the hub, which always listens. A
 //! peer that writes nonsense into its page makes its ring unusable ([`crate::ring`]), which the hub reports
-//! as a fault.
+//! as a fault; so it does when a peer wakes it again and again with nothing to take.
 
 mod endpoint;
 #[cfg(feature = "hub")]
