@@ -80,7 +80,8 @@ fn blocking_and_waking_are_noted_and_told_of_those_that_are_watched() {
     tracked.unwatch(76);
     told.clear();
     echo.answer();
-    within("that it woke and blocked", || {
+    within("and the next time", || tracked.is_blocked());
+    within("what is told of it", || {
         signals.told(&mut told);
         told.iter().any(|told| told.woke) && told.last().is_some_and(|told| !told.woke)
     });
