@@ -116,6 +116,9 @@ const RULES: &[Rule] = &[
     tell(libc::SYS_setitimer, When::Always),
     tell(libc::SYS_alarm, When::Always),
     tell(libc::SYS_timer_create, When::Always),
+    // One that was made before the instance was held is there for each request: what it is set to stays.
+    tell(libc::SYS_timer_settime, When::Always),
+    tell(libc::SYS_timer_delete, When::Always),
     // Where it is, and who.
     tell(libc::SYS_chdir, When::Always),
     tell(libc::SYS_fchdir, When::Always),
@@ -343,6 +346,9 @@ mod tests {
             (libc::SYS_clock_gettime, [0xffff_fff2, 0, 0], TELL),
             (libc::SYS_timer_create, [2, 0, 0], refuse(libc::EINVAL)),
             (libc::SYS_timer_create, [1, 0, 0], TELL),
+            (libc::SYS_timer_settime, [0, 0, high], TELL),
+            (libc::SYS_timer_delete, [0, 0, 0], TELL),
+            (libc::SYS_timer_gettime, [0, high, 0], ALLOW),
             (libc::SYS_getsockopt, [3, 0, 0], refuse(libc::EPERM)),
             (libc::SYS_getsockopt, [5, 0, 0], ALLOW),
             (libc::SYS_restart_syscall, [0, 0, 0], refuse(libc::EINTR)),
