@@ -1,7 +1,8 @@
 //! Where requests lie: a function's inbox segment, written by spryd, read by that function's instances.
 //!
 //! A block is taken when a request's head is known, filled while the body arrives, and given back when the
-//! invocation has ended, however it ended (the block's owner is dropped).
+//! invocation has ended, however it ended (the block's owner is dropped). Each instance can read the whole segment: with
+//! `isolation = "request"` what a block held is zeroed then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +13,8 @@ use shm_bus::alloc::Allocator;
 use shm_bus::segment::{Region, SegmentError, SegmentName, Writer};
 use spry_wire::control::SegmentSpec;
 use spry_wire::frame::{HEAD_MAX, Place};
+
+use crate::manifest::Isolation;
 
 /// Bodies that can be held at once, if all were of the largest size. Address space, not memory: pages
 /// that were never written cost nothing.
@@ -26,6 +29,7 @@ pub struct Inbox {
     name: SegmentName,
     blocks: Mutex<Allocator>,
     node: Arc<NodeBytes>,
+    isolation: Isolation,
 }
 
 /// Bytes that the requests of the whole node hold in memory, and how many they may.
@@ -69,18 +73,20 @@ pub enum Full {
 }
 
 impl Inbox {
-    /// Makes an inbox for bodies of at most `payload_max` bytes.
+    /// Makes an inbox for bodies of at most `payload_max` bytes. `isolation`: the strictest of those who read it.
     pub fn new(
         function: &str,
         name: SegmentName,
         payload_max: u64,
         node: Arc<NodeBytes>,
+        isolation: Isolation,
     ) -> Result<Arc<Self>, SegmentError> {
         let block = (payload_max + HEAD_MAX as u64).next_power_of_two();
         let capacity = block.saturating_mul(BLOCKS).clamp(CAPACITY_MIN, CAPACITY_MAX);
         let fd = shm_bus::segment::create(&format!("spry-inbox-{function}"), capacity)?;
         let writer = Arc::new(Writer::map(fd, capacity)?);
-        Ok(Arc::new(Self { writer, name, blocks: Mutex::new(Allocator::new(capacity as u32)), node }))
+        let blocks = Mutex::new(Allocator::new(capacity as u32));
+        Ok(Arc::new(Self { writer, name, blocks, node, isolation }))
     }
 
     /// Takes a block of at least `len` bytes; `None` when the inbox is full.
@@ -186,11 +192,51 @@ impl Block {
     pub fn region(&self) -> Result<Region, SegmentError> {
         self.inbox.writer.region(u64::from(self.offset), u64::from(self.len))
     }
+
+    fn wipe(&self) {
+        static ZEROS: [u8; 16 << 10] = [0; 16 << 10];
+        for at in (0..self.len).step_by(ZEROS.len()) {
+            let len = ZEROS.len().min((self.len - at) as usize);
+            let wiped = self.inbox.writer.write_at(u64::from(self.offset + at), &ZEROS[..len]);
+            debug_assert!(wiped.is_ok());
+        }
+    }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
+        if self.inbox.isolation == Isolation::Request {
+            self.wipe();
+        }
         self.inbox.node.give(u64::from(self.len));
         self.inbox.blocks.lock().free(self.offset);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What lies where a request was that is over.
+    fn left(isolation: Isolation, len: usize) -> Vec<u8> {
+        let name = SegmentName { id: 1, generation: 1 };
+        let node = NodeBytes::new(u64::MAX);
+        let inbox = Inbox::new("wiped", name, 1 << 20, Arc::clone(&node), isolation).expect("an inbox");
+        let mut block = inbox.allocate(len).expect("room");
+        let place = block.place();
+        for part in vec![7; len].chunks(1000) {
+            block.append(part).expect("it fits");
+        }
+        drop(block);
+        assert_eq!((node.used(), inbox.in_use_bytes()), (0, 0));
+        inbox.region(place.offset.into(), len as u64).expect("within").as_ref().to_vec()
+    }
+
+    #[test]
+    fn nothing_of_a_request_lies_there_for_the_next_if_that_is_asked_for() {
+        for len in [1, 4096, 16 << 10, 100_001] {
+            assert!(left(Isolation::Request, len).iter().all(|byte| *byte == 0), "{len}");
+        }
+        assert_eq!(left(Isolation::Instance, 3), [7; 3], "it costs time");
     }
 }

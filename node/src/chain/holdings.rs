@@ -74,6 +74,7 @@ mod tests {
     use super::*;
     use crate::inbox::{Inbox, NodeBytes};
     use crate::instance::Parts;
+    use crate::manifest::Isolation;
 
     const OUTBOX: SegmentName = SegmentName { id: 7, generation: 1 };
 
@@ -106,7 +107,8 @@ mod tests {
     #[test]
     fn a_block_that_comes_through_its_own_instance_again_goes_back_once() {
         let inbox = SegmentName { id: 1, generation: 1 };
-        let inbox = Inbox::new("f", inbox, 1 << 10, NodeBytes::new(1 << 20)).expect("an inbox");
+        let inbox =
+            Inbox::new("f", inbox, 1 << 10, NodeBytes::new(1 << 20), Isolation::Instance).expect("an inbox");
         let mut holdings = Holdings::new(&Domain::new(inbox));
         let instance = instance();
         let mut reader = ReleaseReader::map(instance.release.fd()).expect("mapped");

@@ -18,7 +18,7 @@ use crate::chain::plan::Plan;
 use crate::chain::{Bucket, Chain, CompileError, Compiler, Domain};
 use crate::function::{Counts, Entered, Function};
 use crate::inbox::Inbox;
-use crate::manifest::Name;
+use crate::manifest::{Isolation, Name};
 use crate::store::{PlannedChain, StoreError, StoredChain};
 
 /// Versions that nobody can call yet: if they aren't published, they end.
@@ -112,7 +112,10 @@ impl Keeper {
         });
         let bases = bases.collect::<Result<Vec<_>, _>>()?;
         let node_bytes = Arc::clone(&self.node_bytes);
-        let inbox = Inbox::new(plan.name.as_str(), self.segment_name(), plan.payload_bytes, node_bytes);
+        let is_strict = bases.iter().any(|base| base.stored.manifest.isolation == Isolation::Request);
+        let isolation = if is_strict { Isolation::Request } else { Isolation::Instance };
+        let (name, payload_bytes) = (plan.name.as_str(), plan.payload_bytes);
+        let inbox = Inbox::new(name, self.segment_name(), payload_bytes, node_bytes, isolation);
         let inbox = inbox.map_err(|error| ApplyError::NoRoom(error.to_string()))?;
         let domain = Domain::new(inbox);
         let members = self.members(&bases, &domain)?;

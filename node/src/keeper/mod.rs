@@ -331,8 +331,9 @@ impl Keeper {
 
     fn inbox(&self, stored: &StoredFunction) -> Result<Arc<Inbox>, shm_bus::segment::SegmentError> {
         let manifest = &stored.manifest;
-        let payload_max = manifest.limits.payload.as_bytes();
-        Inbox::new(manifest.name.as_str(), self.segment_name(), payload_max, Arc::clone(&self.node_bytes))
+        let (payload_max, node_bytes) = (manifest.limits.payload.as_bytes(), Arc::clone(&self.node_bytes));
+        let name = manifest.name.as_str();
+        Inbox::new(name, self.segment_name(), payload_max, node_bytes, manifest.isolation)
     }
 
     /// The release page of an instance that answers once.

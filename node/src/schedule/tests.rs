@@ -10,7 +10,7 @@ use super::*;
 use crate::activation::History;
 use crate::function::{Counts, SentAt};
 use crate::inbox::{Inbox, NodeBytes};
-use crate::manifest::{Defaults, Manifest};
+use crate::manifest::{Defaults, Isolation, Manifest};
 use crate::records::Recorder;
 use crate::store::StoredFunction;
 
@@ -31,7 +31,7 @@ fn function(index: u16) -> Arc<Function> {
         used_unix_ms: 0,
     };
     let name = SegmentName { id: 1, generation: 1 };
-    let inbox = Inbox::new("held", name, 1024, NodeBytes::new(1024)).expect("an inbox");
+    let inbox = Inbox::new("held", name, 1024, NodeBytes::new(1024), Isolation::Instance).expect("an inbox");
     let history = Arc::new(Mutex::new(History::new("held", Recorder::off())));
     Function::new(FunctionIndex(index), stored, inbox, history, Arc::new(Counts::default()), None)
 }

@@ -196,6 +196,19 @@ fn unread_output() {
     scene.daemon.stop();
 }
 
+/// Requests lie in a segment of which each process can read all.
+#[test]
+fn an_earlier_request() {
+    need_root_and_cc!();
+    let Some(scene) = Scene::set() else { return };
+    for len in [100, 8 << 10, 200 << 10] {
+        let daemon = &scene.daemon;
+        assert_eq!(daemon.post("/function/remains?nothing", &vec![b'Z'; len]).status, 200);
+        assert_eq!(split(&daemon.post("/function/remains?inbox", b"z")).1, "left\n", "{len}");
+    }
+    scene.daemon.stop();
+}
+
 /// Who goes to the stub by himself is ended with his request, one way or another, and nobody else notices.
 #[test]
 fn going_to_the_stub_by_itself() {

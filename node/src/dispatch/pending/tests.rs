@@ -9,7 +9,7 @@ use shm_bus::segment::SegmentName;
 use super::*;
 use crate::activation::History;
 use crate::inbox::{Inbox, NodeBytes};
-use crate::manifest::{Defaults, Manifest};
+use crate::manifest::{Defaults, Isolation, Manifest};
 use crate::records::Recorder;
 use crate::store::StoredFunction;
 
@@ -33,7 +33,8 @@ fn function() -> Arc<Function> {
         used_unix_ms: 0,
     };
     let name = SegmentName { id: 1, generation: 1 };
-    let inbox = Inbox::new("f", name, 1 << 10, NodeBytes::new(1 << 20)).expect("an inbox");
+    let inbox =
+        Inbox::new("f", name, 1 << 10, NodeBytes::new(1 << 20), Isolation::Instance).expect("an inbox");
     let history = Arc::new(Mutex::new(History::new("f", Recorder::off())));
     Function::new(FunctionIndex(0), stored, inbox, history, Arc::default(), None)
 }

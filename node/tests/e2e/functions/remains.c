@@ -215,8 +215,20 @@ static void look(struct spry_response *response) {
     tell("outbox %d %lu\n", room != NULL, marks);
 }
 
-static const char *leave(struct spry_slice what, struct spry_response *response) {
-    (void)response;
+/* Whether some word near this one, within what is mapped and there, is of this byte alone. */
+static int is_near(unsigned long at, unsigned char byte) {
+    unsigned long wanted = byte * 0x0101010101010101ul, first = (at & -4096ul) - (4 << 20), found = 0;
+    for (unsigned i = 0; i < 2048; i++) {
+        const unsigned long *page = (const unsigned long *)(first + i * 4096ul);
+        unsigned char there = 0;
+        if (mincore((void *)page, 4096, &there) != 0 || !(there & 1)) continue;
+        for (unsigned word = 0; word < 512; word++) found += page[word] == wanted;
+    }
+    return found != 0;
+}
+
+static const char *leave(const struct spry_request *request, struct spry_response *response) {
+    struct spry_slice what = request->query;
     if (spry_slice_is(what, "global")) written = untouched = 8;
     if (spry_slice_is(what, "heap")) {
         for (unsigned i = 0; i < WORDS / 8; i++) large[i] += 1;
@@ -422,6 +434,8 @@ static const char *leave(struct spry_slice what, struct spry_response *response)
     if (spry_slice_is(what, "answered-usage")) getrusage(RUSAGE_SELF, (struct rusage *)(large + 64 * 512));
     if (spry_slice_is(what, "usage"))
         for (volatile unsigned long i = 0; i < 100000000; i++) {}
+    if (spry_slice_is(what, "inbox") && is_near((unsigned long)spry_request_body(request).data, 'Z'))
+        return "an earlier request lies there";
     if (spry_slice_is(what, "rewind-itself")) ((void (*)(void))STUB)();
     if (spry_slice_is(what, "middle-of-the-stub")) ((void (*)(void))(STUB + 0x40))();
     if (spry_slice_is(what, "forged-stub")) {
@@ -443,7 +457,7 @@ int spry_handle(const struct spry_request *request, struct spry_response *respon
     if (spry_slice_is(request->query, "look"))
         look(response);
     else {
-        const char *wrong = leave(request->query, response);
+        const char *wrong = leave(request, response);
         tell("%s\n", wrong ? wrong : "left");
     }
 #ifdef HOSTILE_INIT
