@@ -163,6 +163,7 @@ left_behind! {
     the_process_group: "group", "session" => Replaced;
     more_filters: "another-filter", "another-listener" => Replaced;
     the_robust_list: "robust-list" => Replaced;
+    restartable_sequences: "rseq" => Restored;
     the_outbox: "outbox" => Restored;
     a_large_answer: "large-outbox", "sparse-outbox" => Replaced;
     resource_usage: "usage" => Restored;

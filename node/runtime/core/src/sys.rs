@@ -256,20 +256,38 @@ pub(crate) fn has_output(watch: &OwnedFd) -> bool {
     !matches!(ready, Ok((events, _)) if events.is_empty())
 }
 
+const RSEQ_UNREGISTER: c_int = 1;
+/// `RSEQ_SIG`: glibc's, by architecture.
+const RSEQ_SIGNATURE: u32 = if cfg!(target_arch = "x86_64") { 0x5305_3053 } else { 0xd428_bc00 };
+/// The first version's size, which is what everybody registers until the kernel has more to say.
+const RSEQ_LEN: u32 = 32;
+
 /// Has the kernel forget this thread's `rseq` area, which it otherwise reads and writes at every switch. glibc
 /// registers it at start for `sched_getcpu` alone, which asks the vDSO without it; threads that the function
 /// starts have areas of their own.
 pub(crate) fn forget_rseq() {
-    const UNREGISTER: c_int = 1;
-    /// `RSEQ_SIG`: glibc's, by architecture.
-    const SIGNATURE: u32 = if cfg!(target_arch = "x86_64") { 0x5305_3053 } else { 0xd428_bc00 };
-    /// The first version's size, which is what everybody registers until the kernel has more to say.
-    const LEN: u32 = 32;
     let Some(offset) = rseq_offset() else { return };
     let area = thread_pointer().wrapping_add_signed(offset);
     // SAFETY: no memory but that area, which glibc never frees, and the kernel checks that it is what was registered. If
     // it isn't, all stays as it is.
-    unsafe { libc::syscall(libc::SYS_rseq, area, LEN, UNREGISTER, SIGNATURE) };
+    unsafe { libc::syscall(libc::SYS_rseq, area, RSEQ_LEN, RSEQ_UNREGISTER, RSEQ_SIGNATURE) };
+}
+
+/// Whether the kernel has an `rseq` area of this thread's, whoever has registered it: then it takes no other.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_rseq() -> bool {
+    #[repr(C, align(32))]
+    struct Area([u8; RSEQ_LEN as usize]);
+    let mut area = Area([0; RSEQ_LEN as usize]);
+    let mut ask = |flags: c_int| {
+        let (call, area) = (libc::SYS_rseq, area.0.as_mut_ptr());
+        // SAFETY: the kernel writes to the area as long as it is registered, which is less than it lives.
+        check(unsafe { libc::syscall(call, area, RSEQ_LEN, flags, RSEQ_SIGNATURE) as c_int })
+    };
+    match ask(0) {
+        Ok(_) => ask(RSEQ_UNREGISTER).is_err(),
+        Err(error) => error.raw_os_error() != Some(libc::ENOSYS),
+    }
 }
 
 /// Where that area lies, from the thread pointer on; `None` with a libc that registers nothing. Asked for in the zygote:

@@ -22,6 +22,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/rseq.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -57,6 +58,8 @@ static void note(int number, siginfo_t *info, void *context) {
 static void *kept;
 #endif
 
+static struct rseq area;
+
 static int sends, sent;
 
 /* After each instruction, while the trap flag is set. Once the runtime has sent its answer, which is the last of a request, the
@@ -83,6 +86,10 @@ __attribute__((constructor)) static void load(void) {
     sigaction(SIGALRM, &act, NULL);
     struct sigaction stepping = {.sa_sigaction = step, .sa_flags = SA_SIGINFO};
     sigaction(SIGTRAP, &stepping, NULL);
+    /* An area of its own in the place of the C library's. */
+    area.cpu_id = -1u;
+    syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG);
+    syscall(SYS_rseq, &area, 32, 0, RSEQ_SIG);
 #ifdef HOSTILE_INIT
     kept = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 #endif
@@ -436,6 +443,10 @@ static const char *leave(const struct spry_request *request, struct spry_respons
         for (volatile unsigned long i = 0; i < 100000000; i++) {}
     if (spry_slice_is(what, "inbox") && is_near((unsigned long)spry_request_body(request).data, 'Z'))
         return "an earlier request lies there";
+    if (spry_slice_is(what, "rseq")) {
+        if (syscall(SYS_rseq, &area, 32, 0, RSEQ_SIG) != 0) return "a new thread would end the process";
+        if (area.cpu_id != -1u) return "the kernel knows its area";
+    }
     if (spry_slice_is(what, "rewind-itself")) ((void (*)(void))STUB)();
     if (spry_slice_is(what, "middle-of-the-stub")) ((void (*)(void))(STUB + 0x40))();
     if (spry_slice_is(what, "forged-stub")) {

@@ -4,7 +4,7 @@
 //! says each time. The runtime's part is small, and spryd doesn't trust it, for it is in the function's process:
 //!
 //! - [`prepare`], in the zygote, **before any code of the function runs**: this part is trusted. It maps the stub, puts
-//!   `/proc`'s pages about processes out of reach, filters system calls ([`filter`]), and hands over the descriptor by
+//!   `/proc`'s pages about processes out of reach, sees to it that there is no `rseq` area, filters system calls ([`filter`]), and hands over the descriptor by
 //!   which the filter asks.
 //! - [`hold`], in an instance: it tells spryd where its registers are, and gets the plan; maps it, seals the mappings that
 //!   the plan names, and goes to the stub. The first rewinding ends this instance's birth.
@@ -25,6 +25,13 @@ pub(crate) fn prepare(stub: &OwnedFd) -> Result<OwnedFd, String> {
     use crate::sys::rewind;
     let at = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     rewind::map_stub(stub).map_err(at("map the stub"))?;
+    // It would take a request out of the stub, to where the area says.
+    sys::forget_rseq();
+    if sys::has_rseq() {
+        return Err(
+            "the kernel has an area for restartable sequences (rseq) that can't be taken back".to_owned()
+        );
+    }
     sys::hide_processes().map_err(at("put /proc out of reach (landlock)"))?;
     rewind::add_asking_filter(&mut filter::compile())
         .map_err(at("filter system calls and be asked about them"))
