@@ -163,6 +163,7 @@ left_behind! {
     the_process_group: "group", "session" => Replaced;
     more_filters: "another-filter", "another-listener" => Replaced;
     the_robust_list: "robust-list" => Replaced;
+    its_own_pages_in_proc: "own-proc" => Restored;
     restartable_sequences: "rseq" => Restored;
     the_outbox: "outbox" => Restored;
     a_large_answer: "large-outbox", "sparse-outbox" => Replaced;
@@ -224,23 +225,20 @@ fn going_to_the_stub_by_itself() {
     scene.daemon.stop();
 }
 
-/// Memory that its load has mapped for all its processes would carry from one request to the next: it isn't rewound, and
-/// `spry describe` says why.
-#[test]
-fn a_load_that_shares_memory() {
-    need_root_and_cc!();
+/// What its load has done would carry from one request to the next: it isn't rewound, and `spry describe` says why.
+fn is_not_rewound(name: &str, for_this: &str) {
     let Some(scene) = Scene::set() else { return };
     let daemon = scene.daemon;
-    daemon.deploy_native("remains-shared", &["isolation=request"]);
+    daemon.deploy_native(name, &["isolation=request"]);
     let mut pids = std::collections::BTreeSet::new();
     for _ in 0..4 {
-        let response = daemon.get("/function/remains-shared?global");
+        let response = daemon.get(&format!("/function/{name}?global"));
         assert_eq!(response.status, 200, "{}", response.text());
         pids.insert(split(&response).0);
     }
     assert_eq!(pids.len(), 4, "each request has a process of its own");
-    let why = daemon.spry_json(&["describe", "remains-shared"])["rewound"]["why"].to_string();
-    assert!(why.contains("is shared"), "{why}");
+    let why = daemon.spry_json(&["describe", name])["rewound"]["why"].to_string();
+    assert!(why.contains(for_this), "{why}");
     daemon.stop();
 }
 
@@ -259,6 +257,18 @@ fn a_load_that_maps_without_end() {
     assert!(described["rewound"]["why"].is_null(), "{described}");
     assert!(described["rewound"]["rewinds"].as_u64() > Some(0), "{described}");
     daemon.stop();
+}
+
+#[test]
+fn a_load_that_shares_memory() {
+    need_root_and_cc!();
+    is_not_rewound("remains-shared", "is shared");
+}
+
+#[test]
+fn a_load_that_shows_its_memory() {
+    need_root_and_cc!();
+    is_not_rewound("remains-shown", "PR_SET_DUMPABLE");
 }
 
 /// A function whose every request leaves something isn't rewound any more after a while, and served all the same.

@@ -343,11 +343,12 @@ pub(crate) fn renumber(fd: OwnedFd, to: RawFd) -> io::Result<OwnedFd> {
 }
 
 /// Puts the pages that `/proc` has about processes out of this process's reach, and of all that it ever starts. They tell
-/// what a process has used before.
+/// what a process has used before, and what is written to its own stays (its name, its code).
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn hide_processes() -> io::Result<()> {
-    const READ: u64 = 1 << 2 | 1 << 3;
-    let handled = READ;
+    const OF_FILES: u64 = 1 << 1 | 1 << 2;
+    const OF_FOLDERS: u64 = 1 << 3;
+    let handled = OF_FILES | OF_FOLDERS;
     #[repr(C, packed)]
     struct Below {
         allowed: u64,
@@ -380,7 +381,7 @@ pub(crate) fn hide_processes() -> io::Result<()> {
         let Ok(fd) = check(fd) else { continue };
         // SAFETY: the kernel has just made it for us.
         let folder = unsafe { OwnedFd::from_raw_fd(fd) };
-        let allowed = if about.is_dir() { READ } else { READ & !(1 << 3) };
+        let allowed = if about.is_dir() { OF_FILES | OF_FOLDERS } else { OF_FILES };
         let rule = Below { allowed, folder: folder.as_raw_fd() };
         // SAFETY: the kernel reads the rule, whose layout is its own.
         check(unsafe {

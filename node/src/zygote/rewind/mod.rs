@@ -10,7 +10,7 @@
 //!
 //! What the guarantee rests on: the stub and the plan, which are spryd's own and sealed; the filter, which is in force
 //! before any code of the function runs; and what spryd sees from outside when the stub first asks ([`Plan::check`] for memory,
-//! `holds_only` for descriptors, one thread, no child). Nothing that the instance says is believed.
+//! `holds_only` for descriptors, one thread, no child, hidden memory). Nothing that the instance says is believed.
 //!
 //! - [`listener`]: who asks, and what is answered.
 //! - [`gate`]: one instance's state between answer and next request.
@@ -75,6 +75,7 @@ pub(super) fn check(pid: i32, plan: &Plan, gate: &Gate, holdings: Holdings) -> R
     plan.check(pid, stub, orders)?;
     holds_only(pid, holdings)?;
     let process = format!("/proc/{pid}");
+    is_hidden(&process)?;
     let tasks = fs::read_dir(format!("{process}/task")).map_err(|error| error.to_string())?;
     if tasks.count() != 1 {
         return Err("it has more than one thread".to_owned());
@@ -84,6 +85,16 @@ pub(super) fn check(pid: i32, plan: &Plan, gate: &Gate, holdings: Holdings) -> R
         Ok(children) if children.trim().is_empty() => Ok(()),
         Ok(_) => Err("it has a child".to_owned()),
         Err(error) => Err(format!("its children can't be looked up: {error}")),
+    }
+}
+
+/// Nobody but root can open its memory. (Who does can change what it may only execute.)
+fn is_hidden(process: &str) -> Result<(), String> {
+    let memory = fs::metadata(format!("{process}/mem"));
+    let memory = memory.map_err(|error| format!("its memory can't be looked at: {error}"))?;
+    match memory.uid() {
+        0 => Ok(()),
+        _ => Err("its memory isn't hidden from its own user (PR_SET_DUMPABLE)".to_owned()),
     }
 }
 

@@ -90,6 +90,9 @@ __attribute__((constructor)) static void load(void) {
     area.cpu_id = -1u;
     syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG);
     syscall(SYS_rseq, &area, 32, 0, RSEQ_SIG);
+#ifdef HOSTILE_SHOWS
+    prctl(PR_SET_DUMPABLE, 1);
+#endif
 #ifdef HOSTILE_INIT
     kept = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 #endif
@@ -443,6 +446,11 @@ static const char *leave(const struct spry_request *request, struct spry_respons
         for (volatile unsigned long i = 0; i < 100000000; i++) {}
     if (spry_slice_is(what, "inbox") && is_near((unsigned long)spry_request_body(request).data, 'Z'))
         return "an earlier request lies there";
+    if (spry_slice_is(what, "own-proc")) {
+        const char *paths[] = {"/proc/thread-self/comm", "/proc/self/comm", "/proc/self/timerslack_ns", "/proc/self/mem"};
+        for (int i = 0; i < 4; i++)
+            if (open(paths[i], O_WRONLY) >= 0 || errno != EACCES) return paths[i];
+    }
     if (spry_slice_is(what, "rseq")) {
         if (syscall(SYS_rseq, &area, 32, 0, RSEQ_SIG) != 0) return "a new thread would end the process";
         if (area.cpu_id != -1u) return "the kernel knows its area";
