@@ -350,7 +350,9 @@ async fn filtered(channel: &Channel, child: &Child, wish: Result<(), String>) ->
                 Some(libc::ESRCH) => LoadFailure::Died,
                 _ => LoadFailure::Channel(ChannelError::Wait(error)),
             })?;
-            let asks = Listener::new(taken);
+            let filters = rewind::filters(child.pid);
+            let filters = filters.map_err(|error| LoadFailure::Channel(ChannelError::Wait(error)))?;
+            let asks = Listener::new(taken, filters);
             channel.send(&ToZygote::Taken, &[]).await.map_err(failed)?;
             Ok(Ok(asks))
         }

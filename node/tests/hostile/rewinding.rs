@@ -153,8 +153,8 @@ left_behind! {
     pending_signals: "pending" => Restored;
     new_mappings: "mapping", "shared-mapping", "mapping-in-exchange" => Restored;
     a_mapping_that_cannot_be_unmapped: "sealed-mapping" => Replaced;
-    known_mappings_can_not_be_changed: "unmap", "protect", "replace-mapping", "move", "stub" => Restored;
-    advice_and_locks: "guard", "advice", "huge-pages", "lock", "key" => Replaced;
+    known_mappings_can_not_be_changed: "unmap", "protect", "replace-mapping", "move", "stub", "guard", "empty" => Restored;
+    advice_and_locks: "advice", "huge-pages", "lock", "key" => Replaced;
     threads: "thread" => Replaced;
     children: "child", "child-that-shares" => Replaced;
     the_working_directory: "folder" => Replaced;
@@ -263,6 +263,12 @@ fn a_load_that_maps_without_end() {
 fn a_load_that_shares_memory() {
     need_root_and_cc!();
     is_not_rewound("remains-shared", "is shared");
+}
+
+#[test]
+fn a_load_that_filters_what_rewinds() {
+    need_root_and_cc!();
+    is_not_rewound("remains-filtered", "a filter of its own");
 }
 
 #[test]

@@ -45,6 +45,8 @@ pub struct Listener {
     looked_at: AtomicBool,
     written: Mutex<Written>,
     commons: Commons,
+    /// Filters that each of its processes has: those of the zygote before it has run code of others.
+    filters: u32,
     /// Told when one does.
     looked_after: Notify,
     /// Those that the keeper finds to have arrived.
@@ -52,8 +54,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Also: where those come from that [`Self::look`] finds to have arrived.
-    pub(in crate::zygote) fn new(fd: OwnedFd) -> (Arc<Self>, UnboundedReceiver<Arc<Gate>>) {
+    /// Also: where those come from that [`Self::look`] finds to have arrived. `filters`: see [`super::filters`].
+    pub(in crate::zygote) fn new(fd: OwnedFd, filters: u32) -> (Arc<Self>, UnboundedReceiver<Arc<Gate>>) {
         // Without it, it is slower.
         let _old_kernel = sys::wake_nearby(fd.as_fd());
         let (found, arrivals) = unbounded_channel();
@@ -64,6 +66,7 @@ impl Listener {
             looked_at: AtomicBool::new(false),
             written: Mutex::default(),
             commons: Commons::default(),
+            filters,
             looked_after: Notify::new(),
             found,
         };
@@ -107,6 +110,11 @@ impl Listener {
 
     fn is_looked_after(&self) -> bool {
         self.looked_at.load(Ordering::Acquire)
+    }
+
+    /// Filters that each of its processes has, and no more.
+    pub(super) fn filters(&self) -> u32 {
+        self.filters
     }
 
     /// Pages that requests write to, as far as is known.

@@ -10,7 +10,7 @@
 //!
 //! What the guarantee rests on: the stub and the plan, which are spryd's own and sealed; the filter, which is in force
 //! before any code of the function runs; and what spryd sees from outside when the stub first asks ([`Plan::check`] for memory,
-//! `holds_only` for descriptors, one thread, no child, hidden memory). Nothing that the instance says is believed.
+//! `holds_only` for descriptors, one thread, no child, no other filter, hidden memory). Nothing that the instance says is believed.
 //!
 //! - [`listener`]: who asks, and what is answered.
 //! - [`gate`]: one instance's state between answer and next request.
@@ -25,6 +25,7 @@ mod pages;
 mod plan;
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::OnceLock;
@@ -76,6 +77,12 @@ pub(super) fn check(pid: i32, plan: &Plan, gate: &Gate, holdings: Holdings) -> R
     holds_only(pid, holdings)?;
     let process = format!("/proc/{pid}");
     is_hidden(&process)?;
+    let filters = filters(pid).map_err(|error| format!("its filters can't be looked up: {error}"))?;
+    if filters != gate.listener().filters() {
+        return Err(
+            "it has a filter of its own on system calls, which could keep it from being rewound".to_owned()
+        );
+    }
     let tasks = fs::read_dir(format!("{process}/task")).map_err(|error| error.to_string())?;
     if tasks.count() != 1 {
         return Err("it has more than one thread".to_owned());
@@ -86,6 +93,13 @@ pub(super) fn check(pid: i32, plan: &Plan, gate: &Gate, holdings: Holdings) -> R
         Ok(_) => Err("it has a child".to_owned()),
         Err(error) => Err(format!("its children can't be looked up: {error}")),
     }
+}
+
+/// How many filters on system calls a process has.
+pub(super) fn filters(pid: i32) -> io::Result<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let count = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:")?.trim().parse().ok());
+    count.ok_or_else(|| io::Error::other("the kernel doesn't say"))
 }
 
 /// Nobody but root can open its memory. (Who does can change what it may only execute.)

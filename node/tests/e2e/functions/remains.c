@@ -7,7 +7,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -90,6 +92,23 @@ __attribute__((constructor)) static void load(void) {
     area.cpu_id = -1u;
     syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG);
     syscall(SYS_rseq, &area, 32, 0, RSEQ_SIG);
+#ifdef HOSTILE_FILTER
+    /* Whatever the stub has to put back is said to be put back. */
+    struct sock_filter program[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 12),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, STUB >> 32, 0, 7),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 8),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 4096, 5, 0),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_munmap, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_madvise, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_close_range, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {sizeof program / sizeof *program, program};
+    syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter);
+#endif
 #ifdef HOSTILE_SHOWS
     prctl(PR_SET_DUMPABLE, 1);
 #endif
@@ -386,7 +405,12 @@ static const char *leave(const struct spry_request *request, struct spry_respons
             return "the stub could be changed";
         if (munmap((void *)(STUB + 0x10000000), 4096) == 0) return "the plan could be unmapped";
     }
-    if (spry_slice_is(what, "guard")) madvise((void *)(((unsigned long)&page - (1 << 19)) & -4096ul), 4096, 102);
+    if (spry_slice_is(what, "guard")) {
+        if (madvise((void *)(((unsigned long)&page - (1 << 19)) & -4096ul), 4096, 102) == 0) return "the stack could be guarded";
+    }
+    if (spry_slice_is(what, "empty")) {
+        if (madvise((void *)page, 4096, MADV_DONTNEED) == 0) return "a known mapping could be emptied";
+    }
     if (spry_slice_is(what, "advice")) madvise(large, 4096, MADV_DONTFORK);
     if (spry_slice_is(what, "huge-pages")) {
         madvise((void *)(((unsigned long)&page - (1 << 19)) & -4096ul), 4096, MADV_HUGEPAGE);

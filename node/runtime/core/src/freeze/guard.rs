@@ -6,7 +6,8 @@
 //! more of the file than there was; who uses it (`realloc`) copies instead when it fails.
 //!
 //! The filter is an addition to the sandbox's and answers for these two calls alone; the kernel remembers that all others
-//! pass it and doesn't run it for them (since 5.11).
+//! pass it and doesn't run it for them (since 5.11). Where a zygote's calls are filtered for rewinding, that filter refuses
+//! these, too, and there is none of this kind ([`crate::rewind`]).
 
 use std::ops::Range;
 
@@ -51,7 +52,7 @@ const END_HIGH: u32 = 4;
 /// Advice after which memory is expected to hold zeros.
 const DONTNEED_LOCKED: u32 = 24;
 const GUARD_INSTALL: u32 = 102;
-const EMPTYING: [u32; 3] = [libc::MADV_DONTNEED as u32, DONTNEED_LOCKED, GUARD_INSTALL];
+pub(crate) const EMPTYING: [u32; 3] = [libc::MADV_DONTNEED as u32, DONTNEED_LOCKED, GUARD_INSTALL];
 
 fn put(code: u16, k: u32, if_true: u8, if_false: u8) -> Instruction {
     Instruction { code, jt: if_true, jf: if_false, k }

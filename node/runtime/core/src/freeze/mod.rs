@@ -33,6 +33,8 @@ use std::time::Instant;
 
 use spry_wire::freeze::{Freeze, FreezeWish, Frozen};
 
+pub(crate) use guard::EMPTYING;
+
 use crate::layer::{MAPPINGS_FD, PAGEMAP_FD, SIZES_FD};
 use crate::sys::layer as kernel;
 use crate::sys::memory::{self, Exchange};
@@ -134,8 +136,7 @@ fn to_memfd(wish: &FreezeWish, own: OwnMemory) -> Result<Frozen, String> {
     }
     let file = memory::frozen_file(total).map_err(|error| format!("make a file in memory: {error}"))?;
     let ranges: Vec<Range<usize>> = pieces.iter().map(|piece| piece.mapping.range.clone()).collect();
-    memory::add_filter(&mut guard::compile(&ranges))
-        .map_err(|error| format!("system calls can't be filtered, and MADV_DONTNEED must be: {error}"))?;
+    keep_from_emptying(&ranges)?;
     let (mut bytes, mut count, mut failed) = (0, 0, None);
     memory::without_signals(|| {
         // From here to the end of this closure nothing is written to but the stack.
@@ -209,9 +210,17 @@ fn to_huge_pages(wish: &FreezeWish, own: OwnMemory) -> Result<Frozen, String> {
 pub(crate) fn guard_layer() -> Result<OwnMemory, String> {
     let own = OwnMemory::as_before();
     let ranges = plan::of_layer(&own.mappings()?);
-    memory::add_filter(&mut guard::compile(&ranges))
-        .map_err(|error| format!("system calls can't be filtered, and MADV_DONTNEED must be: {error}"))?;
+    keep_from_emptying(&ranges)?;
     Ok(own)
+}
+
+/// Keeps calls from working on this memory that would tell the difference, if they don't fail on any.
+fn keep_from_emptying(ranges: &[Range<usize>]) -> Result<(), String> {
+    if memory::is_never_emptied() {
+        return Ok(());
+    }
+    memory::add_filter(&mut guard::compile(ranges))
+        .map_err(|error| format!("system calls can't be filtered, and MADV_DONTNEED must be: {error}"))
 }
 
 /// What is to be frozen, by address, and the text that says so. The text must not go before the rest is frozen, which could

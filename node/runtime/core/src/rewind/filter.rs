@@ -7,17 +7,26 @@
 //! The filter is installed before any code of the function runs, so it can't know addresses of its memory. It needn't:
 //! known mappings are sealed (`mseal`), and new ones are unmapped.
 //!
+//! It also does for frozen memory what `freeze::guard` does in other zygotes, wherever the memory is. For it stays the last filter: one
+//! that was added while the function is loaded could pretend that the stub's calls are done, so spryd rewinds no instance
+//! that has more.
+//!
 //! Descriptors below [`FDS`] stay. Whatever would change them is told; so is what would give them second names, by which
 //! they could be changed unseen.
 
 use libc::sock_filter as Instruction;
-use spry_wire::rewind::{FDS, STUB_ASKS};
+use spry_wire::rewind::{FDS, STUB_ASKS, STUB_AT, STUB_LEN};
+
+use crate::freeze::EMPTYING;
 
 const ARCHITECTURE: u32 = 0xC000_003E;
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const IF_AT_LEAST: u16 = (libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K) as u16;
+const IF_EQUAL_X: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_X) as u16;
+const IF_ANY: u16 = (libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K) as u16;
+const TO_X: u16 = (libc::BPF_MISC | libc::BPF_TAX) as u16;
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 
 /// Offsets in `struct seccomp_data`.
@@ -46,12 +55,16 @@ enum When {
     StaysUnless(u32, u32, &'static [u32]),
     /// This argument is one of these.
     IsOneOf(u32, &'static [u32]),
+    /// The same, and it isn't the stub that calls.
+    IsOneOfBesideStub(u32, &'static [u32]),
     /// This argument is none of these.
     IsNoneOf(u32, &'static [u32]),
     /// This argument, a pointer, isn't null.
     Given(u32),
     /// The same, and the first is this.
     GivenWith(u32, u32),
+    /// These two arguments, lengths, differ, or a third has this bit.
+    DifferOrHas([u32; 2], u32, u32),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -80,6 +93,17 @@ const BASES: &[u32] = &[0x1001, 0x1002, 0x1003, 0x1004];
 
 /// First those that are refused: they come first for a call that has more than one rule.
 const RULES: &[Rule] = &[
+    // What reads as zeros elsewhere once it is given back or grown holds what was frozen there.
+    Rule {
+        call: libc::SYS_madvise,
+        when: When::IsOneOfBesideStub(2, &EMPTYING),
+        action: refuse(libc::EINVAL),
+    },
+    Rule {
+        call: libc::SYS_mremap,
+        when: When::DifferOrHas([1, 2], 3, libc::MREMAP_DONTUNMAP as u32),
+        action: refuse(libc::EINVAL),
+    },
     // Earlier requests' use of the processor, by way of a clock that nobody but this process has.
     Rule {
         call: libc::SYS_timer_create,
@@ -255,6 +279,18 @@ fn check(when: When, action: u32) -> Vec<Instruction> {
             body.extend(values.iter().flat_map(|value| [put(IF_EQUAL, *value, 0, 1), act]));
             body
         }
+        When::IsOneOfBesideStub(at, values) => {
+            let rest = check(When::IsOneOf(at, values), action);
+            let past = u8::try_from(rest.len()).expect("the lists are short");
+            let mut body = vec![
+                put(LOAD, CALLED_FROM + 4, 0, 0),
+                put(IF_EQUAL, (STUB_AT >> 32) as u32, 0, 2),
+                put(LOAD, CALLED_FROM, 0, 0),
+                put(IF_AT_LEAST, STUB_LEN as u32 + 1, 0, past),
+            ];
+            body.extend(rest);
+            body
+        }
         When::IsNoneOf(at, values) => {
             let mut body = vec![put(LOAD, argument(at), 0, 0)];
             for (index, value) in values.iter().enumerate() {
@@ -278,8 +314,23 @@ fn check(when: When, action: u32) -> Vec<Instruction> {
             body.extend(rest);
             body
         }
+        When::DifferOrHas([one, other], flags, flag) => vec![
+            put(LOAD, argument(one), 0, 0),
+            put(TO_X, 0, 0, 0),
+            put(LOAD, argument(other), 0, 0),
+            put(IF_EQUAL_X, 0, 0, 6),
+            put(LOAD, argument(one) + 4, 0, 0),
+            put(TO_X, 0, 0, 0),
+            put(LOAD, argument(other) + 4, 0, 0),
+            put(IF_EQUAL_X, 0, 0, 2),
+            put(LOAD, argument(flags), 0, 0),
+            put(IF_ANY, flag, 0, 1),
+            act,
+        ],
     }
 }
+
+const _: () = assert!(STUB_AT as u32 == 0, "its low half is compared with its length alone");
 
 #[cfg(test)]
 mod tests {
@@ -287,7 +338,7 @@ mod tests {
 
     /// What the program answers: the kernel's interpreter, for the instructions that are used.
     fn run(program: &[Instruction], number: i64, from: u64, arguments: [u64; 6]) -> u32 {
-        let (mut at, mut a) = (0, 0_u32);
+        let (mut at, mut a, mut x) = (0, 0_u32, 0_u32);
         loop {
             let Instruction { code, jt, jf, k } = program[at];
             at += 1;
@@ -302,8 +353,14 @@ mod tests {
                     };
                     continue;
                 }
+                TO_X => {
+                    x = a;
+                    continue;
+                }
                 RETURN => return k,
                 IF_EQUAL => a == k,
+                IF_EQUAL_X => a == x,
+                IF_ANY => a & k != 0,
                 IF_AT_LEAST => a >= k,
                 other => panic!("instruction {other}"),
             };
@@ -319,6 +376,7 @@ mod tests {
             let [a, b, c] = arguments;
             run(&program, number, 0x5555_0000_0000, [a, b, c, 0, 0, 0])
         };
+        let einval = refuse(libc::EINVAL);
         let high = 1 << 40;
         for (number, arguments, action) in [
             (libc::SYS_read, [3, 0, 0], ALLOW),
@@ -344,9 +402,16 @@ mod tests {
             (libc::SYS_fcntl, [9, libc::F_SETPIPE_SZ as u64, 0], TELL),
             (libc::SYS_ioctl, [1, libc::TCGETS, 0], ALLOW),
             (libc::SYS_ioctl, [1, libc::FIONBIO, 0], TELL),
-            (libc::SYS_madvise, [high, 4096, 4], ALLOW),
+            (libc::SYS_madvise, [high, 4096, 3], ALLOW),
+            (libc::SYS_madvise, [high, 4096, 4], einval),
             (libc::SYS_madvise, [high, 4096, 18], TELL),
-            (libc::SYS_madvise, [high, 4096, 102], TELL),
+            (libc::SYS_madvise, [high, 4096, 24], einval),
+            (libc::SYS_madvise, [high, 4096, 102], einval),
+            (libc::SYS_madvise, [0, 0, 4], einval),
+            (libc::SYS_mremap, [high, high + 4096, high + 4096], ALLOW),
+            (libc::SYS_mremap, [high, high + 4096, high + 8192], einval),
+            (libc::SYS_mremap, [high, 4096, high + 4096], einval),
+            (libc::SYS_mremap, [high, 0, 4096], einval),
             (libc::SYS_clock_gettime, [1, 0, 0], ALLOW),
             (libc::SYS_clock_gettime, [2, 0, 0], TELL),
             (libc::SYS_clock_gettime, [0xffff_fff2, 0, 0], TELL),
@@ -364,6 +429,25 @@ mod tests {
         ] {
             assert_eq!(ask(number, arguments), action, "call {number} with {arguments:x?}");
         }
+    }
+
+    #[test]
+    fn the_stub_alone_drops_pages() {
+        let program = compile();
+        let drop = |from| run(&program, libc::SYS_madvise, from, [1 << 40, 4096, 4, 0, 0, 0]);
+        assert_eq!([drop(STUB_AT), drop(STUB_AT + STUB_LEN)], [ALLOW; 2]);
+        for from in [STUB_AT - 1, STUB_AT + STUB_LEN + 1, STUB_AT | 1 << 46, 0x80] {
+            assert_eq!(drop(from), refuse(libc::EINVAL), "{from:x}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_its_place_mapped_is_not_moved() {
+        let program = compile();
+        let move_with = |flags| run(&program, libc::SYS_mremap, 0, [1 << 40, 4096, 4096, flags, 0, 0]);
+        let fixed = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+        assert_eq!(move_with(fixed), ALLOW, "so a layer moves the kernel's own pages");
+        assert_eq!(move_with(fixed | libc::MREMAP_DONTUNMAP as u64), refuse(libc::EINVAL));
     }
 
     #[test]

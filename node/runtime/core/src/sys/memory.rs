@@ -249,6 +249,12 @@ pub(crate) fn collapse(range: &Range<usize>) -> io::Result<()> {
     check(unsafe { libc::madvise(start, range.len(), COLLAPSE) }).map(drop)
 }
 
+/// Whether `MADV_DONTNEED` fails wherever it is asked for, because a filter refuses it.
+pub(crate) fn is_never_emptied() -> bool {
+    // SAFETY: an empty range: nothing but a filter has anything against it.
+    unsafe { libc::madvise(ptr::null_mut(), 0, libc::MADV_DONTNEED) != 0 }
+}
+
 /// Adds a filter on system calls to what filters them already. It binds this process and all forks of it.
 pub(crate) fn add_filter(program: &mut [libc::sock_filter]) -> io::Result<()> {
     // SAFETY: no pointer is involved. (The sandbox has done it already.)
