@@ -4,6 +4,7 @@
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 
@@ -148,6 +149,26 @@ pub fn sealed_file(name: &std::ffi::CStr, parts: &[&[u8]], executable: bool) -> 
 pub fn can_seal() -> Result<(), Errno> {
     // SAFETY: an empty range: the kernel looks whether it knows the call.
     Errno::result(unsafe { libc::syscall(libc::SYS_mseal, 0, 0, 0) }).map(drop)
+}
+
+/// Where userspace ends: beyond 2^47 bytes with five levels of page tables, of which the kernel gives something out to those only who
+/// ask for it.
+pub fn user_space_end() -> io::Result<u64> {
+    const ENDS: [u64; 2] = [0x0000_7fff_ffff_f000, 0x00ff_ffff_ffff_f000];
+    static FOUND: OnceLock<u64> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(*found);
+    }
+    let (wanted, len) = (1_u64 << 48, 4096);
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping, there if that can be, else elsewhere; nobody else has it.
+    let at = unsafe { libc::mmap(wanted as *mut _, len, libc::PROT_NONE, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: what was mapped just now.
+    unsafe { libc::munmap(at, len) };
+    Ok(*FOUND.get_or_init(|| ENDS[usize::from(at as u64 > ENDS[0])]))
 }
 
 /// Whether filters can ask about system calls.

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-/// Userspace ends here on x86-64 with four levels of page tables, and the kernel gives out nothing beyond unless asked.
-pub(super) const END: u64 = 0x7fff_ffff_f000;
+/// Userspace ends here on x86-64 at most, with five levels of page tables. What lies beyond is the kernel's own.
+const LAST: u64 = 0x00ff_ffff_ffff_f000;
 /// Nothing can be mapped below: `vm.mmap_min_addr` is at least this where it isn't 0, and 0 is no address.
 pub(super) const START: u64 = 4096;
 
@@ -82,12 +82,12 @@ pub(super) fn parse(smaps: &str) -> Vec<Mapping> {
             }
         }
     }
-    found.retain(|mapping| mapping.range.end <= END);
+    found.retain(|mapping| mapping.range.end <= LAST);
     found
 }
 
-/// The ranges in which nothing of `known` is mapped.
-pub(super) fn gaps(known: &[Mapping]) -> Vec<Range<u64>> {
+/// The ranges in which nothing of `known` is mapped, where userspace ends at `end`.
+pub(super) fn gaps(known: &[Mapping], end: u64) -> Vec<Range<u64>> {
     let mut gaps = Vec::new();
     let mut at = START;
     for mapping in known {
@@ -96,8 +96,8 @@ pub(super) fn gaps(known: &[Mapping]) -> Vec<Range<u64>> {
         }
         at = mapping.range.end;
     }
-    if at < END {
-        gaps.push(at..END);
+    if at < end {
+        gaps.push(at..end);
     }
     gaps
 }
@@ -139,6 +139,8 @@ VmFlags: rd mr mw me sl
 VmFlags: rd wr mr mw me sl
 9000-b000 rw-p 00000000 00:00 0   [heap]
 VmFlags: rd wr nh sl
+1000000000000-1000000001000 rw-p 00000000 00:00 0
+VmFlags: rd wr sl
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0  [vsyscall]
 VmFlags: ex
 ";
@@ -146,11 +148,14 @@ VmFlags: ex
     #[test]
     fn what_is_mapped_is_read_and_the_rest_is_gaps() {
         let known = parse(TEXT);
-        assert_eq!(known.len(), 3);
+        assert_eq!(known.len(), 4);
         assert_eq!((known[1].offset, known[1].inode, known[1].rights.write), (0x2000, 7, true));
         assert!(known.iter().all(|mapping| mapping.sealed));
         assert_eq!([known[1].stays_small, known[2].stays_small], [false, true]);
-        assert_eq!(gaps(&known), [0x4000..0x9000, 0xb000..END]);
+        let high = 1 << 48;
+        assert_eq!(gaps(&known, LAST), [0x4000..0x9000, 0xb000..high, high + 0x1000..LAST]);
+        let end = 0x7fff_ffff_f000;
+        assert_eq!(gaps(&known[..3], end), [0x4000..0x9000, 0xb000..end]);
     }
 
     #[test]
@@ -166,7 +171,7 @@ VmFlags: ex
             ],
         );
         split.insert(2, Mapping { range: 0x5000..0x6000, sealed: false, ..known[2].clone() });
-        split.push(Mapping { range: 0xb000..0xc000, sealed: false, ..known[2].clone() });
+        split.insert(5, Mapping { range: 0xb000..0xc000, sealed: false, ..known[2].clone() });
         assert_eq!(check(&known, &split), Ok(()));
         let changed = |change: fn(&mut Vec<Mapping>)| {
             let mut now = known.clone();

@@ -144,6 +144,7 @@ pub fn probe() -> Result<(), String> {
         Ok(()) => {}
         Err(errno) => return Err(format!("memory can't be sealed (mseal, Linux 6.10): {errno}")),
     }
+    sys::user_space_end().map_err(|error| format!("it can't be found out where userspace ends: {error}"))?;
     sys::can_ask()
         .map_err(|errno| format!("system calls can't be asked about (seccomp user notification): {errno}"))
 }

@@ -174,7 +174,8 @@ fn lay_out(
     let mut all = known.to_vec();
     let copies_at = PLAN_AT + bytes.len() as u64;
     // Three more gaps than now, since each splits one.
-    let gap_count = mappings::gaps(&all).len() + 3;
+    let end = sys::user_space_end().map_err(os("find out where userspace ends"))?;
+    let gap_count = mappings::gaps(&all, end).len() + 3;
     let lists_end = copies_at + 24 * copies.runs.len() as u64 + 16 * gap_count as u64;
     let bytes_at = lists_end.next_multiple_of(PAGE);
     let len = bytes_at - PLAN_AT + copies.own.len() as u64;
@@ -194,7 +195,7 @@ fn lay_out(
         let own = Mapping { range: place, ..all.first().cloned().ok_or(PlanError::Registers)? };
         all.insert(at, own);
     }
-    let gaps = mappings::gaps(&all);
+    let gaps = mappings::gaps(&all, end);
     debug_assert!(gaps.len() <= gap_count);
     let gaps = list(&mut bytes, gaps.iter().map(|gap| [gap.start, gap.end - gap.start]));
     let head = Head {

@@ -62,7 +62,8 @@ pub(crate) fn add_asking_filter(program: &mut [libc::sock_filter]) -> io::Result
 /// `MADV_NOHUGEPAGE` for all that is mapped, in one call: what spryd is asked about takes a while. Nothing is mapped in between, which
 /// the kernel says when it has done the rest.
 pub(crate) fn keep_pages_small() {
-    const END: usize = 0x7fff_ffff_f000;
+    // With five levels of page tables; with four, there is nothing behind the half of it.
+    const END: usize = 0x00ff_ffff_ffff_f000;
     let (start, len) = (4096 as *mut c_void, END - 4096);
     // SAFETY: changes how memory is mapped, and not what is read there.
     let _something_is_not_mapped = unsafe { libc::madvise(start, len, libc::MADV_NOHUGEPAGE) };
