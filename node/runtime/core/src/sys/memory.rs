@@ -131,7 +131,7 @@ pub(crate) struct Exchange {
     pub(crate) len: usize,
     pub(crate) protection: i32,
     pub(crate) no_reserve: bool,
-    /// What isn't there by `mincore` was never touched: it stays a hole in the file.
+    /// What isn't there by `mincore` and reads as zeros was never touched: it stays a hole in the file.
     pub(crate) has_holes: bool,
     pub(crate) file: RawFd,
     pub(crate) offset: u64,
@@ -201,7 +201,9 @@ unsafe fn exchange_chunk(wanted: &Exchange, at: usize, len: usize, page: usize) 
     let mut first = 0;
     while first < count {
         let mut end = first;
-        while end < count && pages[end] & 1 != 0 {
+        // What the kernel has put to swap isn't there either.
+        // SAFETY: pages of the caller's range.
+        while end < count && (pages[end] & 1 != 0 || unsafe { has_bytes(start + end * page, page) }) {
             end += 1;
         }
         if end > first {
@@ -219,6 +221,17 @@ unsafe fn exchange_chunk(wanted: &Exchange, at: usize, len: usize, page: usize) 
     }
     // SAFETY: this part has been copied, but for what was never touched, which reads as zeros in the file, too.
     unsafe { map(wanted, at, len) }
+}
+
+/// Whether anything but zeros is read there. Writes to nothing but its own stack.
+///
+/// # Safety
+///
+/// The page is readable.
+unsafe fn has_bytes(at: usize, page: usize) -> bool {
+    let mut words = (at..at + page).step_by(size_of::<u64>());
+    // SAFETY: by the caller; a page's words are aligned.
+    words.any(|word| unsafe { (word as *const u64).read_volatile() } != 0)
 }
 
 /// # Safety
@@ -264,4 +277,24 @@ pub(crate) fn add_filter(program: &mut [libc::sock_filter]) -> io::Result<()> {
     let mode: c_ulong = libc::SECCOMP_SET_MODE_FILTER.into();
     // SAFETY: the kernel copies the program, which has that length.
     check(unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, &raw const filter) as c_int }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_byte_keeps_a_page_from_being_a_hole() {
+        #[repr(align(4096))]
+        struct Pages([u8; 8192]);
+        let mut pages = Box::new(Pages([0; 8192]));
+        let at = pages.0.as_ptr() as usize;
+        // SAFETY: both pages are the box's.
+        let both = || unsafe { [has_bytes(at, 4096), has_bytes(at + 4096, 4096)] };
+        assert_eq!(both(), [false, false]);
+        pages.0[4096] = 1;
+        assert_eq!(both(), [false, true]);
+        (pages.0[4096], pages.0[4095]) = (0, 1);
+        assert_eq!(both(), [true, false]);
+    }
 }
