@@ -4,6 +4,9 @@
 //! (replace its inbox, end it) only while nobody is in. A redeploy makes a new `Function` beside the old one,
 //! swaps the name, and lets the old one run dry.
 
+#[cfg(test)]
+pub(crate) mod example;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

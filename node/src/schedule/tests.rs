@@ -1,40 +1,11 @@
-use std::path::PathBuf;
 use std::time::Instant;
 
 use shm_bus::Descriptor;
-use shm_bus::ids::FunctionIndex;
-use shm_bus::segment::SegmentName;
 use spry_sched::backend::{Posix, PosixOptions};
 
 use super::*;
-use crate::activation::History;
-use crate::function::{Counts, SentAt};
-use crate::inbox::{Inbox, NodeBytes};
-use crate::manifest::{Defaults, Isolation, Manifest};
-use crate::records::Recorder;
-use crate::store::StoredFunction;
-
-fn function(index: u16) -> Arc<Function> {
-    let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("main.py"), "def main(params): return params").expect("a file");
-    let manifest = Manifest::of_folder(folder.path(), Some("held"), &[], &Defaults::default());
-    let stored = StoredFunction {
-        manifest: manifest.expect("a manifest"),
-        version: 1,
-        sha256: String::new(),
-        slot: 0,
-        uid: 0,
-        code: PathBuf::new(),
-        bytes: 0,
-        deployed_unix_ms: 0,
-        code_sha256: String::new(),
-        used_unix_ms: 0,
-    };
-    let name = SegmentName { id: 1, generation: 1 };
-    let inbox = Inbox::new("held", name, 1024, NodeBytes::new(1024), Isolation::Instance).expect("an inbox");
-    let history = Arc::new(Mutex::new(History::new("held", Recorder::off())));
-    Function::new(FunctionIndex(index), stored, inbox, history, Arc::new(Counts::default()), None)
-}
+use crate::function::SentAt;
+use crate::function::example::function;
 
 /// As [`Scheduler::submit`], with nobody to send what is admitted.
 fn arrive(scheduler: &Scheduler, function: &Arc<Function>, id: u64) -> TaskId {

@@ -1,43 +1,7 @@
 //! How long an entry stays, and what it names with it.
 
-use std::path::PathBuf;
-
-use parking_lot::Mutex;
-use shm_bus::ids::FunctionIndex;
-use shm_bus::segment::SegmentName;
-
 use super::*;
-use crate::activation::History;
-use crate::inbox::{Inbox, NodeBytes};
-use crate::manifest::{Defaults, Isolation, Manifest};
-use crate::records::Recorder;
-use crate::store::StoredFunction;
-
-/// A function that isn't running.
-fn function() -> Arc<Function> {
-    let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("f.py"), "def main(request):\n    pass\n").expect("written");
-    let text = "name = \"f\"\nruntime = \"python\"\nhandler = \"f:main\"\n";
-    std::fs::write(folder.path().join("spry.toml"), text).expect("written");
-    let manifest = Manifest::of_folder(folder.path(), None, &[], &Defaults::default()).expect("a manifest");
-    let stored = StoredFunction {
-        manifest,
-        version: 1,
-        sha256: String::new(),
-        slot: 0,
-        uid: 0,
-        code: PathBuf::new(),
-        bytes: 0,
-        deployed_unix_ms: 0,
-        code_sha256: String::new(),
-        used_unix_ms: 0,
-    };
-    let name = SegmentName { id: 1, generation: 1 };
-    let inbox =
-        Inbox::new("f", name, 1 << 10, NodeBytes::new(1 << 20), Isolation::Instance).expect("an inbox");
-    let history = Arc::new(Mutex::new(History::new("f", Recorder::off())));
-    Function::new(FunctionIndex(0), stored, inbox, history, Arc::default(), None)
-}
+use crate::function::example;
 
 /// One invocation of the function, whose time runs out at `deadline`.
 fn with_one(function: &Arc<Function>, deadline: Instant) -> (Slab, InvocationId) {
@@ -62,7 +26,7 @@ fn is_kept(function: &Function) -> bool {
 
 #[test]
 fn what_is_out_of_time_in_somebodys_hands_stays_until_they_let_go_of_it() {
-    let (function, now) = (function(), Instant::now());
+    let (function, now) = (example::function(0), Instant::now());
     let (mut slab, id) = with_one(&function, now);
     assert_eq!(slab.due(now).0, [id]);
     slab.get(id).expect("there").leave_in_hands(now);
@@ -82,7 +46,7 @@ fn what_is_out_of_time_in_somebodys_hands_stays_until_they_let_go_of_it() {
 
 #[test]
 fn so_it_does_when_nobody_waits_for_it() {
-    let (function, now) = (function(), Instant::now());
+    let (function, now) = (example::function(0), Instant::now());
     for told_before in [false, true] {
         let (mut slab, id) = with_one(&function, now);
         if told_before {
@@ -101,7 +65,7 @@ fn so_it_does_when_nobody_waits_for_it() {
 
 #[test]
 fn what_ends_otherwise_goes_with_its_waiter() {
-    let (function, now) = (function(), Instant::now());
+    let (function, now) = (example::function(0), Instant::now());
     let (mut slab, id) = with_one(&function, now);
     assert!(slab.finish(id, Outcome::Refused(Refusal::Cancelled)).is_some());
     assert_eq!(slab.due(now), (Vec::new(), None));
