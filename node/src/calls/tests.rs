@@ -383,12 +383,14 @@ fn receiver(listener: std::net::TcpListener) -> std::sync::mpsc::Receiver<Vec<u8
     let (sender, received) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
-            let (mut reader, mut length) = (BufReader::new(stream), 0);
+            let (mut reader, mut length) = (BufReader::new(stream), None);
             for line in reader.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty()) {
                 if let Some(value) = line.strip_prefix("content-length: ") {
-                    length = value.parse().expect("a number");
+                    length = Some(value.parse().expect("a number"));
                 }
             }
+            // A node that was ended had no more than connected.
+            let Some(length) = length else { continue };
             let mut body = vec![0; length];
             let whole = reader.read_exact(&mut body).is_ok();
             let _ = reader.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
