@@ -6,17 +6,17 @@
 
 #[cfg(test)]
 pub(crate) mod example;
+mod queue;
+mod uses;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
-use shm_bus::Descriptor;
-use shm_bus::ids::{FunctionIndex, InvocationId, PeerId};
+use shm_bus::ids::{FunctionIndex, PeerId};
 use spry_ebpf_common::{SEATS, SLOTS_PER_FUNCTION};
 use spry_sched::placement::Placement;
 use spry_wire::freeze::Frozen;
@@ -33,53 +33,8 @@ pub use crate::metrics::{Counts, Replaced};
 use crate::schedule::Usage;
 use crate::store::StoredFunction;
 use crate::zygote::rewind::Listener;
-
-/// An invocation that waits for an idle instance.
-#[derive(Debug)]
-pub struct Queued {
-    /// What to send once an instance is idle.
-    pub descriptor: Descriptor,
-    /// Told when it leaves the queue.
-    pub sent: Arc<SentAt>,
-}
-
-/// When a queued invocation was sent, for its timings: nanoseconds after `since`, 0 while it waits.
-#[derive(Debug)]
-pub struct SentAt {
-    since: Instant,
-    after_ns: AtomicU64,
-}
-
-impl SentAt {
-    /// Not sent yet.
-    pub fn new(since: Instant) -> Arc<Self> {
-        Arc::new(Self { since, after_ns: AtomicU64::new(0) })
-    }
-    /// Sent now.
-    pub fn mark(&self) {
-        self.after_ns.store((self.since.elapsed().as_nanos() as u64).max(1), Ordering::Release);
-    }
-    /// When it was sent.
-    pub fn get(&self) -> Instant {
-        self.since + std::time::Duration::from_nanos(self.after_ns.load(Ordering::Acquire))
-    }
-}
-
-/// What a function has served since somebody asked last.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Uses {
-    /// How many requests.
-    pub count: u64,
-    /// The function's very first is among them.
-    pub is_first: bool,
-    /// Pauses before some of them, in milliseconds; before the others there was none worth noting.
-    pub gaps_ms: Vec<u64>,
-}
-
-/// Shorter pauses are none.
-const GAP_MS_MIN: u64 = 1_000;
-/// Pauses that are remembered until somebody asks.
-const GAPS_MAX: usize = 64;
+pub use queue::{Queue, Queued, SentAt};
+pub use uses::{Served, Uses};
 
 /// One version of a function.
 #[derive(Debug)]
@@ -100,6 +55,10 @@ pub struct Function {
     pub placement: Mutex<Placement>,
     /// What its invocations cost, and how many of them are kept back.
     pub usage: Usage,
+    /// Those that wait for an idle instance.
+    pub queue: Queue,
+    /// What it has served.
+    pub served: Served,
     /// The chain that it serves in, if it doesn't serve by itself: whose memory its instances may see.
     pub domain: Option<Arc<Domain>>,
     /// Rung when the keeper should look: somebody waits for an instance, or the last user left.
@@ -123,13 +82,6 @@ pub struct Function {
     talks: AtomicBool,
     /// Instances in a row that could not be rewound for what their requests have done.
     spoiled: AtomicU32,
-    queue: Mutex<VecDeque<Queued>>,
-    queue_len: AtomicUsize,
-    /// Requests served, and how many of them [`Self::take_uses`] has told of.
-    uses: AtomicU64,
-    uses_told: AtomicU64,
-    used_unix_ms: AtomicU64,
-    gaps_ms: Mutex<Vec<u64>>,
 }
 
 /// Set in `users` while the keeper holds the function for itself.
@@ -156,6 +108,8 @@ impl Function {
             counts,
             placement: Mutex::default(),
             usage: Usage::default(),
+            queue: Queue::default(),
+            served: Served::default(),
             domain,
             bell: Notify::new(),
             inbox: ArcSwap::new(inbox),
@@ -172,12 +126,6 @@ impl Function {
             full: AtomicBool::new(false),
             talks: AtomicBool::new(false),
             spoiled: AtomicU32::new(0),
-            queue: Mutex::default(),
-            queue_len: AtomicUsize::new(0),
-            uses: AtomicU64::new(0),
-            uses_told: AtomicU64::new(0),
-            used_unix_ms: AtomicU64::new(0),
-            gaps_ms: Mutex::default(),
         })
     }
 
@@ -368,14 +316,9 @@ impl Function {
         self.inbox.load_full()
     }
 
-    /// Invocations that wait.
-    pub fn queue_len(&self) -> usize {
-        self.queue_len.load(Ordering::Acquire)
-    }
-
     /// Invocations that wait, those that are kept back included.
     pub fn waiting(&self) -> usize {
-        self.queue_len() + self.usage.held()
+        self.queue.len() + self.usage.held()
     }
 
     /// The instance with this name on the bus.
@@ -383,92 +326,9 @@ impl Function {
         self.instances[peer.bit() as usize].load_full().filter(|instance| instance.peer == peer)
     }
 
-    /// Appends to the queue; gives it back when `limit` are waiting already.
-    pub fn enqueue(&self, queued: Queued, limit: usize) -> Result<(), Queued> {
-        let mut queue = self.queue.lock();
-        if queue.len() >= limit {
-            return Err(queued);
-        }
-        queue.push_back(queued);
-        self.queue_len.store(queue.len(), Ordering::Release);
-        Ok(())
-    }
-
-    /// Puts one back where it was taken from, whatever the limit.
-    pub fn requeue(&self, queued: Queued) {
-        let mut queue = self.queue.lock();
-        queue.push_front(queued);
-        self.queue_len.store(queue.len(), Ordering::Release);
-    }
-
-    /// Takes the next one.
-    pub fn dequeue(&self) -> Option<Queued> {
-        if self.queue_len() == 0 {
-            return None;
-        }
-        let mut queue = self.queue.lock();
-        let next = queue.pop_front();
-        self.queue_len.store(queue.len(), Ordering::Release);
-        next
-    }
-
-    /// Takes a particular one out; false when it isn't waiting (any more).
-    pub fn withdraw(&self, invocation: InvocationId) -> bool {
-        if self.queue_len() == 0 {
-            return false;
-        }
-        let mut queue = self.queue.lock();
-        let Some(at) = queue.iter().position(|queued| queued.descriptor.invocation == invocation.0) else {
-            return false;
-        };
-        queue.remove(at);
-        self.queue_len.store(queue.len(), Ordering::Release);
-        true
-    }
-
-    /// Whether a particular one is waiting.
-    pub fn is_queued(&self, invocation: InvocationId) -> bool {
-        self.queue_len() > 0
-            && self.queue.lock().iter().any(|queued| queued.descriptor.invocation == invocation.0)
-    }
-
-    /// Notes that a request was served, which ended now and took so long.
-    pub fn used(&self, now_unix_ms: u64, took: std::time::Duration) {
-        self.uses.fetch_add(1, Ordering::Relaxed);
-        let before = self.used_unix_ms.swap(now_unix_ms, Ordering::Relaxed);
-        let gap_ms = now_unix_ms.saturating_sub(took.as_millis() as u64).saturating_sub(before);
-        if before != 0 && gap_ms >= GAP_MS_MIN {
-            let mut gaps = self.gaps_ms.lock();
-            if gaps.len() < GAPS_MAX {
-                gaps.push(gap_ms);
-            }
-        }
-    }
-
-    /// What was served since the last call. Only for the keeper.
-    pub fn take_uses(&self) -> Uses {
-        let uses = self.uses.load(Ordering::Relaxed);
-        let told = self.uses_told.swap(uses, Ordering::Relaxed);
-        if uses == told {
-            return Uses::default();
-        }
-        let gaps_ms = std::mem::take(&mut *self.gaps_ms.lock());
-        Uses { count: uses - told, is_first: told == 0, gaps_ms }
-    }
-
-    /// When the last request ended that was served; 0: there was none.
-    pub fn used_unix_ms(&self) -> u64 {
-        self.used_unix_ms.load(Ordering::Relaxed)
-    }
-
-    /// Whether it has ever served.
-    pub fn was_used(&self) -> bool {
-        self.used_unix_ms() != 0
-    }
-
     /// Nobody uses it now, and nobody waits. (A chain is always a user of its members.)
     pub fn is_unused(&self) -> bool {
-        self.users() <= u32::from(self.domain.is_some()) && self.queue_len() == 0
+        self.users() <= u32::from(self.domain.is_some()) && self.queue.is_empty()
     }
 
     /// Wants an instance soon, if there is none: its chain has been called.

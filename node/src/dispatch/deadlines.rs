@@ -113,15 +113,15 @@ impl Dispatcher {
     fn target_now(&self, id: InvocationId) -> Option<(Arc<Function>, Duration)> {
         let mut inner = self.inner.borrow_mut();
         let pending = inner.pending.get(id)?;
-        let queue = Arc::clone(pending.target());
+        let target = Arc::clone(pending.target());
         let (Some(run), Some(trail)) = (pending.run(), pending.trail()) else {
-            let limit = queue.stored.manifest.limits.timeout.as_duration();
-            return Some((queue, limit));
+            let limit = target.stored.manifest.limits.timeout.as_duration();
+            return Some((target, limit));
         };
         self.bus.transport.cancel_trail(trail);
         let limit = run.chain.plan.timeout;
-        if queue.is_queued(id) {
-            return Some((queue, limit));
+        if target.queue.has(id) {
+            return Some((target, limit));
         }
         let mut hops = Vec::new();
         self.bus.transport.trail(trail, run.route.steps.len(), &mut hops);

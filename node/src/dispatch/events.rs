@@ -124,7 +124,7 @@ impl Dispatcher {
         });
         let refusal = match next {
             Some((function, descriptor)) => {
-                if function.queue_len() == 0 && self.send(&function, &descriptor) {
+                if function.queue.is_empty() && self.send(&function, &descriptor) {
                     return;
                 }
                 // What has come so far isn't turned away: runs are bounded by their trails.
@@ -183,7 +183,7 @@ impl Dispatcher {
             return tracing::error!(?descriptor, "a descriptor for a function that is not there came back");
         };
         self.bus.queued.fetch_add(1, Ordering::Relaxed);
-        function.requeue(Queued { descriptor, sent: SentAt::new(Instant::now()) });
+        function.queue.put_back(Queued { descriptor, sent: SentAt::new(Instant::now()) });
         if let Some(scheduler) = self.scheduler_of(&function) {
             scheduler.stalled(self, InvocationId(descriptor.invocation));
         }
@@ -198,7 +198,7 @@ impl Dispatcher {
         tracing::debug!(function = function.name(), ?id, "not begun when its instance ended: sent again");
         self.bus.queued.fetch_add(1, Ordering::Relaxed);
         let sent = self.inner.borrow_mut().pending.queued(id, &function);
-        function.requeue(Queued { descriptor, sent });
+        function.queue.put_back(Queued { descriptor, sent });
         if let Some(scheduler) = self.scheduler_of(&function) {
             scheduler.stalled(self, id);
         }
@@ -289,7 +289,7 @@ impl Dispatcher {
         } else if sender.held {
             self.bus.transport.admit(sender.instance.peer);
         }
-        if sender.function.queue_len() > 0 {
+        if !sender.function.queue.is_empty() {
             self.pump(&sender.function);
         }
     }

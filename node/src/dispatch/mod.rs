@@ -140,10 +140,10 @@ impl Bus {
             return; // its answers come to a worker in any case
         }
         loop {
-            let waiting = function.queue_len() > 0;
+            let waiting = !function.queue.is_empty();
             self.transport.set_waiting(function.index, waiting);
             // Two who tell at once: the last word is the one that is true.
-            if (function.queue_len() > 0) == waiting {
+            if function.queue.is_empty() != waiting {
                 return;
             }
         }
@@ -156,7 +156,7 @@ impl Bus {
     /// Takes everything that waits for `function` out of its queue.
     pub fn take_queue(&self, function: &Function) -> Vec<Queued> {
         let mut all = Vec::new();
-        while let Some(next) = function.dequeue() {
+        while let Some(next) = function.queue.pop() {
             self.queued.fetch_sub(1, Ordering::Relaxed);
             all.push(next);
         }
@@ -243,7 +243,7 @@ impl Dispatcher {
         let limit = self.bus.limits.function;
         let accepted = match &self.bus.cores.scheduler {
             Some(scheduler) if scheduler.wants(&target) => self.schedule(scheduler, &target, id, descriptor),
-            _ if target.queue_len() == 0 && self.send(&target, &descriptor) => Ok(()),
+            _ if target.queue.is_empty() && self.send(&target, &descriptor) => Ok(()),
             _ => {
                 self.bus.totals.pool_misses.fetch_add(1, Ordering::Relaxed);
                 self.queue(&target, id, descriptor, limit)
@@ -278,7 +278,7 @@ impl Dispatcher {
 
     /// Sends what was let in, or puts it into its function's queue. True: sent.
     pub(crate) fn deliver(&self, function: &Function, queued: Queued) -> bool {
-        if function.queue_len() == 0 {
+        if function.queue.is_empty() {
             queued.sent.mark();
             if self.send(function, &queued.descriptor) {
                 self.bus.queued.fetch_sub(1, Ordering::Relaxed);
@@ -287,7 +287,7 @@ impl Dispatcher {
         }
         self.bus.totals.pool_misses.fetch_add(1, Ordering::Relaxed);
         // (Without a limit: it has been counted as waiting before.)
-        let _ = function.enqueue(queued, usize::MAX);
+        let _ = function.queue.push(queued, usize::MAX);
         function.want_instance();
         self.bus.tell_waiting(function);
         false
@@ -327,7 +327,7 @@ impl Dispatcher {
     ) -> Result<(), Refusal> {
         self.bus.count_in()?;
         let sent = self.inner.borrow_mut().pending.queued(id, function);
-        if function.enqueue(Queued { descriptor, sent }, limit).is_err() {
+        if function.queue.push(Queued { descriptor, sent }, limit).is_err() {
             self.bus.queued.fetch_sub(1, Ordering::Relaxed);
             return Err(Refusal::QueueFull { limit });
         }
@@ -343,7 +343,7 @@ impl Dispatcher {
         self.send_waiting(function);
         self.bus.tell_waiting(function);
         // Of an instance that became idle before it was told, nobody has heard.
-        if function.queue_len() > 0 {
+        if !function.queue.is_empty() {
             self.send_waiting(function);
             self.bus.tell_waiting(function);
         }
@@ -351,10 +351,10 @@ impl Dispatcher {
 
     fn send_waiting(self: &Rc<Self>, function: &Function) {
         while self.bus.transport.has_idle(function.index) {
-            let Some(next) = function.dequeue() else { return };
+            let Some(next) = function.queue.pop() else { return };
             next.sent.mark();
             if !self.send(function, &next.descriptor) {
-                return function.requeue(next);
+                return function.queue.put_back(next);
             }
             self.bus.queued.fetch_sub(1, Ordering::Relaxed);
             if let Some(scheduler) = self.scheduler_of(function) {
@@ -371,7 +371,7 @@ impl Dispatcher {
     fn withdraw(self: &Rc<Self>, function: &Function, id: InvocationId) -> bool {
         let scheduler = self.scheduler_of(function);
         let withdrawn =
-            function.withdraw(id) || scheduler.is_some_and(|scheduler| scheduler.withdraw(self, id));
+            function.queue.withdraw(id) || scheduler.is_some_and(|scheduler| scheduler.withdraw(self, id));
         if withdrawn {
             self.bus.queued.fetch_sub(1, Ordering::Relaxed);
             self.bus.tell_waiting(function);

@@ -112,7 +112,7 @@ impl Dispatcher {
         self.bus.transport.admit(instance.peer);
         if let Some(function) = function {
             function.rewound();
-            if function.queue_len() > 0 {
+            if !function.queue.is_empty() {
                 self.pump(&function);
             }
         }

@@ -164,7 +164,7 @@ impl Dispatcher {
                 let took = Duration::from_nanos(hop.answered_ns.saturating_sub(hop.sent_ns));
                 self.learn(function, &instance, took);
                 let before = instance.answered(now);
-                function.used(now, took);
+                function.served.note(now, took);
                 (instance, before)
             });
             Visit { step, hop: *hop, by }

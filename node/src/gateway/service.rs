@@ -256,7 +256,7 @@ impl Worker {
         };
         let now_unix_ms = crate::activation::unix_ms();
         let before = answered.instance.answered(now_unix_ms);
-        function.used(now_unix_ms, answered.at.saturating_duration_since(ended.submitted_at));
+        function.served.note(now_unix_ms, answered.at.saturating_duration_since(ended.submitted_at));
         function.counts.waited_for_core(answered.used.wait_ns);
         let timing = Timing::answered(&ended, &answered, before);
         let block = ended.block.expect("a function's request comes back with its end");

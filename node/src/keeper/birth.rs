@@ -131,7 +131,7 @@ impl Birth {
     ///
     /// Not in a chain, where what it answers may go on to others before it is known who it is.
     fn send_ahead(&self, peer: PeerId, expected: &OnceCell<Expectation>) {
-        if self.ahead && self.function.queue_len() > 0 && self.function.domain.is_none() {
+        if self.ahead && !self.function.queue.is_empty() && self.function.domain.is_none() {
             expected.get_or_init(|| Expectation::new(&self.function, peer));
             admit(&self.keeper, &self.function, peer);
             self.keeper.dispatcher.pump(&self.function);

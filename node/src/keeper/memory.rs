@@ -185,7 +185,7 @@ impl Keeper {
             let alone = instances.is_empty() && min == 0 && function.starting() == 0 && function.is_unused();
             if alone && function.zygote_state() == ZygoteState::Ready {
                 found.push((
-                    worth(&function, Layer::Zygote, function.used_unix_ms()),
+                    worth(&function, Layer::Zygote, function.served.last_unix_ms()),
                     Victim::Zygote(function),
                 ));
             }

@@ -34,7 +34,8 @@ impl Keeper {
     pub(super) async fn note_uses(&self) {
         let uses: Vec<(String, u64)> = {
             let noted = self.noted_uses.borrow();
-            let used = self.node.all().into_iter().map(|one| (one.name().to_owned(), one.used_unix_ms()));
+            let used =
+                self.node.all().into_iter().map(|one| (one.name().to_owned(), one.served.last_unix_ms()));
             used.filter(|(name, at)| *at > noted.get(name).copied().unwrap_or(0)).collect()
         };
         if uses.is_empty() {

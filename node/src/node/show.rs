@@ -73,7 +73,7 @@ pub fn chain_view(chain: &Chain, transport: &dyn Transport) -> ChainView {
             version: member.stored.version,
             instances: Instances { idle, busy: total - idle, starting: member.starting() },
             zygote: member.zygote_state(),
-            queued: member.queue_len() as u64,
+            queued: member.queue.len() as u64,
             problem: member.problem(),
         }
     };

@@ -40,7 +40,7 @@ fn of_function(function: &Function) -> Usage {
         name: function.name().to_owned(),
         is_chain: false,
         instances: instances(function),
-        queued: function.queue_len() as u64,
+        queued: function.queue.len() as u64,
         calls: calls(&function.counts),
         exec: exec(&function.counts),
         processes: shown(function.counts.used.cpu(running.cpu), running.resident_bytes),

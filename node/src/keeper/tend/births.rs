@@ -48,7 +48,7 @@ impl Tender {
         let (min, max) = (scale.min as usize, scale.max as usize);
         // Before the queue is looked at: who comes later than that rings, unless there may be no more anyway.
         self.function.set_full(self.live() >= max && !self.is_single_use());
-        let queued = self.function.queue_len();
+        let queued = self.function.queue.len();
         let floor = if self.function.is_superseded() { 0 } else { min.max(self.warm).min(max) };
         // Those that somebody waits for, and those beyond them that shall be ready.
         // (An instance to which a request was sent ahead is there for that one.)
@@ -117,7 +117,7 @@ impl Tender {
 
     /// Takes in what has been served since the last look.
     fn note_uses(&mut self) {
-        let uses = self.function.take_uses();
+        let uses = self.function.served.take();
         if uses.count > 0 {
             self.awaiting = false;
             self.pool.arrived(uses.count, self.keeper.memory.now_ns());
@@ -131,7 +131,7 @@ impl Tender {
 
     /// How many single-use instances should be idle now, beyond what requests wait for.
     pub(super) fn ready(&self) -> usize {
-        let in_use = self.is_single_use() && !self.function.is_superseded() && self.function.was_used();
+        let in_use = self.is_single_use() && !self.function.is_superseded() && self.function.served.any();
         if !in_use || self.phase(Layer::Instance) != Phase::Within {
             return 0;
         }

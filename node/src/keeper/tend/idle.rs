@@ -20,7 +20,7 @@ const LOOK_MIN: Duration = Duration::from_millis(10);
 impl Tender {
     /// When the function was used last, or this version of it began.
     fn used_unix_ms(&self) -> u64 {
-        self.function.used_unix_ms().max(self.since_unix_ms)
+        self.function.served.last_unix_ms().max(self.since_unix_ms)
     }
 
     /// When an instance was used last. Those that wait for their only use count with their function.
@@ -74,7 +74,7 @@ impl Tender {
     /// Idle single-use instances beyond what the pool should have. While requests come there is some play, so that a rate
     /// that wavers doesn't end what it has just made.
     fn surplus(&self) -> usize {
-        if !self.is_single_use() || self.function.queue_len() > 0 {
+        if !self.is_single_use() || !self.function.queue.is_empty() {
             return 0;
         }
         let ready = self.ready().max(self.warm).max(self.function.stored.manifest.scale.min as usize).max(1);
@@ -153,7 +153,7 @@ impl Tender {
             None => (window.until_ns != u64::MAX).then(|| now + BUSY_LOOK),
         });
         let wanted =
-            self.function.queue_len() > 0 || self.live() < scale.min as usize || self.short.is_some();
+            !self.function.queue.is_empty() || self.live() < scale.min as usize || self.short.is_some();
         let retry = self.not_before.filter(|_| wanted).map(|at| at.max(now + Duration::from_millis(1)));
         let least = (scale.min as usize).max(1);
         let pool = (self.is_single_use() && self.instances.len() > least).then(|| now + POOL_LOOK);
