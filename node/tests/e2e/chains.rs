@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::client::{Connection, Response};
-use super::daemon::Daemon;
+use super::daemon::{Daemon, UNTIL_LET_GO};
 use crate::need_root_and_cc;
 
 /// Appends its own name to the list that it gets.
@@ -251,22 +251,23 @@ fn a_process_that_dies_costs_none_of_those_who_wait_in_it() {
 fn no_step_starts_after_the_deadline_nor_for_a_client_that_has_left() {
     need_root_and_cc!();
     let daemon = Daemon::start("");
-    let slow = "import time\ndef main(p):\n  time.sleep(p.get('for', 0))\n  return p\n";
-    daemon.deploy_python("slow", slow, &[]);
+    daemon.deploy_python("slow", UNTIL_LET_GO, &[]);
     daemon.deploy_python("late", "def main(p):\n  print('late was here')\n  return p\n", &[]);
     apply(&daemon, &format!("timeout = \"300ms\"\n{}", chain_of("short", &["slow", "late"])));
-    let response = daemon.post("/function/short", br#"{"for": 5}"#);
+    let response = daemon.post("/function/short", br#"{"wait": true}"#);
     assert_eq!((response.status, response.error_code()), (504, "timed_out".into()));
     assert_eq!(response.json()["error"]["step"], "slow");
     apply(&daemon, &format!("timeout = \"20s\"\n{}", chain_of("left", &["slow", "late"])));
     let mut connection = Connection::open(daemon.address);
-    connection.send("POST", "/function/left", &[], br#"{"for": 5}"#);
+    connection.send("POST", "/function/left", &[], br#"{"wait": true}"#);
     let busy = |daemon: &Daemon| {
         let view = daemon.spry_json(&["chain", "describe", "left"]);
         view.to_string().contains("\"busy\":1")
     };
     daemon.until("the first step runs", busy);
-    drop(connection);
+    connection.leave();
+    assert!(connection.is_closed(), "spryd has seen it");
+    daemon.let_go("slow");
     daemon.until("it has ended", |daemon| !busy(daemon));
     assert!(!daemon.spry_ok(&["logs", "late"]).contains("late was here"));
     assert_eq!(daemon.post("/function/left", b"{}").status, 200);
@@ -390,14 +391,14 @@ fn a_set_waits_for_its_last_value_and_a_window_for_its_end() {
 fn later_steps_are_started_while_the_first_one_works() {
     need_root_and_cc!();
     let mut daemon = Daemon::start("");
-    daemon.deploy_python("slow", "import time\ndef main(p):\n  time.sleep(10)\n  return p\n", &[]);
+    daemon.deploy_python("slow", UNTIL_LET_GO, &[]);
     append(&daemon, "a", &[]);
     append(&daemon, "b", &[]);
     apply(&daemon, &chain_of("chained", &["slow", "a", "b"]));
     // After a restart nothing runs until somebody calls.
     daemon.crash_and_restart();
     let mut connection = Connection::open(daemon.address);
-    connection.send("POST", "/function/chained", &[], b"{}");
+    connection.send("POST", "/function/chained", &[], br#"{"wait": true}"#);
     let views = |daemon: &Daemon| daemon.spry_json(&["chain", "describe", "chained"])["functions"].clone();
     daemon.until("all three have an idle or busy instance while the first works", |daemon| {
         let functions = views(daemon);
@@ -408,6 +409,7 @@ fn later_steps_are_started_while_the_first_one_works() {
             && of("a")["instances"]["idle"] == 1
             && of("b")["instances"]["idle"] == 1
     });
+    daemon.let_go("slow");
     let response = connection.receive(false);
     assert_eq!((response.status, response.json()["at"].clone()), (200, json!(["a", "b"])));
     daemon.stop();

@@ -1,7 +1,7 @@
 //! A small HTTP/1.1 client that sees what is on the wire: nothing is hidden, retried or followed.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// Longer than any test's function may take: a watchdog, not a measurement.
@@ -101,6 +101,11 @@ impl Connection {
     ) -> Response {
         self.send(method, path, headers, body);
         self.receive(method == "HEAD")
+    }
+
+    /// Says nothing more, as who closes his end does.
+    pub(crate) fn leave(&self) {
+        self.stream.get_ref().shutdown(Shutdown::Write).expect("open");
     }
 
     /// Whether the server has closed the connection (waits for it).

@@ -2,17 +2,25 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
 use super::client::{self, Response};
 use super::outside;
 
 /// Between two looks at what is waited for, which wants the processor itself.
 const PAUSE: Duration = Duration::from_millis(1);
+
+/// A function that returns its parameters: when it is [let go](Daemon::let_go), if these say that it waits.
+pub(crate) const UNTIL_LET_GO: &str = "import signal\n\
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n\
+    def main(params):\n  if params.get('wait'): signal.sigwait([signal.SIGUSR1])\n  return params\n";
 
 /// Why the tests can't run here, if they can't.
 pub(crate) fn missing() -> Option<&'static str> {
@@ -188,11 +196,10 @@ impl Daemon {
 
     /// Waits until it has died by itself; the watchdog panics.
     pub(crate) fn wait_for_death(&mut self) {
-        let started = std::time::Instant::now();
-        while self.child.try_wait().expect("wait for spryd").is_none() {
-            assert!(started.elapsed().as_secs() < 60, "watchdog: spryd lives on");
-            std::thread::sleep(PAUSE);
-        }
+        let pidfd = spry_node::sys::pidfd_open(self.pid()).expect("spryd's descriptor");
+        let mut died = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut died, PollTimeout::from(60_000_u16)), Ok(1), "watchdog: spryd lives on");
+        self.child.wait().expect("reap spryd");
     }
 
     /// Runs `spry`.
@@ -272,11 +279,24 @@ impl Daemon {
 
     /// What a process of this function's, which calls itself `number`, is called here. (Its namespace is that of a zygote.)
     pub(crate) fn outside(&self, function: &str, number: i64) -> Option<i32> {
-        let theirs = self.children().into_iter().filter(|pid| {
+        let theirs = self.processes_of(function).filter_map(outside::namespace);
+        outside::find(&theirs.collect::<Vec<_>>(), number)
+    }
+
+    /// The zygotes and instances of a function.
+    pub(crate) fn processes_of(&self, function: &str) -> impl Iterator<Item = i32> {
+        self.children().into_iter().filter(move |pid| {
             let folder = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
             folder.iter().any(|part| part == function)
-        });
-        outside::find(&theirs.filter_map(outside::namespace).collect::<Vec<_>>(), number)
+        })
+    }
+
+    /// Lets the calls of a function go on that wait in [`UNTIL_LET_GO`].
+    pub(crate) fn let_go(&self, function: &str) {
+        for pid in self.processes_of(function) {
+            // (One may have ended meanwhile.)
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGUSR1);
+        }
     }
 
     pub(crate) fn open_fds(&self) -> usize {

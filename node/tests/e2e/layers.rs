@@ -37,12 +37,8 @@ fn again(daemon: &Daemon, name: &str, source: &str, settings: &[&str]) -> serde_
 fn zygote(daemon: &Daemon, name: &str) -> i32 {
     let mut found = Vec::new();
     daemon.until("one zygote", |daemon| {
-        found = daemon.children();
-        found.retain(|pid| {
-            fs::read(format!("/proc/{pid}/environ")).is_ok()
-                && fs::read_link(format!("/proc/{pid}/cwd"))
-                    .is_ok_and(|cwd| cwd.to_string_lossy().contains(&format!("/{name}/")))
-        });
+        let theirs = daemon.processes_of(name);
+        found = theirs.filter(|pid| fs::read(format!("/proc/{pid}/environ")).is_ok()).collect();
         found.len() == 1
     });
     found[0]

@@ -69,7 +69,7 @@ fn idle_instances_are_pushed_out_for_those_that_are_needed() {
         for call in calls {
             assert_eq!(call.join().expect("a response").status, 200, "{policy}");
         }
-        // (Under `layered` some may have gone by time already: six calls in a second, then none.)
+        // (Under `layered` some may have gone by time already: six calls, then none.)
         let by_time = policy == "layered";
         daemon.until("the other's idle zygote gives way", |daemon| {
             (instances(daemon, "greedy").0, promised_mib(daemon)) == (4, 160) || by_time

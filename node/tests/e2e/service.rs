@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::SIGTERM;
 
 use super::client::{self, Connection};
-use super::daemon::Daemon;
+use super::daemon::{Daemon, UNTIL_LET_GO};
 use super::kept::Kept;
 use crate::need_root_and_cc;
 
@@ -58,9 +58,6 @@ fn a_restart_on_an_inherited_socket_refuses_nobody() {
     daemon.stop();
 }
 
-/// A function that takes its time.
-const WAITS: &str = "import time\ndef main(params):\n  time.sleep(params['for'])\n  return {}\n";
-
 fn until_begun(daemon: &Daemon) {
     daemon.until("the call has begun", |daemon| {
         daemon.get("/metrics").text().contains("spry_instances{function=\"waits\",state=\"busy\"} 1")
@@ -70,20 +67,20 @@ fn until_begun(daemon: &Daemon) {
 #[test]
 fn what_ends_within_the_grace_is_answered_and_what_does_not_gets_503() {
     need_root_and_cc!();
-    // Long enough for the first call, which is waiting when the stop comes, too short for the others.
-    let mut daemon = Daemon::start("[shutdown]\ngrace = \"9s\"\n");
-    daemon.deploy_python("waits", WAITS, &["scale.max=1", "limits.timeout=60s"]);
+    // Long enough for the first call, which is let go when the stop has come; the others never are.
+    let mut daemon = Daemon::start("[shutdown]\ngrace = \"5s\"\n");
+    daemon.deploy_python("waits", UNTIL_LET_GO, &["scale.max=1", "limits.timeout=60s"]);
     let address = daemon.address;
-    let call = move |body: &'static [u8]| {
-        std::thread::spawn(move || client::call(address, "POST", "/function/waits", body))
+    let call = move || {
+        std::thread::spawn(move || client::call(address, "POST", "/function/waits", b"{\"wait\": true}"))
     };
-    let first = call(b"{\"for\": 6}");
+    let first = call();
     until_begun(&daemon);
-    let second = call(b"{\"for\": 50}");
+    let second = call();
     daemon.until("the second waits", |daemon| {
         daemon.get("/metrics").text().contains("spry_queued_invocations{function=\"waits\"} 1")
     });
-    let third = call(b"{\"for\": 50}");
+    let third = call();
     daemon.until("the third waits", |daemon| {
         daemon.get("/metrics").text().contains("spry_queued_invocations{function=\"waits\"} 2")
     });
@@ -93,6 +90,8 @@ fn what_ends_within_the_grace_is_answered_and_what_does_not_gets_503() {
     let mut idle = Connection::open(address);
     assert_eq!(idle.call("GET", "/healthz", &[], b"").status, 200);
     daemon.signal(SIGTERM);
+    assert!(idle.is_closed());
+    daemon.let_go("waits");
     let answers = [first, second, third].map(|call| call.join().expect("an answer"));
     assert_eq!(answers[0].status, 200, "{}", answers[0].text());
     assert_eq!(answers[0].header("connection"), Some("close"));
@@ -105,7 +104,6 @@ fn what_ends_within_the_grace_is_answered_and_what_does_not_gets_503() {
         );
         assert_eq!(answer.header("retry-after"), Some("1"));
     }
-    assert!(idle.is_closed());
     daemon.ended();
     assert!(!daemon.socket().exists(), "the control socket is left");
 }
