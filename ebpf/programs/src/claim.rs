@@ -73,7 +73,7 @@ impl Claim {
             (*slot).route = self.route;
             (*slot).step = self.step;
             trail::note_sent(self);
-            // SYNC(slot-claimed): publishes the five; pairs with the loads of `claimed` in `instance::has`
+            // SYNC(slot-claimed): publishes the five; pairs with the look at `claimed` in `Held::of`
             // and in the hub's `detach`.
             atomic::swap(&raw mut (*slot).claimed, self.invocation);
             atomic::clear_bits(mask, bit);

@@ -87,6 +87,13 @@ impl Held {
     fn of(slot: *mut Slot, index: u32, invocation: u64) -> Result<Self, u8> {
         let invocation = invocation_of(invocation).ok_or(fault::NOT_ITS_INVOCATION)?;
         let (seat, seat_index) = seat_of(slot, index, invocation).ok_or(fault::NOT_ITS_INVOCATION)?;
+        // SYNC(slot-claimed): pairs with the swap in `Claim::try_take`. What looked in `has` were plain loads, after which weakly
+        // ordered memory (arm64) may show the fields as they were before: to who guesses an invocation that is just being put
+        // here. This is a full barrier.
+        // SAFETY: a pointer into the map's entry.
+        if atomic::compare_and_swap(unsafe { &raw mut (*seat).claimed }, invocation, invocation) != invocation {
+            return Err(fault::NONE); // detached, and another's already
+        }
         // SAFETY: pointers into the map's entries.
         unsafe {
             Ok(Self {
@@ -129,7 +136,6 @@ fn seat_of(slot: *mut Slot, index: u32, invocation: u64) -> Option<(*mut Slot, u
 /// Whether it is there now, or was until a moment ago, when the hub took it.
 #[inline(always)]
 unsafe fn has(seat: *mut Slot, invocation: u64) -> bool {
-    // SYNC(slot-claimed): pairs with the swap in `Claim::try_take`.
     // SAFETY: the caller's pointer is into the map's entry.
     let (state, claimed) =
         unsafe { ((&raw const (*seat).state).read_volatile(), (&raw const (*seat).claimed).read_volatile()) };

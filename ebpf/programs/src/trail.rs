@@ -6,7 +6,7 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use spry_ebpf_common::{CHAIN_BIT, Descriptor, Hop, Trail};
 
-use crate::{claim::Claim, maps::TRAILS, route::place};
+use crate::{atomic, claim::Claim, maps::TRAILS, route::place};
 
 /// A step is put into a slot.
 #[inline(always)]
@@ -40,7 +40,9 @@ pub(crate) fn note_answered(
         (*hop).generation = answer.generation;
         (*hop).offset = answer.offset;
         (*hop).length = answer.length;
-        (&raw mut (*hop).answered_ns).write_volatile(now);
+        // SYNC(hop-answered): whoever sees the time sees where the answer lies; pairs with the load in the hub's `copy`. A
+        // plain store may be seen before those above it where memory is weakly ordered (arm64).
+        atomic::swap(&raw mut (*hop).answered_ns, now);
         now < (&raw const (*trail).deadline_ns).read_volatile()
     }
 }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -77,9 +77,10 @@ impl Watchdog {
 
     /// Something is going to run.
     pub fn nudge(&self) {
-        // SYNC(asleep): pairs with the Release store in `run`; a nudge that sees it waits for the lock, so it
-        // can't fall between the thread's last look and its wait.
-        if self.shared.asleep.load(Ordering::Acquire) {
+        // SYNC(asleep): after what is going to run was handed out; pairs with the fence in `run`. A nudge that sees it waits for
+        // the lock, so it can't fall between the thread's last look and its wait.
+        fence(Ordering::SeqCst);
+        if self.shared.asleep.load(Ordering::Relaxed) {
             self.shared.state.lock().nudged = true;
             self.shared.wake.notify_one();
         }
@@ -105,8 +106,10 @@ impl Shared {
     fn run(&self) {
         let mut state = self.state.lock();
         while !state.stop {
-            // announced before the look, so that work nudged during it isn't missed
-            self.asleep.store(true, Ordering::Release);
+            // SYNC(asleep): announced before the look, so that work nudged during it isn't missed. Only a full barrier keeps the
+            // look's loads behind the store.
+            self.asleep.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
             let busy = state.look();
             if busy {
                 self.asleep.store(false, Ordering::Release);

@@ -1,6 +1,6 @@
 //! Routes of chains, and the trails that runs leave on them.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use spry_ebpf_common::{Descriptor, Hop, STEPS_PER_ROUTE, TO_GATEWAY, invocation_of};
 
@@ -58,6 +58,9 @@ impl<C: Cells> Table<C> {
     pub fn cancel_trail(&self, trail: TrailIndex) {
         if let Some(cell) = self.trail_cell(trail) {
             cell.deadline_ns.store(0, Ordering::Release);
+            // SYNC(trail-cancelled): the store before whatever the caller looks at next. Either the looker in `may_go_on` (or the
+            // kernel's, in `note_answered`) sees it, or the caller sees that the step has been answered.
+            fence(Ordering::SeqCst);
         }
     }
 
@@ -70,6 +73,8 @@ impl<C: Cells> Table<C> {
 
     /// Whether the next step of this run may start now: the trail is still its, and there is time left.
     pub fn may_go_on(&self, trail: TrailIndex, invocation: u64) -> bool {
+        // SYNC(trail-cancelled): after the answer was noted; see `cancel_trail`.
+        fence(Ordering::SeqCst);
         self.trail_of(trail, invocation)
             .is_some_and(|cell| monotonic_ns() < cell.deadline_ns.load(Ordering::Acquire))
     }
