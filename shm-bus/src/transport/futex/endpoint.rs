@@ -105,8 +105,12 @@ impl Endpoint for FutexEndpoint {
             if self.hub.closed() {
                 return Ok(None);
             }
-            if let Some(descriptor) = self.requests.pop(&self.own, &self.hub)? {
-                return Ok(Some(descriptor));
+            match self.requests.pop(&self.own, &self.hub) {
+                Ok(Some(descriptor)) => return Ok(Some(descriptor)),
+                Ok(None) => {}
+                // Its counts are changed when it closes, which may be in this moment.
+                Err(_) if self.hub.closed() => return Ok(None),
+                Err(error) => return Err(error.into()),
             }
             if !self.spin() && !self.sleep() {
                 return Ok(None);
