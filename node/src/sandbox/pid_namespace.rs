@@ -2,7 +2,7 @@
 //!
 //! The first process of such a namespace is its init: the kernel hands it whatever is orphaned there, and kills everything
 //! there when it dies. A zygote can't be that (`CLONE_PARENT` is refused to it, and its instances outlive it), so it is a
-//! program of three instructions, which waits for nothing. Orphans need no reaping: its SIGCHLD is ignored.
+//! program of a few instructions, which waits for nothing. Orphans need no reaping: its SIGCHLD is ignored.
 //!
 //! The init dies with the thread that started it, as all of spryd's children do. So when spryd is killed, what functions have
 //! forked dies, too, though the death signal isn't inherited by fork; and where there are no control groups, nothing
@@ -107,9 +107,6 @@ impl Drop for Inside {
 
 /// Can there be such namespaces here? Tries it; the calling thread has one child more meanwhile.
 pub(super) fn try_one(user: (u32, u32)) -> io::Result<Result<(), Errno>> {
-    if machine_code().is_none() {
-        return Ok(Err(Errno::ENOSYS));
-    }
     let errno = |error: &io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
     let (namespace, report) = match PidNamespace::start(user) {
         Ok(made) => made,
@@ -134,26 +131,41 @@ fn program() -> io::Result<BorrowedFd<'static>> {
     if let Some(program) = PROGRAM.get() {
         return Ok(program.as_fd());
     }
-    let code = machine_code().ok_or(io::ErrorKind::Unsupported)?;
-    let made = sys::rewind::sealed_file(c"spry-init", &[&elf(code), code], true)?;
+    let made = sys::rewind::sealed_file(c"spry-init", &[&elf(MACHINE_CODE), MACHINE_CODE], true)?;
     // To be run, not read, by others than its owner: who runs such a file can't be looked into by who has the same user. In the
     // init he would find the host's root.
     nix::sys::stat::fchmod(&made, Mode::from_bits_truncate(0o111))?;
     Ok(PROGRAM.get_or_init(|| made).as_fd())
 }
 
-/// `loop { pause() }`.
-fn machine_code() -> Option<&'static [u8]> {
-    // mov eax, 34 (pause); syscall; jmp back to the first
-    #[cfg(target_arch = "x86_64")]
-    return Some(&[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7]);
-    #[cfg(not(target_arch = "x86_64"))]
-    None
-}
+/// What the init does for ever: `pause()`.
+#[cfg(target_arch = "x86_64")]
+const MACHINE_CODE: &[u8] = &[
+    0xb8, 34, 0, 0, 0, // mov eax, 34 (pause)
+    0x0f, 0x05, // syscall
+    0xeb, 0xf7, // jmp, to the first
+];
+/// What the init does for ever: `ppoll(NULL, 0, NULL, NULL)`; there is no `pause` here.
+#[cfg(target_arch = "aarch64")]
+const MACHINE_CODE: &[u8] = &[
+    0x00, 0x00, 0x80, 0xd2, // mov x0, 0
+    0x01, 0x00, 0x80, 0xd2, // mov x1, 0
+    0x02, 0x00, 0x80, 0xd2, // mov x2, 0
+    0x03, 0x00, 0x80, 0xd2, // mov x3, 0
+    0x28, 0x09, 0x80, 0xd2, // mov x8, 73 (ppoll)
+    0x01, 0x00, 0x00, 0xd4, // svc 0
+    0xfa, 0xff, 0xff, 0x17, // b, to the first
+];
 
-/// The smallest head of a program (ELF, x86-64): the file is mapped whole, and begins with `code` behind this.
+/// The number by which ELF knows this machine.
+const MACHINE: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
+/// The largest page that a kernel for this machine may have: parts begin at a multiple of it.
+const PAGE_MAX: u64 = if cfg!(target_arch = "x86_64") { 0x1000 } else { 0x1_0000 };
+
+/// The smallest head of a program (ELF): the file is mapped whole, and begins with `code` behind this.
 fn elf(code: &[u8]) -> Vec<u8> {
     const AT: u64 = 0x40_0000;
+    const _: () = assert!(AT.is_multiple_of(PAGE_MAX));
     const FILE_HEAD: u16 = 64;
     const PART_HEAD: u16 = 56;
     const HEADS: u64 = (FILE_HEAD + PART_HEAD) as u64;
@@ -161,7 +173,7 @@ fn elf(code: &[u8]) -> Vec<u8> {
     let mut head = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     let mut put = |bytes: &[u8]| head.extend_from_slice(bytes);
     put(&2_u16.to_le_bytes()); // a program at fixed addresses
-    put(&62_u16.to_le_bytes()); // x86-64
+    put(&MACHINE.to_le_bytes());
     put(&1_u32.to_le_bytes());
     put(&(AT + HEADS).to_le_bytes()); // begins here
     put(&u64::from(FILE_HEAD).to_le_bytes()); // its one part's head
@@ -172,7 +184,7 @@ fn elf(code: &[u8]) -> Vec<u8> {
     }
     put(&1_u32.to_le_bytes()); // to be loaded,
     put(&5_u32.to_le_bytes()); // read and run,
-    for number in [0, AT, AT, len, len, 0x1000] {
+    for number in [0, AT, AT, len, len, PAGE_MAX] {
         put(&number.to_le_bytes());
     }
     head
@@ -188,7 +200,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn an_init_waits_and_dies_with_all_that_is_in_its_namespace() {
         if !nix::unistd::geteuid().is_root() {
             return;
