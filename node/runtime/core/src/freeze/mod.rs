@@ -33,6 +33,7 @@ use std::time::Instant;
 
 use spry_wire::freeze::{Freeze, FreezeWish, Frozen};
 
+#[cfg(target_arch = "x86_64")]
 pub(crate) use guard::EMPTYING;
 
 use crate::layer::{MAPPINGS_FD, PAGEMAP_FD, SIZES_FD};

@@ -13,16 +13,12 @@
 #[cfg(target_arch = "x86_64")]
 mod filter;
 
-use std::os::fd::{AsFd, OwnedFd};
-
-use spry_wire::control::{self, FromInstance, ToInstance};
-
-use crate::sys;
+use std::os::fd::OwnedFd;
 
 /// What could be done before the function is loaded: the descriptor that the filter asks by.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn prepare(stub: &OwnedFd) -> Result<OwnedFd, String> {
-    use crate::sys::rewind;
+    use crate::sys::{self, rewind};
     let at = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     rewind::map_stub(stub).map_err(at("map the stub"))?;
     // It would take a request out of the stub, to where the area says.
@@ -52,7 +48,11 @@ pub(crate) fn keep_pages_small() {
 /// What has come of an instance's wish to be rewound.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn hold(control: &OwnedFd) {
-    use crate::sys::rewind;
+    use std::os::fd::AsFd;
+
+    use spry_wire::control::{self, FromInstance, ToInstance};
+
+    use crate::sys::{self, rewind};
     let announce = |registers: u64| {
         if control::send(control.as_fd(), &FromInstance::Hold { registers }, &[]).is_err() {
             sys::exit_now(2);

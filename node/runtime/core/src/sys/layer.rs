@@ -9,7 +9,9 @@ use std::ptr;
 use super::memory;
 
 /// `ARCH_SET_FS` and `ARCH_GET_FS` of asm/prctl.h.
+#[cfg(target_arch = "x86_64")]
 pub(crate) const ARCH_SET_FS: u64 = 0x1002;
+#[cfg(target_arch = "x86_64")]
 const ARCH_GET_FS: c_int = 0x1003;
 
 /// An errno.

@@ -9,6 +9,7 @@
 //! bridge   page 0: the code      page 1: BLOB, what the calls point to      then: the calls, eight words each
 //! ```
 
+#[cfg(target_arch = "x86_64")]
 use std::ffi::c_void;
 
 /// Where the other side is.
@@ -163,6 +164,7 @@ pub(crate) fn leave(act: &mut dyn FnMut(Context)) -> Option<Bridge> {
 
 /// What an arrival is made of.
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "nobody arrives"))]
 pub(crate) struct Arrival<'a> {
     /// Where nothing is, now and afterwards.
     pub(crate) bridge: Bridge,

@@ -9,6 +9,7 @@ mod emitting;
 mod freezing;
 mod harness;
 mod hostile;
+#[cfg(target_arch = "x86_64")]
 mod layers;
 mod native;
 mod process;

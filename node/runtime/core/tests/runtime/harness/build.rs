@@ -4,10 +4,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+/// Set where all of it was built beforehand, and no cargo is.
+const IS_BUILT: &str = "SPRY_TEST_IS_BUILT";
+
 /// Where cargo puts what the tests run (`target/debug`).
 fn built() -> &'static Path {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     BUILT.get_or_init(|| {
+        let test = std::env::current_exe().expect("own path");
+        let folder = test.ancestors().nth(2).expect("tests are in target/<profile>/deps").to_owned();
+        if std::env::var_os(IS_BUILT).is_some() {
+            return folder;
+        }
         let packages = ["spry-runtime-native", "spry-runtime-python", "example-nop", "example-echo"];
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet"]).current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -18,8 +26,7 @@ fn built() -> &'static Path {
         let mut faults = Command::new(env!("CARGO"));
         faults.args(["build", "--quiet", "--package", "spry-fn", "--example", "faults"]);
         assert!(faults.current_dir(env!("CARGO_MANIFEST_DIR")).status().expect("start cargo").success());
-        let test = std::env::current_exe().expect("own path");
-        test.ancestors().nth(2).expect("tests are in target/<profile>/deps").to_owned()
+        folder
     })
 }
 
