@@ -28,11 +28,12 @@ The project's own commands. Usage: cargo xtask COMMAND
   fuzz [TARGET] [--seconds N]
                            fuzz one target, or all of them (default: 20 s each)
   ebpf [--check]           rebuild the eBPF objects from source; --check: compare them with those checked in
-  vm [--kernel 6.16|6.18|7.2] [--cpus N | --icount] [--memory MIB] [--system] [--file F]... [--env K=V]... [--timeout S] [--] PROGRAM...
+  vm [--kernel 6.16|6.18|7.2|6.18-arm64|6.18-arm64-16k] [--cpus N | --icount] [--memory MIB] [--system] [--file F]... [--env K=V]... [--timeout S] [--] PROGRAM...
                            run a program as root in an emulated machine with that kernel; --file: taken along; --system: in
                            a Debian that systemd has started
   vm test                  what only such a machine can test: the sched_ext scheduler, limits by cgroup v2 and the posix
                            backend; the package under systemd. `vm test service`: that alone
+  vm test arm64            the tests on arm64, cross-compiled, on two emulated machines (an hour or more; not part of `vm test`)
   vm bench [--seed N] ...  the scheduler beside the fair class and beside SRPT that knows the future
   deb [--scx]              the Debian package, in target/deb: programs, units, man pages, completions, configuration;
                            --scx: with spry-scx, the sched_ext scheduler

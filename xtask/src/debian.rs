@@ -37,6 +37,17 @@ pub(crate) fn download(state: &Path, suite: &str, package: &str) -> Result<PathB
 impl Apt {
     /// Empties `state` and fetches the package lists of these suites into it.
     pub(crate) fn open(state: &Path, suites: &[&str]) -> Result<Self, Failure> {
+        Self::open_with(state, suites, "")
+    }
+
+    /// The same for another machine, as Debian calls it.
+    pub(crate) fn open_for(state: &Path, suites: &[&str], machine: &str) -> Result<Self, Failure> {
+        let settings =
+            format!("APT::Architecture \"{machine}\";\nAPT::Architectures {{ \"{machine}\"; }};\n");
+        Self::open_with(state, suites, &settings)
+    }
+
+    fn open_with(state: &Path, suites: &[&str], settings: &str) -> Result<Self, Failure> {
         let sources = sources(suites)?;
         if state.exists() {
             fs::remove_dir_all(state).map_err(|source| Failure::io("empty", state, source))?;
@@ -58,7 +69,7 @@ impl Apt {
                  Dir::Cache::archives \"{folder}/archives\";\nDir::Etc::SourceList \"{}\";\n\
                  Dir::Etc::SourceParts \"-\";\nDir::Etc::Preferences \"/dev/null\";\n\
                  Dir::Etc::PreferencesParts \"/dev/null\";\nAPT::Sandbox::User \"\";\n\
-                 Acquire::Retries \"3\";\n",
+                 Acquire::Retries \"3\";\n{settings}",
                 sources.display()
             ),
         )?;
@@ -80,6 +91,13 @@ impl Apt {
         apt.args(["--quiet=2", "-o", "Dir::State::status=/var/lib/dpkg/status", "-o", "Debug::NoLocking=1"]);
         apt.args(["install", "--download-only", "--yes", "--no-install-recommends"]).args(packages);
         run_step(apt.stdout(Stdio::null()))
+    }
+
+    /// The files of these packages and of all that they need, as if nothing was installed.
+    pub(crate) fn download_whole(&self, packages: &[&str]) -> Result<(), Failure> {
+        let mut apt = self.command("apt-get");
+        apt.args(["--quiet=2", "install", "--download-only", "--yes", "--no-install-recommends"]);
+        run_step(apt.args(packages).stdout(Stdio::null()))
     }
 
     /// The names of all packages that this regular expression finds.

@@ -8,6 +8,7 @@ mod artifacts;
 mod bench;
 mod ci;
 mod cli;
+mod cross;
 mod deb;
 mod debian;
 mod demo;
@@ -17,6 +18,7 @@ mod fuzz;
 #[cfg(test)]
 mod pages;
 mod process;
+mod rust_src;
 mod setup;
 mod stage;
 mod suite;

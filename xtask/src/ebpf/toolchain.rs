@@ -8,19 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{CPU, TARGET};
-use crate::debian;
 use crate::failure::Failure;
 use crate::process::{self, run_step, step};
+use crate::rust_src;
 
 /// The compiler that the recipe is for.
 const RUSTC: &str = "rustc 1.95.0 ";
-/// Debian's package of its sources, and what its file's sha256 must be.
-const PACKAGE: &str = "rust-src=1.95.0+dfsg1-2~bpo13+1";
-const PACKAGE_SHA256: &str = "7b76db5b880a77f9e52975d2baa6209d2f76d2c9c2789515c3088cb960e2c83b";
-/// An already downloaded file of that package: for machines without Debian's mirrors.
-const PACKAGE_VARIABLE: &str = "SPRY_RUST_SRC_DEB";
-/// Where the package has the library, and the parts of it that core is made of.
-const LIBRARY: &str = "./usr/src/rustc-1.95.0/library";
+/// The parts of the library that core is made of.
 const PARTS: [&str; 4] =
     ["core", "stdarch/crates/core_arch", "portable-simd/crates/core_simd", "compiler-builtins"];
 /// The linker, and the feature that says which LLVM it links against: rustc 1.95's.
@@ -40,36 +34,10 @@ pub(super) fn compiler_is_the_pinned_one() -> Result<(), Failure> {
     Err(Failure::Expectation { what: "check the compiler", found })
 }
 
-/// The sources of core, from Debian; checked against [`PACKAGE_SHA256`].
+/// The sources of core, from Debian.
 pub(super) fn sources(work: &Path) -> Result<PathBuf, Failure> {
     let folder = work.join("rust-src");
-    step(&folder, PACKAGE_SHA256, || {
-        let package = match std::env::var_os(PACKAGE_VARIABLE) {
-            Some(file) => PathBuf::from(file),
-            None => {
-                eprintln!("ebpf: downloading {PACKAGE} (45 MB)");
-                debian::download(&work.join("apt"), "trixie-backports", PACKAGE).map_err(|cause| {
-                    let found = format!(
-                        "{cause}. Download {PACKAGE} of Debian's trixie-backports yourself and set {PACKAGE_VARIABLE} to the file"
-                    );
-                    Failure::Expectation { what: "download core's sources", found }
-                })?
-            }
-        };
-        let sum = debian::sha256(&package)?;
-        if sum != PACKAGE_SHA256 {
-            let found = format!("{} is not {PACKAGE}: its sha256 is {sum}", package.display());
-            return Err(Failure::Expectation { what: "check core's sources", found });
-        }
-        let archive = work.join("rust-src.tar");
-        let tar = fs::File::create(&archive).map_err(|source| Failure::io("create", &archive, source))?;
-        run_step(Command::new("dpkg-deb").arg("--fsys-tarfile").arg(&package).stdout(tar))?;
-        let mut untar = Command::new("tar");
-        untar.arg("--extract").arg("--file").arg(&archive).arg("--directory").arg(&folder);
-        untar.args(["--no-same-owner", "--strip-components=5"]);
-        run_step(untar.args(PARTS.map(|part| format!("{LIBRARY}/{part}"))))?;
-        fs::remove_file(&archive).map_err(|source| Failure::io("remove", &archive, source))
-    })?;
+    step(&folder, rust_src::SHA256, || rust_src::unpack(&work.join("apt"), &folder, &PARTS))?;
     Ok(folder)
 }
 
@@ -84,7 +52,7 @@ pub(super) fn sysroot(work: &Path, sources: &Path) -> Result<PathBuf, Failure> {
     }
     flags.push(format!("-Ctarget-cpu={CPU}"));
     flags.push("-Zforce-unstable-if-unmarked".to_owned());
-    let recipe = format!("{RUSTC}{PACKAGE_SHA256} {}", flags.join(" "));
+    let recipe = format!("{RUSTC}{} {}", rust_src::SHA256, flags.join(" "));
     step(&folder, &recipe, || {
         eprintln!("ebpf: compiling core for {TARGET} (about 15 s)");
         let libraries = folder.join("lib/rustlib").join(TARGET).join("lib");

@@ -72,6 +72,20 @@ pub(crate) const GUEST_NEEDS: [Need; 2] = [
     Need { probe: Probe::File("/sbin/mke2fs"), package: "e2fsprogs", why: "makes the disk" },
 ];
 
+/// What programs for arm64 are built with on x86-64.
+pub(crate) const CROSS_NEEDS: [Need; 2] = [
+    Need {
+        probe: Probe::Program("aarch64-linux-gnu-gcc"),
+        package: "gcc-aarch64-linux-gnu",
+        why: "links programs for arm64",
+    },
+    Need {
+        probe: Probe::File("/usr/aarch64-linux-gnu/include/stdio.h"),
+        package: "libc6-dev-arm64-cross",
+        why: "what they are linked against",
+    },
+];
+
 impl Need {
     fn is_met(&self) -> bool {
         match self.probe {

@@ -43,6 +43,11 @@ pub(crate) fn scheduler() -> Result<(), Failure> {
     apt::install_missing(&apt::SCHEDULER_NEEDS)
 }
 
+/// What programs for arm64 are built with on another machine: `cargo xtask vm test arm64` alone needs it.
+pub(crate) fn cross() -> Result<(), Failure> {
+    apt::install_missing(&apt::CROSS_NEEDS)
+}
+
 /// What the disk of a guest with systemd is made with: `cargo xtask vm test` alone needs it.
 pub(crate) fn guests() -> Result<(), Failure> {
     apt::install_missing(&apt::GUEST_NEEDS)

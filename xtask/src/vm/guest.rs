@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::parts::{Kernel, Parts};
+use super::parts::{Kernel, Machine, Parts};
 use super::system::Disk;
 use super::{initramfs, parts};
 use crate::failure::Failure;
@@ -31,7 +31,7 @@ pub(crate) struct Guest {
     pub(crate) kernel: &'static Kernel,
     pub(crate) clock: Clock,
     pub(crate) memory_mib: u32,
-    /// Files of the host that are there under the same paths, with the libraries that they need.
+    /// Files and folders of the host that are there under the same paths, programs with the libraries that they need.
     pub(crate) files: Vec<PathBuf>,
     /// The disk of a system that systemd starts, which runs the command and then ends in order; what is written to it stays
     /// for the next boot. None: there is busybox alone.
@@ -59,7 +59,7 @@ impl Guest {
 
     /// Boots, runs the command, hands each line of its output to `line`; the command's exit status.
     pub(crate) fn run(&self, command: &[String], line: &mut dyn FnMut(&str)) -> Result<u8, Failure> {
-        let parts = parts::parts()?;
+        let parts = parts::parts(self.kernel.machine)?;
         let folder = process::target_dir().join("vm/run").join(std::process::id().to_string());
         fs::create_dir_all(&folder).map_err(|source| Failure::io("create", &folder, source))?;
         let outcome = self.boot(&parts, &folder, command, line);
@@ -75,7 +75,7 @@ impl Guest {
         line: &mut dyn FnMut(&str),
     ) -> Result<u8, Failure> {
         let archive = folder.join("initramfs");
-        initramfs::write(&archive, &parts.busybox, &self.files, &script(&self.env, command))?;
+        initramfs::write(&archive, &parts.base, &self.files, &script(&self.env, command))?;
         let mut qemu = self.emulator(parts, folder, &archive)?;
         let mut child = qemu.spawn().map_err(|source| process::cannot_start(&qemu, source))?;
         let ended = relay(&mut child, self.timeout, line);
@@ -104,7 +104,11 @@ impl Guest {
         for place in parts.firmware() {
             qemu.arg("-L").arg(place);
         }
-        qemu.args(["-M", "q35", "-cpu", "max", "-display", "none", "-no-reboot", "-nodefaults"]);
+        let (board, processor, console) = match self.kernel.machine {
+            Machine::X86 => ("q35", "max", "ttyS0"),
+            Machine::Arm64(processor) => ("virt", processor, "ttyAMA0"),
+        };
+        qemu.args(["-M", board, "-cpu", processor, "-display", "none", "-no-reboot", "-nodefaults"]);
         match self.clock {
             Clock::Host { cpus } => qemu.args(["-accel", "tcg,thread=multi", "-smp", &cpus.to_string()]),
             Clock::Instructions => {
@@ -114,7 +118,7 @@ impl Guest {
         qemu.args(["-m", &self.memory_mib.to_string()]);
         qemu.arg("-kernel").arg(self.kernel.image()?).arg("-initrd").arg(archive);
         let system = if self.system.is_some() { " spry.system" } else { "" };
-        qemu.arg("-append").arg(format!("console=ttyS0 loglevel=5 panic=-1{system}"));
+        qemu.arg("-append").arg(format!("console={console} loglevel=5 panic=-1{system}"));
         qemu.arg("-serial").arg(format!("file:{}", folder.join("console").display()));
         qemu.args(["-device", "virtio-serial-pci", "-chardev", "file,id=output,path=/dev/stdout"]);
         qemu.args(["-device", "virtserialport,chardev=output,name=spry.output", "-chardev"]);

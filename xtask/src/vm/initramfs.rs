@@ -1,4 +1,4 @@
-//! The guest's first file system: busybox, an `/init`, and the files given, with the libraries they need.
+//! The guest's first file system: busybox (or a whole system), an `/init`, and the files given, with the libraries they need.
 //!
 //! An archive in cpio's "newc" format, which is what the kernel unpacks: a header of hexadecimal numbers, the name, the
 //! content, each padded to four bytes.
@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::parts::Base;
 use crate::failure::Failure;
 use crate::process;
 
@@ -19,11 +20,14 @@ const INIT: &str = include_str!("init.sh");
 const RUN: &str = include_str!("run.sh");
 const UNIT: &str = include_str!("guest.service");
 
-/// Writes the archive: `files` keep their paths, `command` becomes `/spry/command`.
-pub(super) fn write(archive: &Path, busybox: &Path, files: &[PathBuf], command: &str) -> Result<(), Failure> {
+/// Writes the archive: `files` (folders with all that is in them) keep their paths, `command` becomes `/spry/command`.
+pub(super) fn write(archive: &Path, base: &Base, files: &[PathBuf], command: &str) -> Result<(), Failure> {
     let out = File::create(archive).map_err(|source| Failure::io("create", archive, source))?;
     let mut cpio = Cpio { out: BufWriter::new(out), folders: BTreeSet::new(), inode: 0 };
     let full = |source| Failure::io("write", archive, source);
+    if let Base::System(root) = base {
+        cpio.tree(root, Path::new(""))?;
+    }
     for folder in
         ["bin", "dev", "etc", "proc", "root", "run", "sbin", "sys", "tmp", "usr/bin", "usr/sbin", "new"]
     {
@@ -37,9 +41,17 @@ pub(super) fn write(archive: &Path, busybox: &Path, files: &[PathBuf], command: 
     }
     cpio.file(Path::new("etc/passwd"), 0o644, b"root:x:0:0:root:/root:/bin/sh\n").map_err(full)?;
     let mut all: BTreeSet<(PathBuf, PathBuf)> = BTreeSet::new();
-    all.insert((PathBuf::from("bin/busybox"), busybox.to_owned()));
+    if let Base::Busybox(busybox) = base {
+        all.insert((PathBuf::from("bin/busybox"), busybox.to_owned()));
+    }
     for file in files {
-        for library in libraries(file)? {
+        if file.is_dir() {
+            cpio.tree(file, relative(file))?;
+            continue;
+        }
+        // (A whole system has those of its own.)
+        let needed = if matches!(base, Base::Busybox(_)) { libraries(file)? } else { Vec::new() };
+        for library in needed {
             all.insert((library.clone(), library));
         }
         all.insert((file.clone(), file.clone()));
@@ -47,9 +59,14 @@ pub(super) fn write(archive: &Path, busybox: &Path, files: &[PathBuf], command: 
     for (name, source) in all {
         let content = fs::read(&source).map_err(|error| Failure::io("read", &source, error))?;
         let mode = fs::metadata(&source).map_or(0o755, |metadata| metadata.permissions().mode());
-        cpio.file(name.strip_prefix("/").unwrap_or(&name), mode & 0o7777, &content).map_err(full)?;
+        cpio.file(relative(&name), mode & 0o7777, &content).map_err(full)?;
     }
     cpio.end().map_err(full)
+}
+
+/// As archives have it.
+fn relative(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
 }
 
 /// The shared libraries of a program, its loader among them; none for whatever isn't one.
@@ -83,6 +100,32 @@ struct Cpio<W: Write> {
 }
 
 impl<W: Write> Cpio<W> {
+    /// A folder of the host with all that is in it, under this name.
+    fn tree(&mut self, source: &Path, name: &Path) -> Result<(), Failure> {
+        let unread = |error| Failure::io("read", source, error);
+        let full = |error| Failure::io("archive", source, error);
+        self.folder(name).map_err(full)?;
+        let mut entries: Vec<_> =
+            fs::read_dir(source).map_err(unread)?.collect::<Result<_, _>>().map_err(unread)?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let (path, name) = (entry.path(), name.join(entry.file_name()));
+            let about = entry.metadata().map_err(unread)?;
+            if about.is_dir() {
+                self.tree(&path, &name)?;
+            } else if about.is_symlink() {
+                let target = fs::read_link(&path).map_err(unread)?;
+                // Whatever is put below it goes where it leads.
+                self.folders.insert(name.clone());
+                self.entry(&name, 0o120_777, target.as_os_str().as_encoded_bytes()).map_err(full)?;
+            } else if about.is_file() {
+                let content = fs::read(&path).map_err(unread)?;
+                self.file(&name, about.permissions().mode() & 0o7777, &content).map_err(full)?;
+            }
+        }
+        Ok(())
+    }
+
     fn folder(&mut self, name: &Path) -> io::Result<()> {
         let ancestors: Vec<&Path> = name.ancestors().collect();
         for folder in ancestors.into_iter().rev().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -143,6 +186,22 @@ mod tests {
         }
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(text.matches("070701").count(), 4);
+    }
+
+    #[test]
+    fn a_tree_keeps_its_links_and_nothing_replaces_them() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::create_dir(folder.path().join("usr")).expect("create");
+        std::os::unix::fs::symlink("usr", folder.path().join("bin")).expect("link");
+        fs::write(folder.path().join("usr/x"), "hi").expect("write");
+        let mut bytes = Vec::new();
+        let mut cpio = Cpio { out: &mut bytes, folders: BTreeSet::new(), inode: 0 };
+        cpio.tree(folder.path(), Path::new("")).expect("memory");
+        cpio.file(Path::new("bin/y"), 0o755, b"ho").expect("memory");
+        let text = String::from_utf8_lossy(&bytes);
+        let modes: Vec<&str> = text.split("070701").skip(1).map(|entry| &entry[8..16]).collect();
+        // bin, the link; usr; usr/x; bin/y, and no folder `bin`
+        assert_eq!(modes, ["0000a1ff", "000041ed", "000081a4", "000081ed"]);
     }
 
     #[test]

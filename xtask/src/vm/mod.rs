@@ -8,12 +8,14 @@ mod initramfs;
 mod lane;
 mod parts;
 mod system;
+mod userland;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::failure::Failure;
 use guest::{Clock, Guest};
+use parts::Machine;
 
 /// What to do in a guest.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,6 +26,8 @@ pub(crate) enum VmOptions {
     TestService,
     /// Of that, only what is about the sched_ext scheduler.
     TestScheduler,
+    /// Everything, on arm64.
+    TestArm64,
     /// The scheduler's trace, with its options.
     Bench(Vec<String>),
     /// Run one command.
@@ -56,6 +60,7 @@ impl VmOptions {
             Some((first, [only])) if first == "test" && only == "scheduler" => {
                 return Ok(Self::TestScheduler);
             }
+            Some((first, [only])) if first == "test" && only == "arm64" => return Ok(Self::TestArm64),
             Some((first, rest)) if first == "bench" => return Ok(Self::Bench(rest.to_vec())),
             _ => {}
         }
@@ -106,7 +111,10 @@ impl VmOptions {
                 _ => return Err(Failure::Usage(format!("vm does not know `{arg}`"))),
             }
         }
-        parts::find(&options.kernel)?;
+        let kernel = parts::find(&options.kernel)?;
+        if options.system && kernel.machine != Machine::X86 {
+            return Err(Failure::Usage(format!("--system: there is no disk for {}", kernel.series)));
+        }
         if options.command.is_empty() {
             return Err(Failure::Usage("vm needs a command to run in the guest".into()));
         }
@@ -120,6 +128,7 @@ pub(crate) fn run(options: &VmOptions) -> Result<(), Failure> {
         VmOptions::Test => lane::test(),
         VmOptions::TestService => lane::test_service(),
         VmOptions::TestScheduler => lane::test_scheduler(),
+        VmOptions::TestArm64 => lane::test_arm64(),
         VmOptions::Bench(args) => lane::bench(args),
         VmOptions::Run(options) => command(options),
     }
@@ -168,6 +177,7 @@ mod tests {
         assert_eq!(parsed("test").expect("it"), VmOptions::Test);
         assert_eq!(parsed("test service").expect("it"), VmOptions::TestService);
         assert_eq!(parsed("test scheduler").expect("it"), VmOptions::TestScheduler);
+        assert_eq!(parsed("test arm64").expect("it"), VmOptions::TestArm64);
         assert_eq!(
             parsed("bench --seed 2").expect("it"),
             VmOptions::Bench(vec!["--seed".into(), "2".into()])
@@ -189,9 +199,16 @@ mod tests {
 
     #[test]
     fn nonsense_is_bad_usage() {
-        for line in
-            ["", "--kernel 5.4 x", "--cpus 0 x", "--env x y", "--dance 1 x", "--timeout", "--memory many x"]
-        {
+        for line in [
+            "",
+            "--kernel 5.4 x",
+            "--kernel 6.18-arm64 --system x",
+            "--cpus 0 x",
+            "--env x y",
+            "--dance 1 x",
+            "--timeout",
+            "--memory many x",
+        ] {
             assert_eq!(parsed(line).expect_err(line).exit_code(), 64, "{line}");
         }
     }

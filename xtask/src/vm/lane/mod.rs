@@ -5,9 +5,11 @@
 //! | the sched_ext scheduler ([`scheduler`]), and the node that uses it ([`node`]) | every kernel; its trace: one CPU that counts instructions |
 //! | control groups, the posix backend ([`groups`]) | one kernel, with cgroup v2 alone |
 //! | the package, installed ([`service`]) | a Debian that systemd starts, twice |
+//! | everything that is not about this machine's instructions ([`arm64`]), by `vm test arm64` alone | two machines of another kind |
 //!
 //! What can't run on a kernel is skipped with its reason and counted, as everywhere.
 
+mod arm64;
 mod groups;
 mod node;
 mod scheduler;
@@ -18,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::guest::Guest;
-use super::parts::{KERNELS, Kernel};
+use super::parts::{ARM64_KERNELS, KERNELS, Kernel};
 use super::system::Disk;
 use crate::failure::Failure;
 use crate::process;
@@ -66,6 +68,23 @@ pub(crate) fn test_service() -> Result<(), Failure> {
         Some(service) => Disk::new().and_then(|disk| service.run(disk, &mut tally)),
         None => Ok(()),
     };
+    println!("\n{tally}");
+    outcome
+}
+
+/// All that is there for arm64, on both of its kernels.
+pub(crate) fn test_arm64() -> Result<(), Failure> {
+    let programs = arm64::build()?;
+    let mut tally = Tally::default();
+    let started = Instant::now();
+    let mut outcome = Ok(());
+    for kernel in &ARM64_KERNELS {
+        outcome = outcome.and(programs.run(kernel, &mut tally));
+    }
+    for reason in tally.skip_reasons() {
+        println!("{reason}");
+    }
+    println!("vm: the guests took {:?}", Duration::from_secs(started.elapsed().as_secs()));
     println!("\n{tally}");
     outcome
 }
@@ -120,7 +139,11 @@ fn ended_well(status: Result<u8, Failure>, what: &str, kernel: &Kernel) -> Resul
 /// Builds test programs and names the one of each target, in the order asked for.
 fn test_programs<const N: usize>(arguments: &[&str], targets: [&str; N]) -> Result<[PathBuf; N], Failure> {
     let mut tests = process::cargo(["test", "--no-run", "--message-format=json"]);
-    let messages = process::output(tests.args(arguments))?;
+    named(&process::output(tests.args(arguments))?, targets)
+}
+
+/// The programs of these targets among those that cargo's messages are about.
+fn named<const N: usize>(messages: &str, targets: [&str; N]) -> Result<[PathBuf; N], Failure> {
     let programs: Vec<PathBuf> = messages.lines().filter_map(executable).collect();
     let mut found = targets.map(|_| PathBuf::new());
     for (place, target) in found.iter_mut().zip(targets) {
