@@ -80,6 +80,9 @@ pub mod status {
 
 /// The high four bits of [`Descriptor::flags`].
 pub mod flags {
+    /// From a gateway port only: the hub has put the invocation into a slot of the function itself, the one whose bit is
+    /// in [`Descriptor::step`](super::Descriptor::step), and this is for that slot's instance. What arrives has neither.
+    pub const CLAIMED: u8 = 0x10;
     /// The instance wrote to its log: the kernel leaves it busy, so that spryd can read the log
     /// before the next invocation writes to it. spryd puts the instance back in service.
     pub const HOLD: u8 = 0x20;

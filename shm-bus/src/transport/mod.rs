@@ -200,6 +200,10 @@ pub trait Transport: Send + Sync + 'static {
     fn faults(&self, out: &mut Vec<Fault>);
 }
 
+/// Puts a payload where one peer alone finds it, and says in the descriptor where that is. False: it can't be done for
+/// this peer.
+pub type Prepare<'a> = dyn FnMut(PeerId, &mut Descriptor) -> bool + 'a;
+
 /// One of the hub's ends.
 pub trait Port: Send {
     /// Sends to an idle peer of `function`. `descriptor.source` (`source_of_port`) names the port that
@@ -209,6 +213,17 @@ pub trait Port: Send {
     /// `descriptor.route` is used as it is when it is a chain's (`CHAIN_BIT`): then `function` is the one at
     /// `descriptor.step` of it, and `source` has the run's trail as well. Otherwise the route is the function.
     fn send(&mut self, function: FunctionIndex, descriptor: &Descriptor) -> Result<Sent, BusError>;
+
+    /// The same on a plain route, when the payload isn't to lie where any other peer could read it: the peer is chosen
+    /// first, and hears of it when `prepare` is done. Meanwhile the peer holds this invocation: it gets no other, and a
+    /// [`Transport::detach`] waits. A peer for which it can't be done is out of service from then on, and the next is tried.
+    /// (Not for functions whose peers have further seats.)
+    fn send_prepared(
+        &mut self,
+        function: FunctionIndex,
+        descriptor: &Descriptor,
+        prepare: &mut Prepare<'_>,
+    ) -> Result<Sent, BusError>;
 
     /// Readable when [`Self::receive`] has something (level-triggered; may be an epoll or io_uring fd).
     fn fd(&self) -> BorrowedFd<'_>;

@@ -6,12 +6,12 @@ use std::time::Duration;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use shm_bus::Descriptor;
 use shm_bus::endpoint;
-use shm_bus::ids::PortIndex;
-use shm_bus::transport::Event;
+use shm_bus::ids::{InvocationId, PeerId, PortIndex};
+use shm_bus::transport::{Event, Sent};
 use spry_ebpf_common::PORT_BIT;
 
 use crate::chains::function;
-use crate::harness::{Bus, WATCHDOG};
+use crate::harness::{Bus, FUNCTION, WATCHDOG};
 
 pub(crate) fn answers_come_back_stamped(mut bus: Bus) {
     let peer = bus.join("serve");
@@ -126,4 +126,41 @@ pub(crate) fn who_is_told_once_finds_all_that_is_there(mut bus: Bus) {
     }
     let answered: HashSet<u64> = events.iter().map(|event| settled(event).invocation).collect();
     assert_eq!((answered.len(), events.len()), (2 * EACH, 2 * EACH));
+}
+
+/// Who is prepared for is who gets it, before it hears of it; and nobody who can't be prepared for.
+pub(crate) fn what_is_prepared_is_there_before_its_peer_hears(mut bus: Bus) {
+    let peers: Vec<_> = (0..3).map(|_| bus.join("serve")).collect();
+    let mut given = Vec::new();
+    for round in 0..30 {
+        let sent = Descriptor { step: 0, ..bus.descriptor() };
+        let (transport, mut chosen) = (std::sync::Arc::clone(&bus.transport), None);
+        let prepare = &mut |peer, descriptor: &mut Descriptor| {
+            assert!(chosen.replace(peer).is_none(), "one peer is enough");
+            let holder = transport.holder(FUNCTION, InvocationId(sent.invocation));
+            assert_eq!(holder, Some(peer), "it is this one's already");
+            descriptor.length = 1000 + round;
+            true
+        };
+        assert_eq!(bus.port.send_prepared(FUNCTION, &sent, prepare).unwrap(), Sent::Delivered);
+        let answer = bus.answer();
+        // (The peer answers with one more than it was told.)
+        assert_eq!((answer.invocation, answer.length), (sent.invocation, 1001 + round));
+        assert_eq!((answer.step, Some(answer.source)), (0, chosen.map(|peer: PeerId| peer.slot)));
+        given.extend(chosen);
+    }
+    assert!(given.iter().all(|peer| peers.iter().any(|one| one.id == *peer)));
+    // The first can't be prepared for: it is out of service, and holds nothing.
+    let (sent, mut refused) = (bus.descriptor(), None);
+    let prepare = &mut |peer, _: &mut Descriptor| refused.replace(peer).is_some();
+    assert_eq!(bus.port.send_prepared(FUNCTION, &sent, prepare).unwrap(), Sent::Delivered);
+    let (answer, refused) = (bus.answer(), refused.expect("it was asked"));
+    assert_eq!(answer.invocation, sent.invocation);
+    assert_eq!(bus.transport.idle(FUNCTION), 2);
+    assert_eq!(bus.transport.detach(refused), None);
+    for peer in &peers {
+        bus.transport.detach(peer.id);
+    }
+    let (sent, nobody) = (bus.descriptor(), &mut |_, _: &mut Descriptor| panic!("nobody is there"));
+    assert_eq!(bus.port.send_prepared(FUNCTION, &sent, nobody).unwrap(), Sent::NoIdlePeer);
 }

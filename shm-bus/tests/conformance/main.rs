@@ -36,6 +36,7 @@ macro_rules! conformance {
                 delivery::several_senders_each_get_their_own,
                 delivery::one_port_sends_for_another,
                 delivery::who_is_told_once_finds_all_that_is_there,
+                delivery::what_is_prepared_is_there_before_its_peer_hears,
                 service::nobody_is_busy_twice,
                 service::held_until_admitted,
                 service::single_use_means_one_answer,

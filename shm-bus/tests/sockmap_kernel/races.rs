@@ -72,8 +72,14 @@ fn start<'scope>(
 #[test]
 fn every_delivered_invocation_is_settled_once() {
     for seats in [false, true, true] {
-        churn(FUNCTIONS.map(|function| vec![function]), seats);
+        churn(FUNCTIONS.map(|function| vec![function]), seats, false);
     }
+}
+
+/// The same where something is prepared for each peer: whoever is prepared for isn't ended meanwhile.
+#[test]
+fn every_prepared_invocation_is_settled_once() {
+    churn(FUNCTIONS.map(|function| vec![function]), false, true);
 }
 
 /// The same with chains: whoever is ended may be a step that the kernel is just handing a run to.
@@ -81,12 +87,13 @@ fn every_delivered_invocation_is_settled_once() {
 fn every_run_of_a_chain_is_settled_once() {
     let [a, b] = FUNCTIONS;
     for seats in [false, true, true] {
-        churn([vec![a, b, a, b, b], vec![b, a, a]], seats);
+        churn([vec![a, b, a, b, b], vec![b, a, a]], seats, false);
     }
 }
 
 /// `ways`: which functions the invocations go through, in turn. `seats`: peers get further seats, and lose them again.
-fn churn(ways: [Vec<FunctionIndex>; 2], seats: bool) {
+/// `prepared`: the ports choose the peers themselves.
+fn churn(ways: [Vec<FunctionIndex>; 2], seats: bool, prepared: bool) {
     let Some(bus) = bus() else { return };
     for (route, way) in (0..).zip(&ways) {
         bus.set_route(RouteIndex(route), way).expect("set a route");
@@ -101,7 +108,7 @@ fn churn(ways: [Vec<FunctionIndex>; 2], seats: bool) {
         let ports: Vec<_> = (0..PORTS)
             .map(|index| {
                 let (bus, ledger, ways) = (&bus, &ledger, &ways);
-                scope.spawn(move || dispatch(bus, PortIndex(index), ledger, ways))
+                scope.spawn(move || dispatch(bus, PortIndex(index), ledger, ways, prepared))
             })
             .collect();
         let delivered: Vec<_> = ports.into_iter().map(|port| port.join()).collect();
@@ -119,13 +126,20 @@ fn churn(ways: [Vec<FunctionIndex>; 2], seats: bool) {
 }
 
 /// Sends, and reads answers, until all of its invocations are settled. Returns what was delivered.
-fn dispatch(bus: &Sockmap, index: PortIndex, ledger: &Ledger, ways: &[Vec<FunctionIndex>; 2]) -> Vec<u64> {
+fn dispatch(
+    bus: &Sockmap,
+    index: PortIndex,
+    ledger: &Ledger,
+    ways: &[Vec<FunctionIndex>; 2],
+    prepared: bool,
+) -> Vec<u64> {
     let mut sender = Sender {
         bus,
         port: bus.open_port(index).expect("port"),
         index,
         ledger,
         ways,
+        prepared,
         forwarded: VecDeque::new(),
         events: Vec::new(),
     };
@@ -159,6 +173,7 @@ struct Sender<'a> {
     index: PortIndex,
     ledger: &'a Ledger,
     ways: &'a [Vec<FunctionIndex>; 2],
+    prepared: bool,
     /// Given back by the kernel, to be sent on. They come first, so there are never many.
     forwarded: VecDeque<Descriptor>,
     events: Vec<Event>,
@@ -184,7 +199,18 @@ impl Sender<'_> {
     fn send(&mut self, descriptor: &Descriptor) -> bool {
         let way = &self.ways[(descriptor.invocation % 2) as usize];
         let function = way[usize::from(descriptor.step)];
-        self.port.send(function, descriptor).expect("send") == Sent::Delivered
+        let sent = if self.prepared {
+            let id = InvocationId(descriptor.invocation);
+            self.port.send_prepared(function, descriptor, &mut |peer, _| {
+                assert_eq!(self.bus.holder(function, id), Some(peer));
+                std::thread::yield_now();
+                assert_eq!(self.bus.holder(function, id), Some(peer), "it isn't taken away");
+                true
+            })
+        } else {
+            self.port.send(function, descriptor)
+        };
+        sent.expect("send") == Sent::Delivered
     }
 
     /// True: nothing is left to be sent on.

@@ -27,7 +27,7 @@ use self::faults::Faults;
 use self::port::HubPort;
 use self::route::{Onward, Way};
 use super::table::{Claim, Heap, Refused, Stamp, Table};
-use super::{Attachment, BusError, Config, Event, Fault, FaultKind, Kind, Port, Sent, Transport};
+use super::{Attachment, BusError, Config, Event, Fault, FaultKind, Kind, Port, Prepare, Sent, Transport};
 use crate::ids::{FunctionIndex, InvocationId, PeerId, PortIndex, RouteIndex, TrailIndex};
 
 /// How a carrier names a connection to its ear: the slot, and a number that no other listening has.
@@ -157,12 +157,14 @@ impl<C: Carrier> Hub<C> {
         }
     }
 
-    /// Hands a descriptor to an idle peer of `function`, which from then on holds the invocation.
+    /// Hands a descriptor to an idle peer of `function`, which from then on holds the invocation. It hears of it when
+    /// `prepare` is done, and isn't detached before: that takes the same lock.
     fn deliver(
         &self,
         function: FunctionIndex,
         stamp: Stamp,
         descriptor: &Descriptor,
+        prepare: &mut Prepare<'_>,
     ) -> Result<Sent, BusError> {
         let claim = Claim { invocation: InvocationId(descriptor.invocation), stamp };
         let cpu = crate::sys::current_cpu() as usize;
@@ -177,7 +179,11 @@ impl<C: Carrier> Hub<C> {
             if !self.table.claim(slot, claim) {
                 continue;
             }
-            if let Err(kind) = C::deliver(&mut place.link, descriptor) {
+            let mut message = *descriptor;
+            if !prepare(place.peer, &mut message) && self.table.put_back(slot, claim.invocation) {
+                continue;
+            }
+            if let Err(kind) = C::deliver(&mut place.link, &message) {
                 // It didn't take it, or is dead. The invocation stays its own until it is detached.
                 self.accuse(place, kind);
             }
@@ -192,7 +198,7 @@ impl<C: Carrier> Hub<C> {
         let mut onward = None;
         let read = self.take_in(port, key, out, &mut onward);
         if let Some(onward) = onward {
-            match self.deliver(onward.function, onward.stamp, &onward.descriptor) {
+            match self.deliver(onward.function, onward.stamp, &onward.descriptor, &mut |_, _| true) {
                 Ok(Sent::Delivered) => {}
                 Ok(Sent::NoIdlePeer) => out.push(onward.back_to_port()),
                 Err(error) => {

@@ -8,7 +8,7 @@ use spry_ebpf_common::Descriptor;
 use super::{Carrier, Hub, Key};
 use crate::ids::{FunctionIndex, PortIndex};
 use crate::transport::table::Stamp;
-use crate::transport::{BusError, Event, Port, Sent, outgoing};
+use crate::transport::{BusError, Event, Port, Prepare, Sent, outgoing};
 
 pub(super) struct HubPort<C: Carrier> {
     hub: Arc<Hub<C>>,
@@ -28,6 +28,15 @@ impl<C: Carrier> HubPort<C> {
 
 impl<C: Carrier> Port for HubPort<C> {
     fn send(&mut self, function: FunctionIndex, descriptor: &Descriptor) -> Result<Sent, BusError> {
+        self.send_prepared(function, descriptor, &mut |_, _| true)
+    }
+
+    fn send_prepared(
+        &mut self,
+        function: FunctionIndex,
+        descriptor: &Descriptor,
+        prepare: &mut Prepare<'_>,
+    ) -> Result<Sent, BusError> {
         let message = outgoing(function, descriptor);
         let stamp = Stamp::of(&message);
         if self.hub.ear(stamp.trail.port).is_none() {
@@ -38,7 +47,7 @@ impl<C: Carrier> Port for HubPort<C> {
                 .chain()
                 .is_none_or(|route| { self.hub.table.function_at(route, stamp.step) == Some(function) })
         );
-        self.hub.deliver(function, stamp, &message)
+        self.hub.deliver(function, stamp, &message, prepare)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

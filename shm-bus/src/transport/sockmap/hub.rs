@@ -1,7 +1,9 @@
 //! The hub's side: peers come and go, and are watched.
 //!
 //! Coming and going takes a lock per function, so that an old name can't act on a slot that was given out
-//! anew; messages take none. An instance's socket is in the map before its other half is handed out.
+//! anew; messages take none. But who prepares something for an instance before it hears of its invocation
+//! (`Port::send_prepared`) takes that slot's own lock from the claim to the send, and so does who detaches it.
+//! An instance's socket is in the map before its other half is handed out.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
@@ -41,7 +43,15 @@ pub(super) struct Inner {
     /// How many can be opened.
     pub(super) ports: u32,
     /// Per function, made at its first attach.
-    functions: Box<[OnceLock<Mutex<Places>>]>,
+    functions: Box<[OnceLock<Function>]>,
+}
+
+/// A function's locks.
+#[derive(Debug)]
+struct Function {
+    places: Mutex<Places>,
+    /// By slot; after `places`, where both are.
+    preparing: [Mutex<()>; SLOTS_PER_FUNCTION as usize],
 }
 
 /// A function's slots, from the hub's side.
@@ -159,8 +169,18 @@ impl Inner {
     }
 
     fn places(&self, function: FunctionIndex) -> Option<MutexGuard<'_, Places>> {
-        let places = self.functions.get(usize::from(function.0))?;
-        Some(places.get_or_init(|| Mutex::new(Places::new())).lock())
+        let function = self.functions.get(usize::from(function.0))?;
+        let new = || Function {
+            places: Mutex::new(Places::new()),
+            preparing: std::array::from_fn(|_| Mutex::default()),
+        };
+        Some(function.get_or_init(new).places.lock())
+    }
+
+    /// Keeps whoever is in the slot from being detached. `None`: nobody ever was.
+    pub(super) fn prepare(&self, slot: u32) -> Option<MutexGuard<'_, ()>> {
+        let function = self.functions.get((slot / SLOTS_PER_FUNCTION) as usize)?.get()?;
+        Some(function.preparing[(slot % SLOTS_PER_FUNCTION) as usize].lock())
     }
 
     /// Puts a connection's named end into the socket map.
@@ -293,7 +313,10 @@ impl Transport for Sockmap {
         let mut places = self.inner.places(peer.function())?;
         let socket = places.socket_of(peer)?.as_fd();
         self.inner.watch.remove(socket);
-        let lost = self.inner.table.detach(peer);
+        let lost = {
+            let _nobody_prepares = self.inner.prepare(peer.slot);
+            self.inner.table.detach(peer)
+        };
         self.inner.remove(MAX_PORTS + peer.slot);
         // No connection is this slot's any more.
         self.inner.arrays().slots[peer.slot as usize].connection.store(0, Ordering::Relaxed);

@@ -9,6 +9,8 @@
 //! | sent | the same | nobody was idle; the bytes are on their way to P', to be thrown away |
 //! | an error | the same | the program didn't place it; nothing was sent |
 //! | an error | one more | the instance's socket died after the program chose it: take the invocation out of the slot and try again, unless `detach` was faster |
+//!
+//! Who has claimed a slot by itself ([`Port::send_prepared`]) is told the same way whether the message got there.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -16,12 +18,13 @@ use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
-use spry_ebpf_common::{DESCRIPTOR_LEN, Descriptor, SLOTS_PER_FUNCTION, STATE_HELD};
+use spry_ebpf_common::{DESCRIPTOR_LEN, Descriptor, SLOTS_PER_FUNCTION, flags};
 
 use super::hub::Inner;
 use super::sys::PortCell;
-use crate::ids::{FunctionIndex, PortIndex};
-use crate::transport::{BusError, Event, Port, Sent, from_bytes, outgoing, to_bytes};
+use crate::ids::{FunctionIndex, InvocationId, PortIndex};
+use crate::transport::table::{Claim, Stamp};
+use crate::transport::{BusError, Event, Port, Prepare, Sent, from_bytes, outgoing, to_bytes};
 
 /// Descriptors that one read takes at most.
 const BATCH: usize = 64;
@@ -74,41 +77,84 @@ impl SockmapPort {
     /// After a send that failed although the program had found a slot: takes the invocation out of it.
     /// False: `detach` has it.
     fn take_back(&self, invocation: u64) -> bool {
-        let slot = self.cell().slot.load(Ordering::Relaxed) as usize;
         // The instance can't have got it, and so can't have answered; only `detach` changes the state too.
         // HELD: out of service, until whoever notices the dead socket detaches the peer.
-        let state = &self.inner.arrays().slots[slot].state;
-        state.compare_exchange(invocation, STATE_HELD, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        self.inner.table.put_back(self.cell().slot.load(Ordering::Relaxed), InvocationId(invocation))
+    }
+
+    /// Sends a message once. Whether the program put it where it should go, and what the kernel said.
+    fn send_once(&self, bytes: &[u8]) -> (bool, Result<usize, Errno>) {
+        let claims = self.cell().claims.load(Ordering::Relaxed);
+        loop {
+            let sent = send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+            let placed = self.cell().claims.load(Ordering::Relaxed) != claims;
+            if placed || sent != Err(Errno::EINTR) {
+                return (placed, sent);
+            }
+        }
     }
 }
 
 impl Port for SockmapPort {
     fn send(&mut self, function: FunctionIndex, descriptor: &Descriptor) -> Result<Sent, BusError> {
-        let how = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         let bytes = to_bytes(&outgoing(function, descriptor));
         // Each turn but the last takes one slot out of service.
         for _ in 0..=SLOTS_PER_FUNCTION {
             if !self.inner.arrays().has_idle(function) {
                 return Ok(Sent::NoIdlePeer);
             }
-            let claims = self.cell().claims.load(Ordering::Relaxed);
-            let sent = send(self.socket.as_raw_fd(), &bytes, how);
-            let claimed = self.cell().claims.load(Ordering::Relaxed) != claims;
-            match sent {
-                Ok(_) if claimed => return Ok(Sent::Delivered),
-                Ok(_) => {
+            match self.send_once(&bytes) {
+                (true, Ok(_)) => return Ok(Sent::Delivered),
+                // (The errors: P' is full of what was bounced, or memory is short.)
+                (false, Ok(_) | Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM)) => {
                     self.discard_bounced();
                     return Ok(Sent::NoIdlePeer);
                 }
-                Err(Errno::EINTR) if !claimed => {}
-                // P' is full of what was bounced, or memory is short.
-                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) if !claimed => {
-                    self.discard_bounced();
-                    return Ok(Sent::NoIdlePeer);
+                (false, Err(errno)) => return Err(os("send on a bus port")(errno)),
+                (true, Err(_)) if self.take_back(descriptor.invocation) => {}
+                (true, Err(_)) => return Ok(Sent::Delivered),
+            }
+        }
+        Ok(Sent::NoIdlePeer)
+    }
+
+    fn send_prepared(
+        &mut self,
+        function: FunctionIndex,
+        descriptor: &Descriptor,
+        prepare: &mut Prepare<'_>,
+    ) -> Result<Sent, BusError> {
+        let sent = Descriptor { step: 0, flags: 0, ..outgoing(function, descriptor) };
+        let claim = Claim { invocation: InvocationId(sent.invocation), stamp: Stamp::of(&sent) };
+        debug_assert!(claim.stamp.chain().is_none(), "a chain's step is claimed where its route is known");
+        let table = &self.inner.table;
+        let cpu = crate::sys::current_cpu() as usize;
+        // Each turn but the last takes one slot out of service.
+        while let Some(slot) = table.candidate(function, Some(cpu)) {
+            let Some(_stays) = self.inner.prepare(slot) else { continue };
+            if !table.claim(slot, claim) {
+                continue;
+            }
+            let (peer, mut message) = (table.peer_in(slot), sent);
+            let mut short = false;
+            if prepare(peer, &mut message) {
+                (message.step, message.flags) = ((slot % SLOTS_PER_FUNCTION) as u8, flags::CLAIMED);
+                match self.send_once(&to_bytes(&message)) {
+                    (true, Ok(_)) => return Ok(Sent::Delivered),
+                    // Its socket is gone.
+                    (true, Err(_)) => {}
+                    (false, Ok(_)) => self.discard_bounced(),
+                    // (As in `send`.)
+                    (false, Err(_)) => short = true,
                 }
-                Err(errno) if !claimed => return Err(os("send on a bus port")(errno)),
-                Err(_) if self.take_back(descriptor.invocation) => {}
-                Err(_) => return Ok(Sent::Delivered),
+            }
+            if !table.put_back(slot, claim.invocation) {
+                return Ok(Sent::Delivered);
+            }
+            if short {
+                self.discard_bounced();
+                table.admit(peer);
+                return Ok(Sent::NoIdlePeer);
             }
         }
         Ok(Sent::NoIdlePeer)

@@ -7,6 +7,8 @@
 //!  DETACHED ───────────► HELD ───────────► IDLE ─────────► invocation ─────────► IDLE, or HELD with flags::HOLD
 //!      ▲                   │   retire        │                  │
 //!      └─────── detach ────┴──────◄──────────┴───── detach ─────┘  (says which invocation was lost)
+//!                          ▲                                    │
+//!                          └────────────── put back ────────────┘  (it can't be delivered)
 //! ```
 //!
 //! `Slot::state` is the truth and changes by compare-and-swap: whoever changes it from an invocation to
@@ -178,6 +180,18 @@ impl<C: Cells> Table<C> {
         // SYNC(claimed): pairs with the load in `stamp_of`.
         cell.claimed.store(invocation.0, Ordering::Release);
         true
+    }
+
+    /// An invocation to HELD, after a claim whose descriptor can't be delivered: the peer is of no use. False: the slot
+    /// has something else by now, and whoever changed it has settled the invocation.
+    pub fn put_back(&self, slot: u32, invocation: InvocationId) -> bool {
+        let state = &self.cells.slots()[slot as usize].state;
+        state.compare_exchange(invocation.0, STATE_HELD, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Who is in a slot now.
+    pub fn peer_in(&self, slot: u32) -> PeerId {
+        PeerId { slot, generation: self.cells.slots()[slot as usize].generation.load(Ordering::Relaxed) }
     }
 
     /// An invocation to IDLE, or to HELD. Who gets `Ok` delivers the answer; nobody else does.
