@@ -26,7 +26,7 @@ use crate::activation::History;
 use crate::api::{ZygoteStart, ZygoteState};
 use crate::chain::Domain;
 use crate::expected::Expected;
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, OwnInboxes};
 use crate::instance::Instance;
 use crate::manifest::Isolation;
 pub use crate::metrics::{Counts, Replaced};
@@ -61,6 +61,8 @@ pub struct Function {
     pub served: Served,
     /// The chain that it serves in, if it doesn't serve by itself: whose memory its instances may see.
     pub domain: Option<Arc<Domain>>,
+    /// Where its instances find their requests, if each has an inbox of its own.
+    pub own_inboxes: Option<OwnInboxes>,
     /// Rung when the keeper should look: somebody waits for an instance, or the last user left.
     pub bell: Notify,
     inbox: ArcSwap<Inbox>,
@@ -99,8 +101,12 @@ impl Function {
         counts: Arc<Counts>,
         domain: Option<Arc<Domain>>,
     ) -> Arc<Self> {
+        let manifest = &stored.manifest;
+        let own_inboxes =
+            OwnInboxes::beside(&inbox, manifest.name.as_str(), manifest.limits.payload.as_bytes());
         Arc::new(Self {
             index,
+            own_inboxes,
             stored,
             instances: [const { ArcSwapOption::const_empty() }; SLOTS_PER_FUNCTION as usize],
             expected: Expected::default(),
@@ -311,7 +317,8 @@ impl Function {
         self.starting.load(Ordering::Relaxed)
     }
 
-    /// The inbox. Only for those who have entered, and for the keeper.
+    /// The inbox: where its requests wait, and unless its instances have inboxes of their own, where they find them. Only for
+    /// those who have entered, and for the keeper.
     pub fn inbox(&self) -> Arc<Inbox> {
         self.inbox.load_full()
     }

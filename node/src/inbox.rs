@@ -1,8 +1,11 @@
 //! Where requests lie: a function's inbox segment, written by spryd, read by that function's instances.
 //!
 //! A block is taken when a request's head is known, filled while the body arrives, and given back when the
-//! invocation has ended, however it ended (the block's owner is dropped). Each instance can read the whole segment: with
-//! `isolation = "request"` what a block held is zeroed then.
+//! invocation has ended, however it ended (the block's owner is dropped). Each instance can read the whole segment. So with
+//! `isolation = "request"` no instance is given it: requests only wait there, and each instance has an inbox of its own
+//! ([`OwnInboxes`]). In a chain, all whose members share one inbox, what a block held is zeroed then.
+
+mod own;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +18,7 @@ use spry_wire::control::SegmentSpec;
 use spry_wire::frame::{HEAD_MAX, Place};
 
 use crate::manifest::Isolation;
+pub use own::{Given, OwnInboxes};
 
 /// Bodies that can be held at once, if all were of the largest size. Address space, not memory: pages
 /// that were never written cost nothing.
@@ -29,10 +33,20 @@ pub struct Inbox {
     name: SegmentName,
     blocks: Mutex<Allocator>,
     node: Arc<NodeBytes>,
-    isolation: Isolation,
+    readers: Readers,
 }
 
-/// Bytes that the requests of the whole node hold in memory, and how many they may.
+/// Who can read an inbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    /// spryd alone.
+    Nobody,
+    /// Instances, with the strictest isolation of any of them.
+    Instances(Isolation),
+}
+
+/// Bytes that the requests of the whole node hold in memory, and how many they may. What an instance has in an inbox of its
+/// own counts beside what waits, but is never refused: it has been let in.
 #[derive(Debug)]
 pub struct NodeBytes {
     used: AtomicU64,
@@ -58,6 +72,11 @@ impl NodeBytes {
         false
     }
 
+    /// Takes them, limit or not.
+    fn count(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn give(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
@@ -73,20 +92,20 @@ pub enum Full {
 }
 
 impl Inbox {
-    /// Makes an inbox for bodies of at most `payload_max` bytes. `isolation`: the strictest of those who read it.
+    /// Makes an inbox for bodies of at most `payload_max` bytes.
     pub fn new(
         function: &str,
         name: SegmentName,
         payload_max: u64,
         node: Arc<NodeBytes>,
-        isolation: Isolation,
+        readers: Readers,
     ) -> Result<Arc<Self>, SegmentError> {
         let block = (payload_max + HEAD_MAX as u64).next_power_of_two();
         let capacity = block.saturating_mul(BLOCKS).clamp(CAPACITY_MIN, CAPACITY_MAX);
         let fd = shm_bus::segment::create(&format!("spry-inbox-{function}"), capacity)?;
         let writer = Arc::new(Writer::map(fd, capacity)?);
         let blocks = Mutex::new(Allocator::new(capacity as u32));
-        Ok(Arc::new(Self { writer, name, blocks, node, isolation }))
+        Ok(Arc::new(Self { writer, name, blocks, node, readers }))
     }
 
     /// Takes a block of at least `len` bytes; `None` when the inbox is full.
@@ -181,32 +200,38 @@ impl Block {
         Place { segment, generation, offset: self.offset, length: self.len }
     }
 
-    /// Whether this is exactly the place of what was written to this block.
-    pub fn is_at(&self, place: &Place) -> bool {
-        let Inbox { name, .. } = *self.inbox;
-        *place
-            == Place { segment: name.id, generation: name.generation, offset: self.offset, length: self.len }
+    /// Whether this is exactly the place where an instance was told that this block's request lies: here, or in an inbox of
+    /// the instance's own.
+    pub fn is_laid_at(&self, place: &Place, own: Option<SegmentName>) -> bool {
+        let laid_at = match own {
+            None => self.place(),
+            Some(SegmentName { id: segment, generation }) => {
+                Place { segment, generation, offset: 0, length: self.len }
+            }
+        };
+        *place == laid_at
     }
 
     /// What was written, without a copy. It says nothing to the block: who keeps the region keeps the block, too.
     pub fn region(&self) -> Result<Region, SegmentError> {
         self.inbox.writer.region(u64::from(self.offset), u64::from(self.len))
     }
+}
 
-    fn wipe(&self) {
-        static ZEROS: [u8; 16 << 10] = [0; 16 << 10];
-        for at in (0..self.len).step_by(ZEROS.len()) {
-            let len = ZEROS.len().min((self.len - at) as usize);
-            let wiped = self.inbox.writer.write_at(u64::from(self.offset + at), &ZEROS[..len]);
-            debug_assert!(wiped.is_ok());
-        }
+/// Zeroes `len` bytes at `offset`.
+fn zero(writer: &Writer, offset: u32, len: u32) {
+    static ZEROS: [u8; 16 << 10] = [0; 16 << 10];
+    for at in (0..len).step_by(ZEROS.len()) {
+        let len = ZEROS.len().min((len - at) as usize);
+        let zeroed = writer.write_at(u64::from(offset + at), &ZEROS[..len]);
+        debug_assert!(zeroed.is_ok());
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if self.inbox.isolation == Isolation::Request {
-            self.wipe();
+        if self.inbox.readers == Readers::Instances(Isolation::Request) {
+            zero(&self.inbox.writer, self.offset, self.len);
         }
         self.inbox.node.give(u64::from(self.len));
         self.inbox.blocks.lock().free(self.offset);
@@ -221,7 +246,8 @@ mod tests {
     fn left(isolation: Isolation, len: usize) -> Vec<u8> {
         let name = SegmentName { id: 1, generation: 1 };
         let node = NodeBytes::new(u64::MAX);
-        let inbox = Inbox::new("wiped", name, 1 << 20, Arc::clone(&node), isolation).expect("an inbox");
+        let readers = Readers::Instances(isolation);
+        let inbox = Inbox::new("wiped", name, 1 << 20, Arc::clone(&node), readers).expect("an inbox");
         let mut block = inbox.allocate(len).expect("room");
         let place = block.place();
         for part in vec![7; len].chunks(1000) {

@@ -76,6 +76,8 @@ pub struct Instance {
     pub outbox: Arc<Reader>,
     /// How descriptors name the outbox.
     pub outbox_name: SegmentName,
+    /// How they name its inbox, if that is its own.
+    pub own_inbox: Option<SegmentName>,
     /// Tells it which answers have left.
     pub release: ReleaseWriter,
     /// When somebody first wanted it, and whether its zygote had to be started.
@@ -130,6 +132,8 @@ pub struct Parts {
     pub outbox: Arc<Reader>,
     /// See [`Instance::outbox_name`].
     pub outbox_name: SegmentName,
+    /// See [`Instance::own_inbox`].
+    pub own_inbox: Option<SegmentName>,
     /// See [`Instance::release`].
     pub release: ReleaseWriter,
     /// See [`Instance::requested_at`].
@@ -162,6 +166,7 @@ impl Instance {
             pid: parts.pid,
             outbox: parts.outbox,
             outbox_name: parts.outbox_name,
+            own_inbox: parts.own_inbox,
             release: parts.release,
             requested_at: parts.requested_at,
             cold: parts.cold,

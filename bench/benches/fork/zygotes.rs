@@ -207,6 +207,7 @@ impl Node {
             outbox: (outbox_fd.as_fd(), segment(2, OUTBOX_LEN)),
             release_page: release.fd(),
             payload_max: PAYLOAD_MAX,
+            when_all_have_ended: None,
         };
         let started = Instant::now();
         let process =

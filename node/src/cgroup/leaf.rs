@@ -4,6 +4,7 @@
 //! goes back to its function's pool or is removed. Making one costs some 150 µs in three hierarchies, so they are
 //! reused, unless memory that outlived the processes (shared memory that others hold) is still charged to it.
 
+use std::fmt;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -50,6 +51,23 @@ pub struct Leaf {
     function: Arc<FunctionGroup>,
     /// `None` after it went back to the pool.
     bare: Option<Bare>,
+    when_empty: Option<WhenEmpty>,
+}
+
+/// Told when all processes that were in a leaf have ended, for certain. If that never is certain, nobody is told.
+pub struct WhenEmpty(Box<dyn FnOnce() + Send>);
+
+impl WhenEmpty {
+    /// `tell` is called on another thread.
+    pub fn new(tell: impl FnOnce() + Send + 'static) -> Self {
+        Self(Box::new(tell))
+    }
+}
+
+impl fmt::Debug for WhenEmpty {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WhenEmpty")
+    }
 }
 
 impl FunctionGroup {
@@ -82,7 +100,7 @@ impl FunctionGroup {
             applied = self.tree.apply(&bare.dirs, wanted);
             (bare.limits, bare.common_end) = (Some(*wanted), true);
         }
-        let leaf = Leaf { function: self.clone(), bare: Some(bare) };
+        let leaf = Leaf { function: self.clone(), bare: Some(bare), when_empty: None };
         applied?;
         Ok(leaf)
     }
@@ -120,6 +138,11 @@ impl Leaf {
     /// The `cgroup.procs` files, for a process that enters by itself.
     pub fn open_procs(&self) -> Result<Vec<OwnedFd>, CgroupError> {
         self.dirs().iter().map(Dir::open_procs).collect()
+    }
+
+    /// Whom to tell when it is empty.
+    pub fn tell(&mut self, when_empty: Option<WhenEmpty>) {
+        self.when_empty = when_empty;
     }
 
     /// Moves a process into it. The caller knows that `pid` can't be reused meanwhile (its unreaped child).
@@ -180,6 +203,10 @@ impl Leaf {
 
     /// For the next lease, or away with it. The caller has seen that it is empty ([`Self::kill`] found nothing).
     pub fn recycle(mut self) {
+        // (Without a folder nobody knows what is in it.)
+        if let Some(WhenEmpty(tell)) = self.when_empty.take().filter(|_| !self.dirs().is_empty()) {
+            tell();
+        }
         let clean = self.memory_bytes() <= LEFTOVER_MAX_BYTES;
         // now rather than when it is leased: somebody waits for that
         let oom_kills = self.oom_kills();

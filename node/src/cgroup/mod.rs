@@ -36,7 +36,7 @@ use parking_lot::Mutex;
 use crate::sandbox::{Outcome, Probe};
 use dir::Dir;
 pub use layout::{Controller, Hierarchy, Version};
-pub use leaf::{FunctionGroup, Leaf};
+pub use leaf::{FunctionGroup, Leaf, WhenEmpty};
 pub use limits::GroupLimits;
 
 /// A control group could not be made, read or written.

@@ -72,7 +72,7 @@ mod tests {
     use spry_sched::backend::Process;
 
     use super::*;
-    use crate::inbox::{Inbox, NodeBytes};
+    use crate::inbox::{Inbox, NodeBytes, Readers};
     use crate::instance::Parts;
     use crate::manifest::Isolation;
 
@@ -92,6 +92,7 @@ mod tests {
             tracked: None,
             outbox: Arc::new(Reader::map(outbox, page_len()).expect("mapped")),
             outbox_name: OUTBOX,
+            own_inbox: None,
             release: ReleaseWriter::create("spry-test").expect("a page"),
             requested_at: Instant::now(),
             cold: false,
@@ -108,7 +109,8 @@ mod tests {
     fn a_block_that_comes_through_its_own_instance_again_goes_back_once() {
         let inbox = SegmentName { id: 1, generation: 1 };
         let inbox =
-            Inbox::new("f", inbox, 1 << 10, NodeBytes::new(1 << 20), Isolation::Instance).expect("an inbox");
+            Inbox::new("f", inbox, 1 << 10, NodeBytes::new(1 << 20), Readers::Instances(Isolation::Instance))
+                .expect("an inbox");
         let mut holdings = Holdings::new(&Domain::new(inbox));
         let instance = instance();
         let mut reader = ReleaseReader::map(instance.release.fd()).expect("mapped");

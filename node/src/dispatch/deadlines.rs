@@ -99,9 +99,15 @@ impl Dispatcher {
                 self.refuse(id, Refusal::ShuttingDown);
                 continue;
             }
-            // Somebody has it: it goes with its instance.
+            // Somebody has it: it goes with its instance, and stays where it lies until then.
             let refused = Outcome::Refused(Refusal::ShuttingDown);
-            let finished = self.inner.borrow_mut().pending.finish(id, refused);
+            let finished = {
+                let mut inner = self.inner.borrow_mut();
+                if let Some(pending) = inner.pending.get(id) {
+                    pending.stay_in_hands();
+                }
+                inner.pending.finish(id, refused)
+            };
             if let Some(finished) = finished {
                 finished.wake();
             }

@@ -182,6 +182,10 @@ impl Dispatcher {
         let Some(function) = self.bus.function(FunctionIndex(descriptor.route)) else {
             return tracing::error!(?descriptor, "a descriptor for a function that is not there came back");
         };
+        // (As it waits, wherever it was to be laid.)
+        let id = InvocationId(descriptor.invocation);
+        let waits = self.inner.borrow_mut().pending.get(id).map(|pending| pending.descriptor());
+        let descriptor = waits.unwrap_or(descriptor);
         self.bus.queued.fetch_add(1, Ordering::Relaxed);
         function.queue.put_back(Queued { descriptor, sent: SentAt::new(Instant::now()) });
         if let Some(scheduler) = self.scheduler_of(&function) {
@@ -281,7 +285,8 @@ impl Dispatcher {
         }
         if let Some(gate) = &sender.instance.gate {
             let (gate, dispatcher) = (Arc::clone(gate), Rc::clone(self));
-            tokio::task::spawn_local(async move { dispatcher.rewind(gate, read).await });
+            let (function, bit) = (Arc::clone(&sender.function), sender.instance.peer.bit());
+            tokio::task::spawn_local(async move { dispatcher.rewind(&function, bit, gate, read).await });
         } else if sender.single_use {
             // After the tasks that have just been woken: its end takes a core for a while, and the client waits.
             let instance = Arc::clone(&sender.instance);

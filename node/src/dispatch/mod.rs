@@ -305,7 +305,21 @@ impl Dispatcher {
         if !self.bus.transport.has_idle(function.index) {
             return false;
         }
-        match self.inner.borrow_mut().port.send(function.index, descriptor) {
+        let port = &mut self.inner.borrow_mut().port;
+        let sent = match &function.own_inboxes {
+            None => port.send(function.index, descriptor),
+            Some(own) => {
+                let waiting = function.inbox();
+                port.send_prepared(function.index, descriptor, &mut |peer, descriptor| {
+                    let laid = own.lay(peer.bit(), &waiting, descriptor);
+                    if !laid {
+                        tracing::error!(function = function.name(), ?peer, "an instance has no inbox");
+                    }
+                    laid
+                })
+            }
+        };
+        match sent {
             Ok(Sent::Delivered) => {
                 self.bus.executor.nudge();
                 true

@@ -152,8 +152,13 @@ impl Pending {
 
     /// Its time is over, and whoever has it is looked for again then.
     pub(super) fn leave_in_hands(&mut self, until: Instant) {
-        self.in_hands = true;
+        self.stay_in_hands();
         self.request.deadline = until;
+    }
+
+    /// Nobody waits for it longer, and somebody has it.
+    pub(super) fn stay_in_hands(&mut self) {
+        self.in_hands = true;
     }
 
     /// Nobody has it any more.

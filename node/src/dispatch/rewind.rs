@@ -77,9 +77,18 @@ impl Dispatcher {
     }
 
     /// It has answered. `read` resolves when whoever reads the answer is done with it.
-    pub(super) async fn rewind(self: Rc<Self>, gate: Arc<Gate>, read: Option<oneshot::Receiver<()>>) {
+    pub(super) async fn rewind(
+        self: Rc<Self>,
+        function: &Function,
+        bit: u32,
+        gate: Arc<Gate>,
+        read: Option<oneshot::Receiver<()>>,
+    ) {
         if let Some(read) = read {
             let _dropped = read.await;
+        }
+        if let Some(own) = &function.own_inboxes {
+            own.clear(bit);
         }
         self.look_at(gate.listener());
         match gate.answered() {

@@ -1,7 +1,7 @@
 //! A function for tests: deployed, and run by nobody.
 
 use super::*;
-use crate::inbox::NodeBytes;
+use crate::inbox::{NodeBytes, Readers};
 use crate::manifest::{Defaults, Manifest};
 use crate::records::Recorder;
 use shm_bus::segment::SegmentName;
@@ -24,7 +24,8 @@ pub(crate) fn function(index: u16) -> Arc<Function> {
         used_unix_ms: 0,
     };
     let segment = SegmentName { id: 1, generation: 1 };
-    let inbox = Inbox::new("example", segment, 1 << 10, NodeBytes::new(1 << 20), Isolation::Instance);
+    let readers = Readers::Instances(Isolation::Instance);
+    let inbox = Inbox::new("example", segment, 1 << 10, NodeBytes::new(1 << 20), readers);
     let history = Arc::new(Mutex::new(History::new("example", Recorder::off())));
     Function::new(FunctionIndex(index), stored, inbox.expect("an inbox"), history, Arc::default(), None)
 }

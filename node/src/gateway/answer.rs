@@ -135,7 +135,8 @@ pub(super) fn of_call(
     let instance = Arc::clone(instance);
     let mut request = Some(request);
     move |place| {
-        if let Some(block) = request.take_if(|block| block.is_at(place)) {
+        // (A copy of it is what the instance has, in an inbox of its own.)
+        if let Some(block) = request.take_if(|block| block.is_laid_at(place, instance.own_inbox)) {
             let bytes = block.region().map_err(outside)?;
             return Ok(Held::new(bytes, Writer::Spryd, Kept::Request(block)));
         }

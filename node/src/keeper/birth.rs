@@ -18,6 +18,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Keeper, ToTender, death};
 use crate::budget::Promise;
+use crate::cgroup::WhenEmpty;
 use crate::dispatch::ToWorker;
 use crate::expected::Expectation;
 use crate::function::Function;
@@ -122,6 +123,9 @@ impl Birth {
                     Some(expectation) => self.take_back(peer, &error, outbox.as_ref(), expectation).await,
                     None => drop(self.keeper.bus.transport.detach(peer)),
                 }
+                if let Some(own) = &self.function.own_inboxes {
+                    own.take_away(peer.bit());
+                }
                 Err(error)
             }
         }
@@ -193,6 +197,9 @@ impl Birth {
             let release = ReleaseWriter::create(&format!("spry-release-{}", self.function.name()))?;
             (Reader::map(outbox_fd.as_fd(), outbox_len)?, release)
         };
+        // Whichever it reads: its own, or the one that all do.
+        let own = self.function.own_inboxes.as_ref();
+        let own = own.map(|own| own.give(peer.bit(), self.keeper.segment_name())).transpose()?;
         let inbox = self.function.inbox();
         let instance = self.keeper.next_instance.get();
         self.keeper.next_instance.set(instance + 1);
@@ -200,7 +207,7 @@ impl Birth {
             instance,
             transport: self.keeper.bus.transport.kind(),
             endpoint,
-            inbox: (inbox.fd(), inbox.spec()),
+            inbox: own.as_ref().map_or_else(|| (inbox.fd(), inbox.spec()), |own| (own.fd(), own.spec())),
             outbox: (
                 outbox_fd.as_fd(),
                 SegmentSpec {
@@ -211,6 +218,7 @@ impl Birth {
             ),
             release_page: release.fd(),
             payload_max,
+            when_all_have_ended: own.as_ref().map(|own| WhenEmpty::new(own.when_all_have_ended())),
         };
         let asked = Instant::now();
         let under_way = || self.send_ahead(peer, expected);
@@ -229,6 +237,7 @@ impl Birth {
             tracked: self.keeper.bus.cores.signals.as_ref().and_then(|signals| signals.track(process.pid)),
             outbox: Arc::new(outbox),
             outbox_name,
+            own_inbox: own.map(|own| own.name()),
             release,
             requested_at: self.requested_at,
             cold: self.cold,

@@ -17,7 +17,7 @@ use crate::api::{Applied, ApplyError, ChainView, DeployError, RemoveError, Zygot
 use crate::chain::plan::Plan;
 use crate::chain::{Bucket, Chain, CompileError, Compiler, Domain};
 use crate::function::{Counts, Entered, Function};
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Readers};
 use crate::manifest::{Isolation, Name};
 use crate::store::{PlannedChain, StoreError, StoredChain};
 
@@ -115,7 +115,8 @@ impl Keeper {
         let is_strict = bases.iter().any(|base| base.stored.manifest.isolation == Isolation::Request);
         let isolation = if is_strict { Isolation::Request } else { Isolation::Instance };
         let (name, payload_bytes) = (plan.name.as_str(), plan.payload_bytes);
-        let inbox = Inbox::new(name, self.segment_name(), payload_bytes, node_bytes, isolation);
+        let readers = Readers::Instances(isolation);
+        let inbox = Inbox::new(name, self.segment_name(), payload_bytes, node_bytes, readers);
         let inbox = inbox.map_err(|error| ApplyError::NoRoom(error.to_string()))?;
         let domain = Domain::new(inbox);
         let members = self.members(&bases, &domain)?;

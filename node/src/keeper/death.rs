@@ -56,6 +56,9 @@ pub(super) fn watch(watched: Watched) {
         }
         let mut held = keeper.bus.transport.detach_seats(instance.peer);
         held.extend(keeper.bus.transport.detach(instance.peer));
+        if let Some(own) = &function.own_inboxes {
+            own.take_away(instance.peer.bit());
+        }
         function.instances[instance.peer.bit() as usize].store(None);
         for reader in readers {
             reader.abort();

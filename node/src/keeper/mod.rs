@@ -34,9 +34,9 @@ use crate::budget::Budget;
 use crate::chain::{Chain, FreeRoutes};
 use crate::dispatch::{Bus, Dispatcher, ToWorker};
 use crate::function::Function;
-use crate::inbox::{Inbox, NodeBytes};
+use crate::inbox::{Inbox, NodeBytes, Readers};
 use crate::instance::{Doom, Instance};
-use crate::manifest::Name;
+use crate::manifest::{Isolation, Name};
 use crate::node::Node;
 use crate::packages::Packages;
 use crate::progress::Progress;
@@ -329,11 +329,16 @@ impl Keeper {
         }
     }
 
+    /// The inbox of a function that serves by itself. With `isolation = "request"` its instances have inboxes of their own.
     fn inbox(&self, stored: &StoredFunction) -> Result<Arc<Inbox>, shm_bus::segment::SegmentError> {
         let manifest = &stored.manifest;
         let (payload_max, node_bytes) = (manifest.limits.payload.as_bytes(), Arc::clone(&self.node_bytes));
         let name = manifest.name.as_str();
-        Inbox::new(name, self.segment_name(), payload_max, node_bytes, manifest.isolation)
+        let readers = match manifest.isolation {
+            Isolation::Request => Readers::Nobody,
+            Isolation::Instance => Readers::Instances(Isolation::Instance),
+        };
+        Inbox::new(name, self.segment_name(), payload_max, node_bytes, readers)
     }
 
     /// The release page of an instance that answers once.

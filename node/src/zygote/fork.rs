@@ -29,7 +29,7 @@ use super::nursery::{AdoptError, Adoption, Child};
 use super::output;
 use super::rewind::{self, Gate, Holdings, Plan, Subject};
 use super::start::Zygote;
-use crate::cgroup::{CgroupError, GroupLimits, Leaf};
+use crate::cgroup::{CgroupError, GroupLimits, Leaf, WhenEmpty};
 use crate::stat;
 
 /// What an instance is made from.
@@ -41,7 +41,7 @@ pub struct ForkRequest<'a> {
     pub transport: Kind,
     /// The instance's end of the bus.
     pub endpoint: Vec<OwnedFd>,
-    /// The function's inbox.
+    /// Where it finds its requests.
     pub inbox: (BorrowedFd<'a>, SegmentSpec),
     /// The instance's outbox, which it seals.
     pub outbox: (BorrowedFd<'a>, SegmentSpec),
@@ -49,6 +49,8 @@ pub struct ForkRequest<'a> {
     pub release_page: BorrowedFd<'a>,
     /// Largest response (head and body), in bytes.
     pub payload_max: u64,
+    /// Whom to tell when it has ended with all that it has left, if that can be known.
+    pub when_all_have_ended: Option<WhenEmpty>,
 }
 
 /// There is no instance.
@@ -289,7 +291,9 @@ impl Zygote {
     ) -> Result<Child, ForkError> {
         self.settle(link).await?;
         self.child.placed().await;
-        let ForkRequest { instance, transport, endpoint, inbox, outbox, release_page, payload_max } = request;
+        let ForkRequest { instance, transport, endpoint, inbox, outbox, release_page, payload_max, .. } =
+            request;
+        let told = request.when_all_have_ended;
         let transport = transport.name().to_owned();
         let (inbox_spec, outbox_spec) = (inbox.1, outbox.1);
         let fork = Fork { instance, transport, inbox: inbox_spec, outbox: outbox_spec, payload_max, rewind };
@@ -313,7 +317,7 @@ impl Zygote {
             Answer::Failed { step, errno } => {
                 Err(ForkError::Refused { step, errno: nix::errno::Errno::from_raw(errno) })
             }
-            Answer::Forked { pidfd } => self.adopt(pidfd, leaf).await,
+            Answer::Forked { pidfd } => self.adopt(pidfd, leaf, told).await,
         }
     }
 
@@ -325,7 +329,7 @@ impl Zygote {
         // First: who is there can't be ended without being known.
         let leaf = self.group.lease("instance", &GroupLimits::from(&self.limits))?;
         if let Answer::Forked { pidfd } = answer(link).await? {
-            match self.adopt(pidfd, leaf).await {
+            match self.adopt(pidfd, leaf, None).await {
                 Ok(child) => drop(child), // kills it
                 Err(error) if error.ends_zygote() => return Err(error),
                 Err(error) => tracing::debug!("a fork that nobody waits for: {error}"),
@@ -334,11 +338,16 @@ impl Zygote {
         Ok(())
     }
 
-    async fn adopt(&self, pidfd: OwnedFd, leaf: Leaf) -> Result<Child, ForkError> {
+    async fn adopt(
+        &self,
+        pidfd: OwnedFd,
+        leaf: Leaf,
+        when_empty: Option<WhenEmpty>,
+    ) -> Result<Child, ForkError> {
         let limits = GroupLimits::from(&self.limits);
         let zygote = self.child.pid;
         let namespace = self.child.namespace.clone();
-        let adoption = Adoption { pidfd, uid: self.uid, zygote, leaf, limits, namespace };
+        let adoption = Adoption { pidfd, uid: self.uid, zygote, leaf, when_empty, limits, namespace };
         self.executor.nursery.adopt(adoption).await.map_err(|error| match error {
             AdoptError::Gone => ForkError::DiedUnknown,
             AdoptError::Cgroup(error) => ForkError::Cgroup(error),

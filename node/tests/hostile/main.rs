@@ -10,6 +10,7 @@ mod client;
 #[path = "../e2e/daemon.rs"]
 mod daemon;
 
+mod concurrent;
 mod escape;
 mod exhaustion;
 mod leftovers;

@@ -18,7 +18,7 @@ enum Becomes {
 }
 
 /// Where rewinding can't be had, this says so and the tests end: forks are tested elsewhere.
-fn rewinds(daemon: &Daemon, name: &str) -> bool {
+pub(crate) fn rewinds(daemon: &Daemon, name: &str) -> bool {
     let described = daemon.spry_json(&["describe", name]);
     if described["rewound"]["why"].is_null() {
         return true;

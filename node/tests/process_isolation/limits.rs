@@ -222,6 +222,7 @@ async fn an_instance_is_freed_to_spryds_own_cpus() {
         tracked: None,
         outbox: Arc::new(Reader::map(&segments.outbox, SEGMENT_LEN).expect("sealed")),
         outbox_name: SegmentName { id: 2, generation: 1 },
+        own_inbox: None,
         release: ReleaseWriter::create("test-release").expect("a page"),
         requested_at: Instant::now(),
         cold: false,

@@ -176,6 +176,7 @@ impl Segments {
             outbox: (self.outbox.as_fd(), spec(2)),
             release_page: self.release.as_fd(),
             payload_max: SEGMENT_LEN / 2,
+            when_all_have_ended: None,
         }
     }
 }

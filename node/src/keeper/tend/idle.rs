@@ -98,6 +98,9 @@ impl Tender {
             return; // the inbox is its chain's
         }
         // Large requests of the past have left pages in the inbox; nobody maps it now.
+        if let Some(own) = &self.function.own_inboxes {
+            own.forget_spare();
+        }
         match self.keeper.inbox(&self.function.stored) {
             Ok(inbox) => drop(self.function.replace_inbox(inbox)),
             Err(error) => tracing::warn!(%error, "an inbox could not be replaced"),

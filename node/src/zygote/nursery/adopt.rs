@@ -9,7 +9,7 @@ use nix::errno::Errno;
 
 use super::Child;
 use super::keeper::Keeper;
-use crate::cgroup::{CgroupError, GroupLimits, Leaf};
+use crate::cgroup::{CgroupError, GroupLimits, Leaf, WhenEmpty};
 use crate::sandbox::PidNamespace;
 use crate::stat;
 use crate::sys::{self, Which};
@@ -43,6 +43,8 @@ pub(in crate::zygote) struct Adoption {
     pub(in crate::zygote) zygote: i32,
     /// For the new process, unless it was born in one: then the zygote goes there, ahead of its next fork.
     pub(in crate::zygote) leaf: Leaf,
+    /// Told when it has ended with all that was in its leaf.
+    pub(in crate::zygote) when_empty: Option<WhenEmpty>,
     pub(in crate::zygote) limits: GroupLimits,
     /// The zygote's.
     pub(in crate::zygote) namespace: Option<Arc<PidNamespace>>,
@@ -72,10 +74,11 @@ impl Keeper {
             Some(leaf)
         });
         let in_place = born_in.is_some();
-        let (leaf, spare) = match born_in {
+        let (mut leaf, spare) = match born_in {
             Some(leaf) => (leaf, Some(adoption.leaf)),
             None => (adoption.leaf, None),
         };
+        leaf.tell(adoption.when_empty);
         let user = adoption.uid.and_then(|wanted| Some((user.or_else(|| user_of(pid))?, wanted)));
         let checked = match user {
             Some((uid, wanted)) if uid != wanted => Err(AdoptError::OtherUser { pid, uid }),
