@@ -4,7 +4,7 @@
 //! last user (so that their tenders end them) and its routes.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use parking_lot::Mutex;
 use shm_bus::ids::RouteIndex;
@@ -40,6 +40,8 @@ pub struct Chain {
     pub counts: Arc<Counts>,
     /// Emitted values that were dropped: nothing wanted them, or there was no room.
     pub dropped_values: AtomicU64,
+    /// Calls that triggers have started and that haven't ended.
+    pub started: AtomicUsize,
     /// The functions that serve in it, as in [`Plan::functions`].
     pub members: Vec<Entered>,
     /// Given back with the chain.

@@ -26,6 +26,9 @@ use crate::metrics::Outcome;
 
 /// Calls that start one another by the values that they emit, at most: a function that wakes itself must end.
 const DEPTH_MAX: u8 = 8;
+/// Calls of one chain that triggers have started and that haven't ended, at most. More than that would only wait for places in the
+/// functions' queues, each with what a call takes.
+const STARTED_MAX: usize = 512;
 
 /// A value that was emitted, kept until nobody needs it.
 #[derive(Clone, Debug)]
@@ -110,7 +113,7 @@ pub fn emitted(dispatcher: &Rc<Dispatcher>, run: &Run, call_id: CallId, by: &Arc
         drop_it(1, &format!("the emitted value \"{name}\" was dropped: no trigger has a place for it"));
     }
     for fired in added.fired {
-        tokio::task::spawn_local(start(Rc::clone(dispatcher), Arc::clone(chain), fired));
+        start(dispatcher, chain, fired);
     }
     for (trigger, closes) in added.windows {
         let (dispatcher, chain) = (Rc::clone(dispatcher), Arc::clone(chain));
@@ -118,23 +121,46 @@ pub fn emitted(dispatcher: &Rc<Dispatcher>, run: &Run, call_id: CallId, by: &Arc
             tokio::time::sleep_until(closes.into()).await;
             let fired = chain.bucket.lock().close(trigger);
             if let Some(fired) = fired {
-                start(dispatcher, chain, fired).await;
+                start(&dispatcher, &chain, fired);
             }
         });
     }
 }
 
-/// The call that a trigger starts.
-async fn start(dispatcher: Rc<Dispatcher>, chain: Arc<Chain>, fired: Fired<Emitted>) {
+/// Starts a trigger's call, unless there are too many.
+fn start(dispatcher: &Rc<Dispatcher>, chain: &Arc<Chain>, fired: Fired<Emitted>) {
+    let Some(begun) = Begun::now(fired.trigger) else { return };
+    match Started::one_more(chain) {
+        Some(started) => {
+            tokio::task::spawn_local(run(Rc::clone(dispatcher), started, begun, fired));
+        }
+        None => begun.end(chain, None, &Err(Failed::from(Refusal::QueueFull { limit: STARTED_MAX }))),
+    }
+}
+
+/// One of [`Chain::started`], until it is dropped.
+struct Started(Arc<Chain>);
+
+impl Started {
+    fn one_more(chain: &Arc<Chain>) -> Option<Self> {
+        let started = Self(Arc::clone(chain));
+        (chain.started.fetch_add(1, Ordering::Relaxed) < STARTED_MAX).then_some(started)
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        self.0.started.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn run(dispatcher: Rc<Dispatcher>, started: Started, begun: Begun, fired: Fired<Emitted>) {
+    let chain = &started.0;
     let trigger = &chain.triggers[fired.trigger];
-    let begun = Instant::now();
-    let at = SystemTime::now();
-    let Ok(random) = crate::sys::random_u64() else { return };
-    let call_id = CallId::new(random, begun.elapsed().as_nanos() as u64 ^ random.rotate_left(32));
-    let deadline = begun + chain.plan.timeout;
+    let deadline = begun.since + chain.plan.timeout;
     let depth = fired.values.iter().map(|(_, value)| value.depth).max().unwrap_or_default() + 1;
-    let call = value::bare_request(&chain, call_id)
-        .map(|block| Call::new(dispatcher, Arc::clone(&chain), call_id, deadline, depth, block));
+    let call = value::bare_request(chain, begun.call_id)
+        .map(|block| Call::new(dispatcher, Arc::clone(chain), begun.call_id, deadline, depth, block));
     let went = match &call {
         Ok(call) => match input_of(call, &trigger.on, &fired.values) {
             Ok(input) => call.go(&trigger.stages, input).await.map(drop),
@@ -142,36 +168,60 @@ async fn start(dispatcher: Rc<Dispatcher>, chain: Arc<Chain>, fired: Fired<Emitt
         },
         Err(refusal) => Err(Failed::from(refusal.clone())),
     };
-    let (status, error) = match &went {
-        Ok(()) => (200, None),
-        Err(failed) => {
-            let (status, code) = failed.refusal.status();
-            (status.as_u16(), Some(code))
-        }
-    };
-    chain.counts.ended(Outcome::of(status, error.is_some()));
-    let mut history = chain.history.lock();
-    if let Err(failed) = &went {
-        let text = failed.text.clone().unwrap_or_else(|| failed.refusal.to_string());
-        let text = format!("[spry: trigger {} failed: {text}]", trigger.label);
-        history.log(Some(call_id), Stream::Stderr, text.as_bytes());
+    begun.end(chain, call.as_ref().ok(), &went);
+}
+
+/// A call that a trigger has started.
+struct Begun {
+    trigger: usize,
+    call_id: CallId,
+    since: Instant,
+    at: SystemTime,
+}
+
+impl Begun {
+    /// `None`: the kernel has no random number for its name.
+    fn now(trigger: usize) -> Option<Self> {
+        let (since, at) = (Instant::now(), SystemTime::now());
+        let random = crate::sys::random_u64().ok()?;
+        let call_id = CallId::new(random, since.elapsed().as_nanos() as u64 ^ random.rotate_left(32));
+        Some(Self { trigger, call_id, since, at })
     }
-    history.record(&Record {
-        call_id,
-        version: chain.version,
-        started_unix_ms: at
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64),
-        start: call.as_ref().ok().and_then(|call| call.timeline().start()),
-        queue_ns: 0,
-        start_ns: 0,
-        exec_ns: begun.elapsed().as_nanos() as u64,
-        cpu_ns: None,
-        memory_bytes: None,
-        status,
-        error,
-        steps: call.as_ref().ok().map(|call| String::from_utf8_lossy(&call.timeline().header()).into()),
-    });
+
+    /// Counts it and writes down how it went.
+    fn end(&self, chain: &Chain, call: Option<&Call>, went: &Result<(), Failed>) {
+        let (status, error) = match went {
+            Ok(()) => (200, None),
+            Err(failed) => {
+                let (status, code) = failed.refusal.status();
+                (status.as_u16(), Some(code))
+            }
+        };
+        chain.counts.ended(Outcome::of(status, error.is_some()));
+        let mut history = chain.history.lock();
+        if let Err(failed) = went {
+            let text = failed.text.clone().unwrap_or_else(|| failed.refusal.to_string());
+            let text = format!("[spry: trigger {} failed: {text}]", chain.triggers[self.trigger].label);
+            history.log(Some(self.call_id), Stream::Stderr, text.as_bytes());
+        }
+        history.record(&Record {
+            call_id: self.call_id,
+            version: chain.version,
+            started_unix_ms: self
+                .at
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |since| since.as_millis() as u64),
+            start: call.and_then(|call| call.timeline().start()),
+            queue_ns: 0,
+            start_ns: 0,
+            exec_ns: self.since.elapsed().as_nanos() as u64,
+            cpu_ns: None,
+            memory_bytes: None,
+            status,
+            error,
+            steps: call.map(|call| String::from_utf8_lossy(&call.timeline().header()).into()),
+        });
+    }
 }
 
 /// A single value as itself, several as a list.

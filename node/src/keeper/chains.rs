@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -200,6 +200,7 @@ impl Keeper {
             history,
             counts,
             dropped_values: AtomicU64::new(0),
+            started: AtomicUsize::new(0),
             members: entered,
             routes,
         }))
