@@ -245,6 +245,9 @@ pub struct FunctionView {
     /// The Python packages that it asks for.
     #[serde(default)]
     pub packages: Vec<Requirement>,
+    /// What was installed for that; none until its zygote was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installed: Option<Installed>,
     /// The names of the secrets that it gets.
     #[serde(default)]
     pub secrets: Vec<SecretName>,
@@ -275,6 +278,16 @@ pub struct FunctionView {
     /// The versions that are kept, the newest first; empty in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub versions: Vec<VersionView>,
+}
+
+/// Python packages as they lie on the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installed {
+    /// The distributions, each of them shared by all who have it; empty where all lie in one folder.
+    pub distributions: Vec<String>,
+    /// Why they lie in one folder, which only those share that ask for the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole: Option<String>,
 }
 
 /// How a zygote began.

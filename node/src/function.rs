@@ -10,7 +10,7 @@ mod queue;
 mod uses;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -30,6 +30,7 @@ use crate::inbox::{Inbox, OwnInboxes};
 use crate::instance::Instance;
 use crate::manifest::Isolation;
 pub use crate::metrics::{Counts, Replaced};
+use crate::packages::Site;
 use crate::schedule::Usage;
 use crate::store::StoredFunction;
 use crate::zygote::rewind::Listener;
@@ -76,8 +77,8 @@ pub struct Function {
     /// Where its processes ask before some calls, if its instances are rewound.
     listener: ArcSwapOption<Listener>,
     rewinding: Mutex<Option<Result<(), String>>>,
-    /// The packages that its zygotes were given.
-    packages: Mutex<BTreeSet<PathBuf>>,
+    /// The folders of packages that its zygotes were given, and what the last one was.
+    packages: Mutex<(BTreeSet<PathBuf>, Option<Site>)>,
     /// It has as many instances as it may have: nobody needs to be told that another is wanted.
     full: AtomicBool,
     /// An instance has written to its log.
@@ -206,13 +207,20 @@ impl Function {
     }
 
     /// Notes the packages that a zygote of its is given.
-    pub fn note_packages(&self, site: &Path) {
-        self.packages.lock().insert(site.to_owned());
+    pub fn note_packages(&self, site: &Site) {
+        let mut packages = self.packages.lock();
+        packages.0.extend(site.folders.iter().cloned());
+        packages.1 = Some(site.clone());
     }
 
-    /// The packages that its zygotes were given: their processes may use them as long as this version is there.
+    /// The folders that its zygotes were given: their processes may use them as long as this version is there.
     pub fn packages(&self) -> BTreeSet<PathBuf> {
-        self.packages.lock().clone()
+        self.packages.lock().0.clone()
+    }
+
+    /// The packages that its last zygote was given.
+    pub fn site(&self) -> Option<Site> {
+        self.packages.lock().1.clone()
     }
 
     /// Notes how its zygote has begun.

@@ -4,8 +4,8 @@ use super::table::{Table, ago, instant, pairs, span};
 use spry_wire::freeze::{Freeze, Frozen};
 
 use crate::api::{
-    ActivationView, Calls, FunctionState, FunctionView, Instances, LayerView, LogLine, LogStream, Rewound,
-    SchedulerView, StatusView, ZygoteStart, ZygoteState,
+    ActivationView, Calls, FunctionState, FunctionView, Installed, Instances, LayerView, LogLine, LogStream,
+    Rewound, SchedulerView, StatusView, ZygoteStart, ZygoteState,
 };
 use crate::units::Size;
 
@@ -70,6 +70,13 @@ pub(super) fn function(view: &FunctionView) -> String {
     let listed = |names: Vec<&str>| names.join(", ");
     if !view.packages.is_empty() {
         rows.push(("packages", listed(view.packages.iter().map(|name| name.as_str()).collect())));
+    }
+    if let Some(Installed { distributions, whole }) = &view.installed {
+        let how = match whole {
+            None => distributions.join(", "),
+            Some(why) => format!("in a folder of their own: {why}"),
+        };
+        rows.push(("installed", how));
     }
     let kept = view.versions.iter().map(|one| {
         let note = if one.current { " (serves)" } else { "" };

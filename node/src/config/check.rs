@@ -110,6 +110,7 @@ fn packages(written: RawPackages) -> Result<Packages, ConfigError> {
         index,
         find_links: optional("packages.find_links", written.find_links)?,
         build: written.build.unwrap_or(default.build),
+        split: written.split.unwrap_or(default.split),
         size: size("packages.size", written.size, default.size, Size::mib(1), Size::gib(1024))?,
         timeout,
     })

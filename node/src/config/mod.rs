@@ -117,6 +117,8 @@ pub struct Packages {
     pub find_links: Option<PathBuf>,
     /// Whether packages may be built, by code of their own, where there is no wheel.
     pub build: bool,
+    /// Whether each distribution gets a folder of its own, where that can be.
+    pub split: bool,
     /// Bytes of one installed set of packages.
     pub size: Size,
     /// How long installing one set may take.
@@ -129,6 +131,7 @@ impl Default for Packages {
             index: PackageIndex::OfPip,
             find_links: None,
             build: false,
+            split: true,
             size: Size::gib(1),
             timeout: Period::minutes(10),
         }

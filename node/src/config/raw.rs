@@ -152,6 +152,8 @@ pub struct RawPackages {
     pub find_links: Option<PathBuf>,
     /// Whether packages may be built.
     pub build: Option<bool>,
+    /// Whether distributions get folders of their own.
+    pub split: Option<bool>,
     /// A size.
     pub size: Option<Quantity>,
     /// A period.

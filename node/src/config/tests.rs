@@ -67,6 +67,7 @@ files = 50
 index = "https://wheels.example/simple"
 find_links = "/srv/wheels"
 build = true
+split = false
 size = "2GiB"
 timeout = "3m"
 [async]
@@ -156,6 +157,7 @@ fn every_key_is_read() {
         index: PackageIndex::At("https://wheels.example/simple".into()),
         find_links: Some("/srv/wheels".into()),
         build: true,
+        split: false,
         size: Size::gib(2),
         timeout: Period::minutes(3),
     };

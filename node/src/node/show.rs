@@ -6,8 +6,8 @@ use shm_bus::transport::Transport;
 
 use crate::activation::{Line, Start, Stream};
 use crate::api::{
-    ActivationView, Calls, ChainView, FunctionState, FunctionView, Instances, LogLine, LogStream, MemberView,
-    Rewound, SchedulerView, StartKind, StepTime, ZygoteState,
+    ActivationView, Calls, ChainView, FunctionState, FunctionView, Installed, Instances, LogLine, LogStream,
+    MemberView, Rewound, SchedulerView, StartKind, StepTime, ZygoteState,
 };
 use crate::chain::Chain;
 use crate::dispatch::Bus;
@@ -33,6 +33,9 @@ pub fn view(function: &Function) -> FunctionView {
         env: manifest.env.keys().cloned().collect(),
         egress: manifest.network.egress,
         packages: manifest.packages.clone(),
+        installed: function
+            .site()
+            .map(|site| Installed { distributions: site.distributions(), whole: site.whole }),
         secrets: manifest.secrets.clone(),
         state: if function.is_superseded() {
             FunctionState::Removing

@@ -21,6 +21,13 @@ pub struct Identity {
     pub has_pip: bool,
 }
 
+impl Identity {
+    /// What the interpreter marks the names of compiled modules with: `cpython-311`.
+    pub(super) fn tag(&self) -> &str {
+        self.kind.split_ascii_whitespace().next().unwrap_or_default()
+    }
+}
+
 /// Runs the interpreter, as `uid` where spryd can, and asks. Blocks for some ten milliseconds.
 pub fn ask(interpreter: &Path, uid: Option<u32>) -> Result<Identity, PackagesError> {
     use std::os::unix::process::CommandExt;

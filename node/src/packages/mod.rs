@@ -1,26 +1,39 @@
-//! Python packages that functions ask for: installed by pip when a function is deployed, shared by all that ask for the same.
+//! Python packages that functions ask for: installed by pip when a function is deployed, each distribution once.
 //!
 //! ```text
 //! STATE/packages/           0711 root
-//!   KEY/site/               0755 root   one set, complete: named by the hash of what was asked for and of the interpreter
-//!   .work-N/                0700 pip's user, where pip works
+//!   numpy-2.2.6-HASH/       0755 root   one distribution: named by what is in it, and the interpreter that it was compiled by
+//!   KEY.list                            one set: the names of its distributions' folders. KEY is the hash of what was asked for
+//!                                       and of the interpreter
+//!   KEY/site/               0755 root   one set that can't be split, and why (`KEY/why`)
+//!   .work-N/                0700 pip's user, where pip works, and then the compiler
 //!   .new-N/                 what pip made, while it is copied
 //! ```
 //!
 //! **Installing.** pip runs as a confined [`Task`](crate::zygote::Task) with a user of its own, the network, and one folder to write to; what it
-//! prints is the deploy's progress. What it leaves there is copied file by file into a folder that nobody but spryd can
-//! write to, flushed, and renamed to its place: a set is complete or not there.
+//! prints is the deploy's progress. What it leaves there is told apart by distribution ([`split`]); what isn't there yet is copied file by
+//! file into folders that nobody but spryd can write to, compiled ([`compile`]), flushed, and renamed to its place; the list comes
+//! last: a set is complete or not there.
 //!
-//! **Sharing.** A set lies read-only in the root of every function that asks for it. It goes when no function does, nor runs
-//! with it ([`Packages::sweep`]): those that were started with another interpreter, before it was changed, keep what they have. One
+//! **Names.** A distribution's folder is called by the hash of *what was installed*, of every byte that a process can read there and
+//! that wasn't made from the rest by spryd. The hash of the wheel would say less: a wheel may bring files of another distribution, or be
+//! built here, and old versions of pip don't tell it.
+//!
+//! **Sharing.** Its distributions lie read-only in the root of every function that asks for a set, at the same paths in all of them, and no
+//! others do. A set goes when no function asks for it, a distribution when no set has it nor any process was given it
+//! ([`Packages::sweep`]): those that were started with another interpreter, before it was changed, keep what they have. A set
 //! that is asked for and isn't there (the interpreter was replaced, the folder lost) is installed again when a zygote is started.
 //!
 //! **Trust.** With wheels only (the default) installing runs no code of the packages. Whoever uses them runs it: in each
 //! function's own sandbox.
 
+mod compile;
+mod elf;
 mod interpreter;
 mod pip;
 mod shelf;
+mod split;
+mod tree;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
@@ -37,7 +50,7 @@ use crate::units::Size;
 use crate::zygote::{Executor, StartError};
 pub use interpreter::{Identity, ask};
 pub use shelf::Key;
-use shelf::Shelf;
+use shelf::{Shelf, Staged};
 
 /// Packages can't be had.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +131,48 @@ impl PackagesError {
     }
 }
 
+/// What a function is given.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Site {
+    /// The folders, in the order in which modules are looked for.
+    pub folders: Vec<PathBuf>,
+    /// Why all is in one folder, if it is.
+    pub whole: Option<String>,
+}
+
+impl Site {
+    /// The distributions, as one asks for them; empty where all is in one folder.
+    pub fn distributions(&self) -> Vec<String> {
+        if self.whole.is_some() {
+            return Vec::new();
+        }
+        self.folders.iter().map(|folder| distribution(folder)).collect()
+    }
+}
+
+/// What a distribution's folder is of: `numpy==2.2.6`.
+pub fn distribution(folder: &Path) -> String {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let described = name.rsplit_once('-').map_or(&*name, |(described, _)| described);
+    described
+        .rsplit_once('-')
+        .map_or_else(|| described.to_owned(), |(name, version)| format!("{name}=={version}"))
+}
+
+/// Names of modules, the first part, that a folder has for who looks into it.
+pub fn modules_in(folder: &Path) -> std::io::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let file = entry.file_name();
+        let Some(file) = file.to_str() else { continue };
+        // (A link may be to either.)
+        let is_folder = std::fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_dir());
+        names.extend(if is_folder { Some(file) } else { split::module(file) }.map(str::to_owned));
+    }
+    Ok(names)
+}
+
 /// What a sweep leaves.
 #[derive(Debug, Default)]
 pub struct Wanted {
@@ -163,15 +218,15 @@ impl Packages {
         self.uid_gid
     }
 
-    /// The folder with these packages, for this interpreter: as it is there, or installed now.
+    /// The folders with these packages, for this interpreter: as they are there, or installed now.
     pub async fn provide(
         &self,
         wanted: &[Requirement],
         interpreter: &Path,
         progress: &Progress,
-    ) -> Result<PathBuf, PackagesError> {
+    ) -> Result<Site, PackagesError> {
         let identity = self.identify(interpreter).await?;
-        let key = Key::of(wanted, &identity, self.config.build);
+        let key = Key::of(wanted, &identity, &self.config);
         if let Some(site) = self.shelf.find(&key) {
             return Ok(site);
         }
@@ -191,7 +246,7 @@ impl Packages {
         let site = tokio::select! {
             biased;
             () = self.closed() => Err(PackagesError::ShuttingDown),
-            site = self.install(wanted, interpreter, &key, progress) => site,
+            site = self.install(wanted, interpreter, &identity, &key, progress) => site,
         };
         drop(one_at_a_time);
         site
@@ -200,16 +255,17 @@ impl Packages {
     /// Whether they are there, so that a zygote's start won't wait for pip.
     pub async fn has(&self, wanted: &[Requirement], interpreter: &Path) -> Result<bool, PackagesError> {
         let identity = self.identify(interpreter).await?;
-        Ok(self.shelf.find(&Key::of(wanted, &identity, self.config.build)).is_some())
+        Ok(self.shelf.find(&Key::of(wanted, &identity, &self.config)).is_some())
     }
 
     async fn install(
         &self,
         wanted: &[Requirement],
         interpreter: &Path,
+        identity: &Identity,
         key: &Key,
         progress: &Progress,
-    ) -> Result<PathBuf, PackagesError> {
+    ) -> Result<Site, PackagesError> {
         let names: Vec<&str> = wanted.iter().filter_map(|wanted| wanted.as_str().split(' ').next()).collect();
         progress.say(&format!("installing {} …", names.join(", ")));
         let (shelf, uid_gid) = (self.shelf.clone(), self.uid_gid);
@@ -221,8 +277,47 @@ impl Packages {
             return Err(error);
         }
         progress.say("keeping the packages …");
-        let (shelf, key, limit) = (self.shelf.clone(), key.clone(), self.config.size);
-        off_the_loop(move || shelf.keep(&work, &key, limit)).await
+        let (shelf, key, config) = (self.shelf.clone(), key.clone(), self.config.clone());
+        let kind = identity.kind.clone();
+        let staged = off_the_loop(move || shelf.stage(&work, &key, &kind, &config)).await?;
+        let compiled = self.compile(&staged, interpreter, identity).await;
+        let shelf = self.shelf.clone();
+        let site = off_the_loop(move || {
+            let staged = staged;
+            compiled.and_then(|()| shelf.commit(&staged))
+        });
+        let site = site.await?;
+        if let Some(why) = &site.whole {
+            progress.say(&format!("they lie in one folder, and no other set shares them: {why}"));
+            tracing::info!(
+                packages = names.join(" "),
+                why,
+                "a set of packages can't be split into its distributions"
+            );
+        }
+        Ok(site)
+    }
+
+    /// Has compiled what is new.
+    async fn compile(
+        &self,
+        staged: &Staged,
+        interpreter: &Path,
+        identity: &Identity,
+    ) -> Result<(), PackagesError> {
+        for unit in &staged.units {
+            let work = compile::work(&self.shelf, self.uid_gid).await?;
+            let ran =
+                compile::run(&self.executor, &self.config, unit, &work, interpreter, self.uid_gid).await;
+            let (unit, tag) = (unit.clone(), identity.tag().to_owned());
+            let (left, limit) = (staged.left.get(), self.config.size);
+            let taken = off_the_loop(move || {
+                let work = work;
+                ran.and_then(|()| compile::take(&unit, &work, &tag, left, limit))
+            });
+            staged.left.set(left - taken.await?);
+        }
+        Ok(())
     }
 
     /// Removes the sets that nobody asks for or uses. `wanted` is called when nothing more is waited for before they are out of
@@ -234,7 +329,7 @@ impl Packages {
         };
         let Wanted { lists, given } = wanted();
         let keys: BTreeSet<Key> =
-            lists.iter().map(|wanted| Key::of(wanted, &identity, self.config.build)).collect();
+            lists.iter().map(|wanted| Key::of(wanted, &identity, &self.config)).collect();
         match self.shelf.take_away(&keys, &given) {
             Ok(taken) if taken.is_empty() => {}
             Ok(taken) => off_the_loop(move || shelf::remove(&taken)).await,

@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::shelf::{Work, bytes_below};
+use super::shelf::Work;
+use super::tree::bytes_below;
 use super::{PackagesError, off_the_loop};
 use crate::config::{self, PackageIndex};
 use crate::progress::Progress;
 use crate::sandbox::installation;
 use crate::units::Size;
-use crate::zygote::{Executor, ExitHow, ProcessLimits, Task, TaskSpec};
+use crate::zygote::{Executor, Exit, ExitHow, ProcessLimits, Task, TaskSpec};
 
 /// Names pip's control group; no function can have it.
-const NAME: &str = "_packages";
+pub(super) const NAME: &str = "_packages";
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// The node's certificates, where pip looks for its own otherwise.
 const CERTIFICATES: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -37,7 +38,7 @@ const WORK_FACTOR: u64 = 3;
 /// How often its folder is measured.
 const MEASURED_EVERY: Duration = Duration::from_millis(500);
 /// A resolver holds an index in memory, a compiler more.
-const LIMITS: ProcessLimits =
+pub(super) const LIMITS: ProcessLimits =
     ProcessLimits { memory_bytes: 1 << 30, cpu: 1.0, processes: 64, open_files: 1024, tmpfs_bytes: 16 << 20 };
 
 /// Has pip install what the work folder's `requirements.txt` says into its `site`.
@@ -62,15 +63,38 @@ pub(super) async fn run(
         limits: LIMITS,
         network: config.index != PackageIndex::Nowhere,
     };
-    let mut task =
-        Task::start(executor, &spec).await.map_err(|error| PackagesError::Start(Box::new(error)))?;
+    let task = Task::start(executor, &spec).await.map_err(|error| PackagesError::Start(Box::new(error)))?;
+    match watch(task, config, work, |line| progress.say(line)).await? {
+        Outcome { exit: Some(exit), .. } if exit.how == ExitHow::Code(0) => Ok(()),
+        Outcome { exit: Some(exit), output } => Err(PackagesError::Pip { how: exit.to_string(), output }),
+        Outcome { exit: None, output } => {
+            Err(PackagesError::Timeout { after: config.timeout.as_duration(), output })
+        }
+    }
+}
+
+/// How a task ended.
+pub(super) struct Outcome {
+    /// `None`: its time ran out.
+    pub(super) exit: Option<Exit>,
+    /// The last lines that it printed.
+    pub(super) output: String,
+}
+
+/// Waits for a task's end, within the bounds that hold for what it does and for what it writes.
+pub(super) async fn watch(
+    mut task: Task,
+    config: &config::Packages,
+    work: &Work,
+    say: impl Fn(&str),
+) -> Result<Outcome, PackagesError> {
     let mut kept = VecDeque::new();
     let heard = async {
         while let Some(line) = task.line().await {
             if line.trim().is_empty() {
                 continue;
             }
-            progress.say(&line);
+            say(&line);
             if kept.len() == LINES_KEPT {
                 kept.pop_front();
             }
@@ -79,28 +103,22 @@ pub(super) async fn run(
         task.exited().await
     };
     let bound = config.size.as_bytes().saturating_mul(WORK_FACTOR);
-    let timeout = config.timeout.as_duration();
     let ended = tokio::select! {
-        exit = tokio::time::timeout(timeout, heard) => Ok(exit),
+        exit = tokio::time::timeout(config.timeout.as_duration(), heard) => Ok(exit.ok()),
         error = outgrown(work.path().to_owned(), bound, config.size) => Err(error),
     };
     let output = Vec::from(kept).join("\n");
-    match ended {
-        Ok(Ok(exit)) if exit.how == ExitHow::Code(0) => Ok(()),
-        Ok(Ok(exit)) => Err(PackagesError::Pip { how: exit.to_string(), output }),
-        stopped => {
-            task.kill();
-            task.exited().await;
-            match stopped {
-                Err(error) => Err(error),
-                Ok(_) => Err(PackagesError::Timeout { after: timeout, output }),
-            }
-        }
+    if let Ok(Some(exit)) = ended {
+        return Ok(Outcome { exit: Some(exit), output });
     }
+    task.kill();
+    task.exited().await;
+    ended.map(|_| Outcome { exit: None, output })
 }
 
 fn arguments(config: &config::Packages, work: &Work) -> Vec<OsString> {
-    let words = "-I -u -B -X utf8 -m pip install --no-cache-dir --progress-bar off --no-warn-script-location";
+    let words = "-I -u -B -X utf8 -m pip install --no-cache-dir --no-compile --progress-bar off \
+                 --no-warn-script-location";
     let mut all: Vec<OsString> = words.split(' ').map(OsString::from).collect();
     if !config.build {
         all.push("--only-binary=:all:".into());
@@ -109,20 +127,26 @@ fn arguments(config: &config::Packages, work: &Work) -> Vec<OsString> {
     all
 }
 
-fn environment(config: &config::Packages, work: &Work) -> BTreeMap<String, String> {
+/// What every program of an installation has.
+pub(super) fn plain_environment(work: &Work) -> BTreeMap<String, String> {
     let shown = |path: &Path| path.display().to_string();
-    let mut all: BTreeMap<String, String> = [
+    [
         ("PATH", PATH.to_owned()),
         ("LANG", "C.UTF-8".to_owned()),
         ("HOME", shown(work.path())),
         ("TMPDIR", shown(&work.tmp())),
-        ("PIP_CONFIG_FILE", "/dev/null".to_owned()),
-        ("PIP_DISABLE_PIP_VERSION_CHECK", "1".to_owned()),
-        ("PIP_NO_INPUT", "1".to_owned()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
-    .into();
+    .into()
+}
+
+fn environment(config: &config::Packages, work: &Work) -> BTreeMap<String, String> {
+    let shown = |path: &Path| path.display().to_string();
+    let mut all = plain_environment(work);
     let mut set = |name: &str, value: String| drop(all.insert(name.to_owned(), value));
+    set("PIP_CONFIG_FILE", "/dev/null".to_owned());
+    set("PIP_DISABLE_PIP_VERSION_CHECK", "1".to_owned());
+    set("PIP_NO_INPUT", "1".to_owned());
     match &config.index {
         PackageIndex::OfPip => {}
         // In the environment, where others don't see what it may hold of a password.

@@ -1,25 +1,33 @@
-//! Sets of packages on the disk: where pip works, how what it made is taken over, and what is thrown away.
+//! Packages on the disk: where pip works, how what it made is taken over, and what is thrown away.
 
-use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{BufRead, BufReader, Read, Seek};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use super::{Identity, PackagesError};
+use super::split::{self, Found, Part};
+use super::tree::{Contents, Entry, Tree, create, make_folder, name_of, short};
+use super::{Identity, PackagesError, Site, elf};
+use crate::config;
 use crate::manifest::Requirement;
-use crate::units::Size;
 
-/// Files and folders of one set at most.
-const ENTRIES_MAX: u64 = 200_000;
-/// Folders within folders.
-const DEPTH_MAX: usize = 64;
-/// Files that are shorter aren't looked for in other sets.
-const SHARED_LEN_MIN: u64 = 64 << 10;
+/// Bytes of a distribution's `RECORD` at most.
+const RECORD_MAX: u64 = 16 << 20;
+/// Behind a set's key: the file that names its distributions.
+const LIST: &str = ".list";
+/// First line of such a file.
+const LIST_HEAD: &str = "spry set 1";
+/// Where all that a set has lies, if it lies in one folder; and the file that says why.
+const WHOLE: &str = "site";
+const WHY: &str = "why";
+/// Why a set is whole that says nothing.
+const BEFORE: &str = "it was installed by an earlier version of spry";
 
 /// Names a set: the hash of what was asked for, of whom it is for, and of how it was made.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,20 +35,25 @@ pub struct Key(String);
 
 impl Key {
     /// The key of these requirements (sorted, each once).
-    pub fn of(wanted: &[Requirement], identity: &Identity, build: bool) -> Self {
+    pub fn of(wanted: &[Requirement], identity: &Identity, config: &config::Packages) -> Self {
         let mut hash = Sha256::new();
-        hash.update(format!("spry packages 1\n{}\nbuild {build}\n", identity.kind));
+        hash.update(format!("spry packages 1\n{}\nbuild {}\n", identity.kind, config.build));
+        if !config.split {
+            hash.update("in one folder\n");
+        }
         for requirement in wanted {
             hash.update(format!("{requirement}\n"));
         }
-        Self(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+        Self(short(&hash.finalize()))
     }
 }
 
-/// The folder with all sets.
+/// The folder with all packages.
 #[derive(Debug, Clone)]
 pub(super) struct Shelf {
     folder: PathBuf,
+    /// Distributions that the set which is being installed is going to have.
+    reserved: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// Where pip works. Goes away with this value.
@@ -69,9 +82,45 @@ impl Drop for Work {
     }
 }
 
+/// A folder of modules that is new.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unit {
+    /// Where it is.
+    pub(super) folder: PathBuf,
+    /// Where it will be.
+    pub(super) place: PathBuf,
+}
+
+/// A set that was taken over from pip and isn't at its place yet.
+#[derive(Debug)]
+pub(super) struct Staged {
+    key: Key,
+    new: Work,
+    /// What has to be compiled, and moved.
+    pub(super) units: Vec<Unit>,
+    /// Bytes that it may still take.
+    pub(super) left: Cell<u64>,
+    kind: Kind,
+    reserved: Arc<Mutex<BTreeSet<String>>>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// The names of the distributions' folders.
+    List(Vec<String>),
+    /// All in one folder, for this reason.
+    Whole(String),
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        self.reserved.lock().clear();
+    }
+}
+
 impl Shelf {
     pub(super) fn open(folder: &Path) -> Result<Self, PackagesError> {
-        let shelf = Self { folder: folder.to_owned() };
+        let shelf = Self { folder: folder.to_owned(), reserved: Arc::default() };
         make_folder(folder, 0o711)?;
         let unfinished: Vec<PathBuf> = shelf.entries()?.into_iter().filter(|path| is_hidden(path)).collect();
         if !unfinished.is_empty() {
@@ -81,9 +130,26 @@ impl Shelf {
         Ok(shelf)
     }
 
-    pub(super) fn find(&self, key: &Key) -> Option<PathBuf> {
-        let site = self.folder.join(&key.0).join("site");
-        site.is_dir().then_some(site)
+    /// The set of that key, if all of it is there.
+    pub(super) fn find(&self, key: &Key) -> Option<Site> {
+        if let Some(names) = self.list(key) {
+            let folders: Vec<PathBuf> = names.iter().map(|name| self.folder.join(name)).collect();
+            if folders.iter().all(|folder| folder.is_dir()) {
+                return Some(Site { folders, whole: None });
+            }
+        }
+        let set = self.folder.join(&key.0);
+        let site = set.join(WHOLE);
+        let why = || fs::read_to_string(set.join(WHY)).unwrap_or_else(|_| BEFORE.to_owned());
+        site.is_dir().then(|| Site { folders: vec![site], whole: Some(why()) })
+    }
+
+    /// The folders that a set's list names.
+    fn list(&self, key: &Key) -> Option<Vec<String>> {
+        let text = fs::read_to_string(self.folder.join(format!("{}{LIST}", key.0))).ok()?;
+        let names = text.strip_prefix(LIST_HEAD)?.strip_prefix('\n')?.lines();
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        names.iter().all(|name| !name.contains('/') && !name.starts_with('.')).then_some(names)
     }
 
     /// A folder for pip.
@@ -103,33 +169,145 @@ impl Shelf {
         Ok(work)
     }
 
-    /// Takes over what pip has made, as the set of that key.
-    pub(super) fn keep(&self, work: &Work, key: &Key, limit: Size) -> Result<PathBuf, PackagesError> {
+    /// Copies what pip has made, as far as it isn't there yet.
+    pub(super) fn stage(
+        &self,
+        work: &Work,
+        key: &Key,
+        interpreter: &str,
+        config: &config::Packages,
+    ) -> Result<Staged, PackagesError> {
+        let limit = config.size;
+        let tree = Tree::read(&work.site(), limit)?;
         let new = Work(self.hidden("new"));
         make_folder(new.path(), 0o755)?;
-        let sets = self.entries()?.into_iter().filter(|path| !is_hidden(path));
-        let sites = sets.map(|set| set.join("site")).collect();
-        let mut copy = Copy { bytes: limit.as_bytes(), entries: ENTRIES_MAX, limit, sites };
-        let source = open_folder(&work.site()).map_err(PackagesError::os("read", &work.site()))?;
-        copy.folder(&source, Path::new(""), &new.site(), 0)?;
-        let failed = |operation| PackagesError::os(operation, new.path());
-        let opened = File::open(new.path()).map_err(failed("open"))?;
-        nix::unistd::syncfs(&opened).map_err(|errno| failed("flush")(errno.into()))?;
-        let place = self.folder.join(&key.0);
-        fs::rename(new.path(), &place).map_err(failed("move to its place"))?;
-        Ok(place.join("site"))
+        let left = Cell::new(limit.as_bytes() - tree.bytes);
+        let reserved = Arc::clone(&self.reserved);
+        let (kind, units) = (Kind::List(Vec::new()), Vec::new());
+        let mut staged = Staged { key: key.clone(), new, units, left, kind, reserved };
+        let parts = if config.split { parts(&tree) } else { Err("`packages.split` is off".to_owned()) };
+        match parts {
+            Ok(parts) => {
+                let mut names = Vec::new();
+                for part in parts {
+                    names.push(self.stage_part(&tree, &part, interpreter, &mut staged)?);
+                }
+                // By name, so that two sets have what they share in the same order.
+                names.sort_unstable();
+                staged.kind = Kind::List(names);
+            }
+            Err(why) => {
+                let folder = staged.new.path().join("set").join(WHOLE);
+                let others = self.folders()?;
+                make_folder(&folder, 0o755)?;
+                tree.files.iter().try_for_each(|entry| tree.link(entry, &others, &folder))?;
+                staged.units.push(Unit { folder, place: self.folder.join(&key.0).join(WHOLE) });
+                staged.kind = Kind::Whole(why);
+            }
+        }
+        Ok(staged)
     }
 
-    /// Puts every set that is neither one of these nor among the `given` folders out of reach; what is returned is to be removed.
+    /// Returns the name of its folder.
+    fn stage_part(
+        &self,
+        tree: &Tree,
+        part: &Part,
+        interpreter: &str,
+        staged: &mut Staged,
+    ) -> Result<String, PackagesError> {
+        let record = PathBuf::from(part.record_path());
+        let mut files: BTreeMap<&Path, (bool, Contents)> =
+            [(record.as_path(), (false, Sha256::digest(&part.record).into()))].into();
+        let mut entries: Vec<(&Entry, Contents)> = Vec::new();
+        for entry in part.files.iter().map(|at| &tree.files[*at]) {
+            let contents = tree.contents(entry)?;
+            files.insert(&entry.path, (entry.executable, contents));
+            entries.push((entry, contents));
+        }
+        let name = format!("{}-{}", part.name, name_of(interpreter, &files));
+        let place = self.folder.join(&name);
+        // From here on no sweep takes it away.
+        self.reserved.lock().insert(name.clone());
+        if place.is_dir() {
+            return Ok(name);
+        }
+        let folder = staged.new.path().join(&name);
+        make_folder(&folder, 0o755)?;
+        entries.iter().try_for_each(|(entry, contents)| tree.copy(entry, &folder, Some(contents)))?;
+        let written = create(&folder.join(&record), 0o644)?.write_all(part.record.as_bytes());
+        written.map_err(PackagesError::os("write", &record))?;
+        staged.units.push(Unit { folder, place });
+        Ok(name)
+    }
+
+    /// Puts it at its place, for good.
+    pub(super) fn commit(&self, staged: &Staged) -> Result<Site, PackagesError> {
+        let new = staged.new.path();
+        let failed = |operation| PackagesError::os(operation, new);
+        let put = |from: &Path, to: &Path| fs::rename(from, to).map_err(failed("move to its place"));
+        let list = new.join("list");
+        match &staged.kind {
+            Kind::Whole(why) => fs::write(new.join("set").join(WHY), why).map_err(failed("write"))?,
+            Kind::List(names) => {
+                let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+                fs::write(&list, format!("{LIST_HEAD}\n{lines}")).map_err(failed("write"))?;
+            }
+        }
+        let opened = File::open(new).map_err(failed("open"))?;
+        let flush = || nix::unistd::syncfs(&opened).map_err(|errno| failed("flush")(errno.into()));
+        flush()?;
+        match &staged.kind {
+            Kind::Whole(_) => {
+                // (Of a set that could be split before, and has lost a part.)
+                let _ = fs::remove_file(self.folder.join(format!("{}{LIST}", staged.key.0)));
+                let place = self.folder.join(&staged.key.0);
+                if place.exists() {
+                    // (It has lost what it is of, or it would have been found.)
+                    put(&place, &new.join("old"))?;
+                }
+                put(&new.join("set"), &place)?;
+            }
+            Kind::List(_) => {
+                staged.units.iter().try_for_each(|unit| put(&unit.folder, &unit.place))?;
+                // What a list names is there whenever the list is.
+                flush()?;
+                put(&list, &self.folder.join(format!("{}{LIST}", staged.key.0)))?;
+            }
+        }
+        let missing =
+            || PackagesError::Content { path: new.to_owned(), what: "lost a part of what was installed" };
+        self.find(&staged.key).ok_or_else(missing)
+    }
+
+    /// All folders that modules lie in.
+    fn folders(&self) -> Result<Vec<PathBuf>, PackagesError> {
+        let shown = self.entries()?.into_iter().filter(|path| !is_hidden(path) && path.is_dir());
+        let of = |path: PathBuf| {
+            Some(path.join(WHOLE)).filter(|site| is_set(&path) && site.is_dir()).unwrap_or(path)
+        };
+        Ok(shown.map(of).collect())
+    }
+
+    /// Puts every set that is neither one of these nor among the `given` folders out of reach, and every distribution that then
+    /// no set has nor is among these folders; what is returned is to be removed.
     pub(super) fn take_away(
         &self,
         kept: &BTreeSet<Key>,
         given: &BTreeSet<PathBuf>,
     ) -> Result<Vec<PathBuf>, PackagesError> {
+        let reserved = self.reserved.lock();
+        let mut of_lists: BTreeSet<String> = kept.iter().filter_map(|key| self.list(key)).flatten().collect();
+        of_lists.extend(reserved.iter().cloned());
         let mut taken = Vec::new();
         for path in self.entries()?.into_iter().filter(|path| !is_hidden(path)) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if !kept.contains(&Key(name)) && !given.contains(&path.join("site")) {
+            let is_kept = match name.strip_suffix(LIST) {
+                Some(key) => kept.contains(&Key(key.to_owned())),
+                None if is_set(&path) => kept.contains(&Key(name)) || given.contains(&path.join(WHOLE)),
+                None => of_lists.contains(&name) || given.contains(&path),
+            };
+            if !is_kept {
                 let away = self.hidden("old");
                 fs::rename(&path, &away).map_err(PackagesError::os("move away", &path))?;
                 taken.push(away);
@@ -150,160 +328,42 @@ impl Shelf {
     }
 }
 
+/// Which distribution has what of it; or why that can't be said.
+fn parts(tree: &Tree) -> Result<Vec<Part>, String> {
+    let mut files = Vec::with_capacity(tree.files.len());
+    for entry in &tree.files {
+        let path = entry.path.to_str().ok_or_else(|| format!("{} is no text", entry.path.display()))?;
+        let is_library = entry.path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so"));
+        let file = is_library.then(|| tree.open(&entry.path)).and_then(Result::ok);
+        files.push(Found {
+            path: path.to_owned(),
+            searches: file.as_ref().map(elf::searches).unwrap_or_default(),
+        });
+    }
+    let mut records = BTreeMap::new();
+    for path in split::records(files.iter().map(|file| file.path.as_str())) {
+        let text = tree.text(Path::new(path), RECORD_MAX).ok_or_else(|| format!("{path} can't be read"))?;
+        records.insert(path.to_owned(), text);
+    }
+    split::split(&files, &records)
+}
+
+/// Whether it is called as a set in one folder is: by a key alone.
+fn is_set(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| !name.as_encoded_bytes().contains(&b'-'))
+}
+
 fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 pub(super) fn remove(paths: &[PathBuf]) {
     for path in paths {
-        if let Err(error) = fs::remove_dir_all(path) {
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        if let Err(error) = removed {
             tracing::warn!(%error, "{} is left", path.display());
         }
     }
-}
-
-fn make_folder(path: &Path, mode: u32) -> Result<(), PackagesError> {
-    let made = DirBuilder::new().recursive(true).mode(mode).create(path);
-    made.map_err(PackagesError::os("make the folder", path))?;
-    fs::set_permissions(path, Permissions::from_mode(mode))
-        .map_err(PackagesError::os("set the mode of", path))
-}
-
-/// A folder itself, never what a link leads to.
-fn open_folder(path: &Path) -> std::io::Result<File> {
-    let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
-}
-
-/// What an open folder's entries are reached by: its name may mean another one by now.
-fn by_descriptor(folder: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd()))
-}
-
-/// Copies files and folders, and nothing else, whatever is done to the source meanwhile.
-///
-/// What another set has at the same place, byte for byte, is linked: a library that lies in several sets is once on the disk,
-/// and once in memory for all who map it. Nobody can write to either.
-struct Copy {
-    bytes: u64,
-    entries: u64,
-    limit: Size,
-    /// Of the other sets.
-    sites: Vec<PathBuf>,
-}
-
-impl Copy {
-    /// `shown` is the folder's place within the set.
-    fn folder(&mut self, from: &File, shown: &Path, to: &Path, depth: usize) -> Result<(), PackagesError> {
-        let refused = |path: &Path, what| Err(PackagesError::Content { path: path.to_owned(), what });
-        if depth > DEPTH_MAX {
-            return refused(shown, "more than 64 folders in one another");
-        }
-        make_folder(to, 0o755)?;
-        let place = by_descriptor(from);
-        for entry in fs::read_dir(&place).map_err(PackagesError::os("list", shown))? {
-            let name = entry.map_err(PackagesError::os("list", shown))?.file_name();
-            let (path, target, source) = (shown.join(&name), to.join(&name), place.join(&name));
-            self.entries = match self.entries.checked_sub(1) {
-                Some(left) => left,
-                None => return refused(&path, "more files than a set may have, the last of them"),
-            };
-            // (O_NONBLOCK: a fifo would wait for its other end.)
-            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-            let opened = OpenOptions::new().read(true).custom_flags(flags).open(&source);
-            let opened = match opened {
-                Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return refused(&path, "a link"),
-                opened => opened.map_err(PackagesError::os("open", &path))?,
-            };
-            let metadata = opened.metadata().map_err(PackagesError::os("look at", &path))?;
-            if metadata.is_dir() {
-                self.folder(&opened, &path, &target, depth + 1)?;
-            } else if metadata.is_file() {
-                self.file(opened, &metadata, &path, &target)?;
-            } else {
-                return refused(&path, "a special file");
-            }
-        }
-        Ok(())
-    }
-
-    fn file(
-        &mut self,
-        from: File,
-        metadata: &fs::Metadata,
-        shown: &Path,
-        to: &Path,
-    ) -> Result<(), PackagesError> {
-        let failed = |operation| PackagesError::os(operation, shown);
-        let mode = if metadata.permissions().mode() & 0o111 != 0 { 0o755 } else { 0o644 };
-        if let Some(len) = self.link(&from, metadata.len(), mode, shown, to) {
-            self.bytes = self.bytes.checked_sub(len).ok_or(PackagesError::Size { limit: self.limit })?;
-            return Ok(());
-        }
-        let made = OpenOptions::new().write(true).create_new(true).mode(mode).open(to);
-        let mut file = made.map_err(failed("make"))?;
-        (&from).rewind().map_err(failed("read"))?;
-        let copied = std::io::copy(&mut from.take(self.bytes.saturating_add(1)), &mut file);
-        let copied = copied.map_err(failed("copy"))?;
-        self.bytes = self.bytes.checked_sub(copied).ok_or(PackagesError::Size { limit: self.limit })?;
-        file.set_permissions(Permissions::from_mode(mode)).map_err(failed("set the mode of"))?;
-        // Compiled code is valid for a source of this time.
-        let modified = metadata.modified().map_err(failed("look at"))?;
-        file.set_modified(modified).map_err(failed("set the time of"))
-    }
-
-    /// Links what another set has of this file, if that is the same. Returns its length.
-    fn link(&self, from: &File, len: u64, mode: u32, shown: &Path, to: &Path) -> Option<u64> {
-        // Compiled code knows the time of its source, so that each set has its own of both.
-        let of_python = shown.extension().is_some_and(|extension| extension == "py" || extension == "pyc");
-        if len < SHARED_LEN_MIN || of_python {
-            return None;
-        }
-        self.sites.iter().find_map(|site| {
-            let other = site.join(shown);
-            let file = File::open(&other).ok()?;
-            let metadata = file.metadata().ok()?;
-            let alike = metadata.len() == len && metadata.permissions().mode() & 0o7777 == mode;
-            (alike && same(from, &file).ok()? && fs::hard_link(&other, to).is_ok()).then_some(len)
-        })
-    }
-}
-
-/// Whether both files have the same bytes.
-fn same(mut one: &File, other: &File) -> std::io::Result<bool> {
-    one.rewind()?;
-    let (mut one, mut other) = (BufReader::new(one), BufReader::new(other));
-    loop {
-        let (here, there) = (one.fill_buf()?, other.fill_buf()?);
-        let len = here.len().min(there.len());
-        if here[..len] != there[..len] {
-            return Ok(false);
-        }
-        if len == 0 {
-            return Ok(here.is_empty() && there.is_empty());
-        }
-        one.consume(len);
-        other.consume(len);
-    }
-}
-
-/// Bytes of the files below a folder; stops counting beyond `bound`. What vanishes meanwhile isn't counted.
-pub(super) fn bytes_below(folder: &Path, bound: u64) -> u64 {
-    let mut bytes = 0;
-    let mut open = vec![folder.to_owned()];
-    while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() {
-                open.push(entry.path());
-            }
-            bytes += metadata.len();
-            if bytes > bound {
-                return bytes;
-            }
-        }
-    }
-    bytes
 }
 
 #[cfg(test)]

@@ -21,8 +21,6 @@ use crate::sys;
 
 /// Where programs are found from within a function.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
-/// Tells Python's bootstrap where the function's packages are.
-const PACKAGES_VARIABLE: &str = "SPRY_PACKAGES";
 /// Instances that share a function's user: what a per-user count of processes is multiplied by.
 const INSTANCES_MAX: u64 = spry_ebpf_common::SLOTS_PER_FUNCTION as u64;
 /// Where the watchdog holds memory, it must see the limit passed before allocations fail; this bounds by how much.
@@ -66,7 +64,7 @@ pub(super) async fn begin(
     };
     let mut visible = launch.files.clone();
     visible.extend([program.clone(), spec.code.clone()]);
-    visible.extend(spec.packages.clone());
+    visible.extend(spec.packages.iter().flat_map(|site| site.folders.clone()));
     if let Runtime::Python { interpreter } = &spec.runtime {
         visible.extend(installation(interpreter));
     }
@@ -161,9 +159,6 @@ fn environment(spec: &ZygoteSpec, launch: &Launch) -> BTreeMap<String, String> {
         base.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     all.extend(spec.env.clone());
     all.extend(launch.env.clone());
-    if let Some(packages) = &spec.packages {
-        all.insert(PACKAGES_VARIABLE.to_owned(), packages.display().to_string());
-    }
     all
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use spry_wire::control::{FromZygote, ToZygote};
 use spry_wire::freeze::Freeze;
-use spry_wire::layer::{Imports, LayerWish};
+use spry_wire::layer::{Absent, Imports, LayerWish};
 use tokio::sync::Notify;
 
 use super::channel::ChannelError;
@@ -24,8 +24,9 @@ use super::confine::{Beginning, Begun, begin, confined};
 use super::error::StartError;
 use super::executor::Executor;
 use super::spec::{Egress, ProcessLimits, Runtime, ZygoteSpec};
-use super::start::line;
+use super::start::{folders, line};
 use crate::budget::Promise;
+use crate::packages::Site;
 
 /// Seals without which a layer isn't taken.
 const SEALS: SealFlag = SealFlag::F_SEAL_WRITE
@@ -40,8 +41,8 @@ pub struct LayerSpec {
     pub name: String,
     /// Who imports.
     pub interpreter: PathBuf,
-    /// The folder with the packages.
-    pub packages: Option<PathBuf>,
+    /// The folders with the packages.
+    pub packages: Option<Site>,
     /// Variables that the functions' manifests set.
     pub env: BTreeMap<String, String>,
     /// Whom the process runs as, where spryd can say.
@@ -57,6 +58,7 @@ pub struct LayerSpec {
 pub struct Layer {
     file: OwnedFd,
     imports: Imports,
+    absent: Absent,
     bytes: u64,
     took: Duration,
     _promise: Promise,
@@ -73,6 +75,7 @@ impl Layer {
     ) -> Result<Self, StartError> {
         let begun_at = Instant::now();
         let group = executor.tree.function(&spec.name)?;
+        let packages = folders(spec.packages.as_ref());
         let process = ZygoteSpec {
             name: spec.name,
             runtime: Runtime::Python { interpreter: spec.interpreter },
@@ -96,7 +99,7 @@ impl Layer {
             if let Some(step) = step {
                 return Err(StartError::Sandbox(step));
             }
-            let wish = ToZygote::MakeLayer(LayerWish { modules: spec.modules });
+            let wish = ToZygote::MakeLayer(LayerWish { modules: spec.modules, packages });
             channel.send(&wish, &[]).await.map_err(failed)?;
             match channel.receive::<FromZygote>().await.map_err(failed)? {
                 (FromZygote::Layer(made), fds) => Ok((made, fds)),
@@ -130,6 +133,7 @@ impl Layer {
         Ok(Self {
             file,
             imports: made.imports.checked(),
+            absent: made.absent.bounded(),
             bytes,
             took: begun_at.elapsed(),
             _promise: promise.keep(bytes),
@@ -143,6 +147,11 @@ impl Layer {
     /// What it has imported, as it says.
     pub fn imports(&self) -> &Imports {
         &self.imports
+    }
+
+    /// What importing has looked for and not found, as it says.
+    pub fn absent(&self) -> &Absent {
+        &self.absent
     }
 
     /// Memory that it holds.

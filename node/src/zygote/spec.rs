@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use spry_wire::freeze::Freeze;
 
 use crate::cgroup::GroupLimits;
+use crate::packages::Site;
 use crate::secrets::Secret;
 
 /// Everything that a zygote is made from.
@@ -19,8 +20,8 @@ pub struct ZygoteSpec {
     pub handler: String,
     /// The folder with its code, readable by `uid_gid`.
     pub code: PathBuf,
-    /// The folder with the Python packages that it needs.
-    pub packages: Option<PathBuf>,
+    /// The folders with the Python packages that it needs.
+    pub packages: Option<Site>,
     /// What it is told in `/run/secrets`.
     pub secrets: Vec<Secret>,
     /// Its own environment variables.

@@ -20,6 +20,7 @@ use super::output::Output;
 use super::rewind::{self, Gate, Listener};
 use super::spec::{ProcessLimits, ZygoteSpec};
 use crate::cgroup::{FunctionGroup, GroupLimits};
+use crate::packages::Site;
 use crate::sandbox::{StepFailed, StepReport};
 use crate::sys;
 use parking_lot::Mutex;
@@ -283,6 +284,7 @@ async fn load(
             name: spec.name.clone(),
             handler: spec.handler.clone(),
             code: spec.code.to_string_lossy().into_owned(),
+            packages: folders(spec.packages.as_ref()),
             freeze: FreezeWish {
                 how: spec.freeze,
                 memory_bytes: spec.limits.memory_bytes,
@@ -322,6 +324,14 @@ async fn load(
         result = conversation => result,
         () = drained => unreachable!("never ends"),
     }
+}
+
+/// As a process is told of them.
+pub(super) fn folders(site: Option<&Site>) -> Vec<String> {
+    site.into_iter()
+        .flat_map(|site| &site.folders)
+        .map(|folder| folder.to_string_lossy().into_owned())
+        .collect()
 }
 
 /// Where a zygote's processes ask; or why they don't.

@@ -82,6 +82,7 @@ fn view(stored: &StoredFunction) -> FunctionView {
         env: manifest.env.into_keys().collect(),
         egress: manifest.network.egress,
         packages: manifest.packages,
+        installed: None,
         secrets: manifest.secrets,
         state: FunctionState::Ready,
         problem: None,

@@ -166,6 +166,42 @@ fn each_works_in_a_fork_of_a_frozen_zygote_and_in_any_other() {
     daemon.stop();
 }
 
+/// What pandas tries to import, and is there for the one and not for the other.
+const FASTER: &str = "import pandas\nfrom pandas.core import nanops\nSERIES = pandas.Series([1.0, None, 3.0])\n\
+                      def main(params):\n    \
+                      return {'bottleneck': nanops._BOTTLENECK_INSTALLED, 'sum': SERIES.sum(),\n            \
+                      'file': pandas.__file__}\n";
+
+#[test]
+fn pandas_with_and_without_what_makes_it_faster_lies_once_and_is_imported_for_each() {
+    need_pip!();
+    let wanted = ALL.iter().copied().chain(["bottleneck==1.5.0"]).collect::<Vec<_>>();
+    let Some(links) = from_the_index(&wanted) else { return };
+    let daemon = Daemon::start(&configuration(links.path(), ""));
+    let functions = [
+        ("plain", "packages=pandas", false),
+        ("other", "packages=pandas six pillow", false),
+        ("faster", "packages=pandas bottleneck", true),
+    ];
+    let mut files = BTreeSet::new();
+    for (name, packages, has) in functions {
+        deploy_on_a_layer(&daemon, name, FASTER, &[packages, "limits.memory=256MiB"]);
+        let told = daemon.post(&format!("/function/{name}"), b"{}").json();
+        assert_eq!((&told["bottleneck"], &told["sum"]), (&has.into(), &4.0.into()), "{name}: {told}");
+        files.insert(told["file"].to_string());
+    }
+    assert_eq!(files.len(), 1, "the same pandas: {files:?}");
+    daemon.until("the first two share one, and the third has its own", |daemon| {
+        let status = daemon.spry_json(&["status"]);
+        let layers = status["layers"].as_array().expect("a list").iter();
+        let made = layers.filter(|layer| layer.get("problem").is_none());
+        let mut functions: Vec<String> = made.map(|layer| layer["functions"].to_string()).collect();
+        functions.sort();
+        functions == ["[\"faster\"]", "[\"other\",\"plain\"]"]
+    });
+    daemon.stop();
+}
+
 /// Draws from each source of random numbers that there is, by name; what was drawn at load as well.
 const DRAW: &str = r#"
 import os, random, secrets, ssl, tempfile, uuid

@@ -1,7 +1,7 @@
 //! What a language implements to become a runtime.
 
 use spry_wire::control::Init;
-use spry_wire::layer::{Imports, LayerWish};
+use spry_wire::layer::{Absent, Imports, LayerWish};
 
 use crate::request::Request;
 use crate::response::{Response, ResponseError};
@@ -37,8 +37,8 @@ pub trait Handler: Sized {
     }
 
     /// Imports what several functions have in common, and nothing of theirs: before [`load`](Self::load), in a process
-    /// that becomes a layer. Returns all that is imported then.
-    fn preload(wish: &LayerWish) -> Result<Imports, LoadError> {
+    /// that becomes a layer. Returns all that is imported then, and what was looked for and isn't there.
+    fn preload(wish: &LayerWish) -> Result<(Imports, Absent), LoadError> {
         let _ = wish;
         Err(LoadError::new("this runtime makes no layers"))
     }

@@ -201,8 +201,8 @@ fn make_layer<H: Handler>(socket: &OwnedFd, wish: &LayerWish) -> Result<Made, Co
         control::send(socket.as_fd(), &FromZygote::NoLayer { why }, &[]).map(|()| Made::Over)
     };
     let preloaded = catch_unwind(AssertUnwindSafe(|| H::preload(wish)));
-    let imports = match preloaded {
-        Ok(Ok(imports)) => imports.bounded(),
+    let (imports, absent) = match preloaded {
+        Ok(Ok((imports, absent))) => (imports.bounded(), absent.bounded()),
         Ok(Err(LoadError { message })) => return no(message),
         Err(payload) => return no(panic_text(payload.as_ref())),
     };
@@ -211,7 +211,7 @@ fn make_layer<H: Handler>(socket: &OwnedFd, wish: &LayerWish) -> Result<Made, Co
     match take(H::around_layer) {
         Taken::Refused(why) => no(why),
         Taken::Written(file, bytes) => {
-            let layer = Layer { imports, bytes };
+            let layer = Layer { imports, absent, bytes };
             control::send(socket.as_fd(), &FromZygote::Layer(layer), &[file.as_fd()]).map(|()| Made::Over)
         }
         Taken::Arrived => {

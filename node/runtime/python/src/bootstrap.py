@@ -13,14 +13,4 @@ module = module_from_spec(ModuleSpec("_spry", loader, origin=path))
 loader.exec_module(module)
 sys.modules["_spry"] = module
 module.begin()
-packages = os.environ.pop("SPRY_PACKAGES", None)
-if packages:
-    # As in a virtual environment: after the standard library, before what the system has.
-    import site
-    others = list(sys.path)
-    site.addsitedir(packages)
-    added = [folder for folder in sys.path if folder not in others]
-    system = ("site-packages", "dist-packages")
-    place = next((at for at, folder in enumerate(others) if os.path.basename(folder) in system), len(others))
-    sys.path[:] = others[:place] + added + others[place:]
 module.main()

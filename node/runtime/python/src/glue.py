@@ -11,6 +11,7 @@ import json
 import json.decoder
 import json.encoder
 import os
+import site
 import sys
 import threading
 import time
@@ -30,15 +31,18 @@ class Refused(Exception):
 
 # Layers: what several functions import, without any function
 
-def preload(modules):
-    """Imports these, as far as they can be. Returns the names of all modules that are there then."""
+def preload(modules, packages):
+    """Imports these, as far as they can be. Returns the names of all modules that are there then, and what was looked for
+    and isn't there: names of modules, names of distributions, and whether somebody has looked at all that there are."""
     one_thread()
-    for name in modules:
-        if name not in sys.modules:
-            try:
-                importlib.import_module(name)
-            except BaseException:
-                pass  # a module that another one makes up, or that works only within a function
+    use_packages(packages)
+    with Watch() as watch:
+        for name in modules:
+            if name not in sys.modules:
+                try:
+                    importlib.import_module(name)
+                except BaseException:
+                    pass  # a module that another one makes up, or that works only within a function
     platform = sys.modules.get("platform")
     if hasattr(platform, "_uname_cache"):
         platform._uname_cache = None  # the host's name differs
@@ -46,7 +50,88 @@ def preload(modules):
     find_generators()
     gc.collect()
     gc.freeze()
-    return [name for name in sys.modules if isinstance(name, str)]
+    imported = [name for name in sys.modules if isinstance(name, str)]
+    return imported, sorted(watch.modules), sorted(watch.distributions), watch.all
+
+
+class Watched(list):
+    """`sys.path` while a layer is made: who goes through it by himself sees which distributions there are."""
+
+    OF_PYTHON = ("_frozen_importlib", "_frozen_importlib_external", "importlib._bootstrap", "importlib._bootstrap_external",
+                 "importlib.metadata", "importlib_metadata", "zipimport")
+    watch = None
+
+    def _seen(self):
+        # (These look for something by name; if it isn't there, they ask the watch in the end.)
+        asks = sys._getframe(2).f_globals.get("__name__", "")
+        if self.watch is not None and asks not in self.OF_PYTHON:
+            self.watch.all = True
+
+    def __iter__(self):
+        self._seen()
+        return super().__iter__()
+
+    def __reversed__(self):
+        self._seen()
+        return super().__reversed__()
+
+    def __getitem__(self, place):
+        self._seen()
+        return super().__getitem__(place)
+
+    def __add__(self, other):
+        self._seen()
+        return super().__add__(other)
+
+    def copy(self):
+        self._seen()
+        return super().copy()
+
+
+class Watch:
+    """The last of all finders, which finds nothing: what it is asked for isn't there."""
+
+    def __init__(self):
+        self.modules, self.distributions, self.all = set(), set(), False
+
+    def __enter__(self):
+        self.path, sys.path = sys.path, Watched(sys.path)
+        sys.path.watch = self
+        sys.meta_path.append(self)
+        return self
+
+    def __exit__(self, *_):
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        watched = sys.path
+        if not isinstance(watched, Watched):
+            self.all = True
+            return
+        watched.watch = None
+        self.path[:] = watched
+        sys.path = self.path
+        gc.collect()
+        if sys.getrefcount(watched) > 2:
+            # A module keeps it, and is to keep what `sys.path` is.
+            sys.path = watched
+            self.all = True
+
+    def find_spec(self, name, path=None, target=None):
+        # What is looked for in a package's own folder only is there in none of the others.
+        if type(path) is not list:
+            self.modules.add(name.partition(".")[0])
+        return None
+
+    def find_distributions(self, context=None):
+        name = getattr(context, "name", None)
+        if name is None:
+            self.all = True
+        else:
+            self.distributions.add(str(name))
+        return iter(())
+
+    def invalidate_caches(self):
+        pass
 
 
 def imports(code):
@@ -72,9 +157,26 @@ def one_thread():
 
 # Loading
 
-def load(code, handler, function_name):
+def use_packages(folders):
+    """Has modules looked for in these folders, in this order. What a layer had of them is there already."""
+    if all(folder in sys.path for folder in folders):
+        return
+    # As in a virtual environment: after the standard library, before what the system has.
+    others = [folder for folder in sys.path if folder not in folders]
+    sys.path[:] = others
+    known = set(others)
+    for folder in folders:
+        site.addsitedir(folder, known)
+    added = sys.path[len(others):]
+    system = ("site-packages", "dist-packages")
+    place = next((at for at, folder in enumerate(others) if os.path.basename(folder) in system), len(others))
+    sys.path[:] = others[:place] + added + others[place:]
+
+
+def load(code, handler, function_name, packages):
     """Imports the handler. Returns it and how it is called: "none", "params", "event" or "request"."""
     one_thread()
+    use_packages(packages)
     os.environ["SPRY_FUNCTION"] = function_name
     module_name, colon, name = handler.partition(":")
     if not (module_name and colon and name):

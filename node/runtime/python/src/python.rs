@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 use spry_runtime::{Failure, Handler, LoadError, Request, Response, Side};
 use spry_wire::control::Init;
-use spry_wire::layer::{Imports, LayerWish};
+use spry_wire::layer::{Absent, Imports, LayerWish};
 
 use crate::answer::Writer;
 use crate::capi::Serving;
@@ -57,7 +57,7 @@ struct Stream {
 impl Python {
     fn new(py: pyo3::Python<'_>, init: &Init, glue: &Bound<'_, PyModule>) -> PyResult<Self> {
         let (function, how): (Py<PyAny>, String) =
-            glue.call_method1("load", (&init.code, &init.handler, &init.name))?.extract()?;
+            glue.call_method1("load", (&init.code, &init.handler, &init.name, &init.packages))?.extract()?;
         let convention = match how.as_str() {
             "none" => Convention::Nothing,
             "event" => Convention::Event,
@@ -175,13 +175,14 @@ impl Handler for Python {
         })
     }
 
-    fn preload(wish: &LayerWish) -> Result<Imports, LoadError> {
+    fn preload(wish: &LayerWish) -> Result<(Imports, Absent), LoadError> {
         pyo3::Python::attach(|py| {
             let glue = own_modules(py)?;
-            let modules = glue.call_method1("preload", (&wish.modules,));
-            let modules = modules.and_then(|modules| modules.extract());
-            let modules = modules.map_err(|error| LoadError::new(describe(&glue, &error)))?;
-            Ok(Imports { modules })
+            let made = glue.call_method1("preload", (&wish.modules, &wish.packages));
+            let made = made.and_then(|made| made.extract());
+            let (imported, modules, distributions, all) =
+                made.map_err(|error| LoadError::new(describe(&glue, &error)))?;
+            Ok((Imports { modules: imported }, Absent { modules, distributions, all }))
         })
     }
 

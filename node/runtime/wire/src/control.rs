@@ -61,6 +61,9 @@ pub struct Init {
     pub handler: String,
     /// The folder with the function's code.
     pub code: String,
+    /// Python: the folders with packages, in the order in which modules are looked for.
+    #[serde(default)]
+    pub packages: Vec<String>,
     /// What it does to its memory then.
     #[serde(default)]
     pub freeze: FreezeWish,

@@ -1,10 +1,11 @@
 //! What is known of functions' imports, kept over restarts: which modules each version had loaded after its start, how long that
 //! took, and how often it is started.
 //!
-//! A version is named by its code, handler and *ground*: who else imports on the same ground imports the same. What is known
+//! A version is named by its code, handler, *ground* and packages: who else imports among the same imports the same. What is known
 //! was said by a process of the function, which may lie; it can only make a layer of its own packages, that no function uses
-//! but those that import all that is in it.
+//! but those that import all that is in it, and that [`super::fit`] lets.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -14,8 +15,10 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use spry_sched::FunctionId;
-use spry_sched::layers::{self, Measured, Wanted};
+use spry_sched::layers::{self, Contents, Measured, Wanted};
 
+use super::fit::{self, Provided};
+use crate::packages::Site;
 use crate::store::StoredFunction;
 use crate::zygote::{Runtime, ZygoteSpec};
 
@@ -26,7 +29,8 @@ const STARTS_PER_HOUR_MIN: f64 = 0.05;
 /// Versions that are remembered.
 const VERSIONS_MAX: usize = 4096;
 
-/// Names what functions import on: the hash of the interpreter's file, the packages' folder and the manifest's variables.
+/// Names what functions import on: the hash of the interpreter's file, the manifest's variables, and the packages' folder where all
+/// of them lie in one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct GroundKey(String);
 
@@ -34,7 +38,8 @@ pub(super) struct GroundKey(String);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ground {
     pub(super) interpreter: PathBuf,
-    pub(super) packages: Option<PathBuf>,
+    /// The packages, where all of them lie in one folder.
+    pub(super) whole: Option<Site>,
     pub(super) env: BTreeMap<String, String>,
 }
 
@@ -52,16 +57,26 @@ impl Ground {
         for number in [file.dev(), file.ino(), file.size(), file.mtime() as u64, file.mtime_nsec() as u64] {
             add(&number.to_le_bytes());
         }
-        add(spec.packages.as_deref().unwrap_or(Path::new("")).as_os_str().as_encoded_bytes());
+        let whole = spec.packages.as_ref().filter(|site| site.whole.is_some());
+        let folder = whole.and_then(|site| site.folders.first());
+        add(folder.map_or(Path::new(""), PathBuf::as_path).as_os_str().as_encoded_bytes());
         for (name, value) in &spec.env {
             add(name.as_bytes());
             add(value.as_bytes());
         }
         let key = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        let ground =
-            Self { interpreter: interpreter.clone(), packages: spec.packages.clone(), env: spec.env.clone() };
+        let ground = Self { interpreter: interpreter.clone(), whole: whole.cloned(), env: spec.env.clone() };
         Some((GroundKey(key), ground))
     }
+}
+
+/// The folders of the distributions that a function's process is given, where each has its own: sorted.
+pub(super) fn distributions(spec: &ZygoteSpec) -> Vec<String> {
+    let site = spec.packages.iter().filter(|site| site.whole.is_none());
+    let mut folders: Vec<String> =
+        site.flat_map(|site| &site.folders).map(|folder| folder.to_string_lossy().into_owned()).collect();
+    folders.sort_unstable();
+    folders
 }
 
 /// Names a version.
@@ -70,13 +85,20 @@ pub(super) struct VersionKey {
     code: String,
     handler: String,
     ground: GroundKey,
+    #[serde(default)]
+    packages: Vec<String>,
 }
 
 impl VersionKey {
-    pub(super) fn of(stored: &StoredFunction, ground: &GroundKey) -> Self {
+    pub(super) fn of(stored: &StoredFunction, ground: &GroundKey, packages: Vec<String>) -> Self {
         let code = if stored.code_sha256.is_empty() { &stored.sha256 } else { &stored.code_sha256 };
         let handler = stored.manifest.handler.clone();
-        Self { code: code.clone(), handler, ground: ground.clone() }
+        Self { code: code.clone(), handler, ground: ground.clone(), packages }
+    }
+
+    /// The folders of its distributions, where each has its own: sorted.
+    pub(super) fn packages(&self) -> &[String] {
+        &self.packages
     }
 
     pub(super) fn ground(&self) -> &GroundKey {
@@ -85,7 +107,7 @@ impl VersionKey {
 
     /// Whether it is this version, on whatever ground.
     pub(super) fn is_of(&self, stored: &StoredFunction) -> bool {
-        *self == Self::of(stored, &self.ground)
+        *self == Self::of(stored, &self.ground, self.packages.clone())
     }
 }
 
@@ -100,6 +122,9 @@ pub(super) struct Version {
     pub(super) bytes: u64,
     /// Its memory limit.
     pub(super) limit_bytes: u64,
+    /// What of its own code could be imported. (What was written down by an earlier spryd doesn't say.)
+    #[serde(default)]
+    pub(super) own: Option<Vec<String>>,
     /// It was begun from a layer and failed, and did well by itself.
     #[serde(skip)]
     pub(super) alone: bool,
@@ -110,9 +135,23 @@ pub(super) struct Version {
 
 impl Version {
     /// What a version's zygote said and was measured at, after a start by itself.
-    pub(super) fn new(modules: Vec<String>, took: Duration, bytes: u64, limit_bytes: u64) -> Self {
+    pub(super) fn new(
+        modules: Vec<String>,
+        took: Duration,
+        bytes: u64,
+        limit_bytes: u64,
+        own: Vec<String>,
+    ) -> Self {
         let start_ns = took.as_nanos() as u64;
-        Self { modules, start_ns, bytes, limit_bytes, alone: false, starts: Starts::default() }
+        Self {
+            modules,
+            start_ns,
+            bytes,
+            limit_bytes,
+            own: Some(own),
+            alone: false,
+            starts: Starts::default(),
+        }
     }
 }
 
@@ -134,22 +173,32 @@ impl Starts {
     }
 }
 
-/// A layer that should be there, by names.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct NamedPlan {
+/// Names a layer: what it is to be.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct LayerKey {
     pub(super) ground: GroundKey,
     /// Sorted: in that order they are imported, so that none of the functions has a say in it.
     pub(super) modules: Vec<String>,
+    /// The folders of the distributions among which they are: sorted.
+    pub(super) packages: Vec<String>,
+}
+
+/// A layer that should be there.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct NamedPlan {
+    pub(super) key: LayerKey,
     pub(super) versions: Vec<VersionKey>,
 }
 
-/// What versions have in common that are one to the planner: ground and modules.
-type Alike = (u32, Vec<u32>);
+/// What versions have in common that are one to the planner: all that makes a layer, and what of their own could be imported.
+type Alike<'a> = (Contents, Option<&'a [String]>);
 
 /// All that is known.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     versions: HashMap<VersionKey, Version>,
+    /// What distributions bring.
+    pub(super) provided: Provided,
 }
 
 impl Known {
@@ -157,7 +206,7 @@ impl Known {
     pub(super) fn read(path: &Path) -> Self {
         let list = fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let list: Vec<(VersionKey, Version)> = list.unwrap_or_default();
-        Self { versions: list.into_iter().collect() }
+        Self { versions: list.into_iter().collect(), provided: Provided::default() }
     }
 
     /// The text to write down.
@@ -202,6 +251,15 @@ impl Known {
     /// Forgets versions that aren't kept.
     pub(super) fn retain(&mut self, is_kept: impl Fn(&VersionKey) -> bool) {
         self.versions.retain(|key, _| is_kept(key));
+        self.provided
+            .retain(|folder| self.versions.keys().any(|key| key.packages.iter().any(|one| one == folder)));
+    }
+
+    /// Whether some version has all of these folders.
+    pub(super) fn has_all(&self, folders: &[String]) -> bool {
+        let has_all =
+            |key: &VersionKey| folders.iter().all(|folder| key.packages.binary_search(folder).is_ok());
+        folders.is_empty() || self.versions.keys().any(has_all)
     }
 
     /// Whether a version imports on it.
@@ -213,27 +271,32 @@ impl Known {
         self.versions.iter()
     }
 
-    /// Plans, for those that import on one of these grounds.
+    /// Plans, for those that import on one of these grounds. `suits` tells whom a layer would suit, as far as that is known.
     pub(super) fn plan(
         &self,
         grounds: &HashSet<GroundKey>,
-        there: &[(GroundKey, Vec<String>, Measured)],
+        there: &[(LayerKey, Measured)],
         budget_bytes: u64,
         now: Instant,
+        suits: impl Fn(&LayerKey, &VersionKey, &Version) -> bool,
     ) -> Vec<NamedPlan> {
         let mut names = Names::default();
         let numbers: Vec<&GroundKey> = grounds.iter().collect();
         let number = |key: &GroundKey| numbers.iter().position(|ground| *ground == key);
         // Those that import the same are one.
-        let mut alike: BTreeMap<Alike, (Wanted, Vec<&VersionKey>)> = BTreeMap::new();
+        let mut alike: BTreeMap<Alike<'_>, (Wanted, Vec<&VersionKey>)> = BTreeMap::new();
         for (key, version) in self.versions.iter().filter(|(_, version)| !version.alone) {
             let Some(ground) = number(&key.ground) else { continue };
-            let (ground, modules) = (ground as u32, names.numbers(&version.modules));
+            let contents = names.contents(ground as u32, &version.modules, &key.packages, &self.provided);
             let starts_per_hour = version.starts.at(now).max(STARTS_PER_HOUR_MIN);
             let (start_ns, bytes) = (version.start_ns, version.bytes);
-            let one = alike.entry((ground, modules.clone())).or_insert_with(|| {
+            let Contents { ground, modules, packages } = contents.clone();
+            let one = alike.entry((contents, version.own.as_deref())).or_insert_with(|| {
                 let function = FunctionId(0);
-                (Wanted { function, ground, modules, start_ns, bytes, starts_per_hour: 0.0 }, Vec::new())
+                (
+                    Wanted { function, ground, modules, packages, start_ns, bytes, starts_per_hour: 0.0 },
+                    Vec::new(),
+                )
             });
             one.0.start_ns = one.0.start_ns.min(start_ns);
             one.0.bytes = one.0.bytes.max(bytes);
@@ -246,26 +309,44 @@ impl Known {
             wanted.push(Wanted { function: FunctionId(keys.len() as u32), ..one });
             keys.push(versions);
         }
-        let there: HashMap<(u32, Vec<u32>), Measured> = there
+        let there: HashMap<Contents, Measured> = there
             .iter()
-            .filter_map(|(ground, modules, measured)| {
-                Some(((number(ground)? as u32, names.numbers(modules)), *measured))
+            .filter_map(|(key, measured)| {
+                let ground = number(&key.ground)? as u32;
+                Some((names.contents(ground, &key.modules, &key.packages, &self.provided), *measured))
             })
             .collect();
-        let measured = |ground, modules: &[u32]| there.get(&(ground, modules.to_vec())).copied();
-        let planned = layers::plan(&wanted, budget_bytes, measured);
+        let key_of = |contents: &Contents| {
+            let mut modules: Vec<String> =
+                contents.modules.iter().map(|number| names.module(*number)).collect();
+            modules.sort_unstable();
+            let mut packages: Vec<String> =
+                contents.packages.iter().map(|number| names.name(*number)).collect();
+            packages.sort_unstable();
+            LayerKey { ground: numbers[contents.ground as usize].clone(), modules, packages }
+        };
+        // (Asked for every function, one layer after the other.)
+        let last: RefCell<Option<(Contents, LayerKey)>> = RefCell::default();
+        let suits = |contents: &Contents, function: FunctionId| {
+            let mut last = last.borrow_mut();
+            if last.as_ref().is_none_or(|(before, _)| before != contents) {
+                *last = Some((contents.clone(), key_of(contents)));
+            }
+            let Some((_, layer)) = &*last else { return false };
+            let first = keys[function.0 as usize].first();
+            first.is_some_and(|key| self.versions.get(*key).is_some_and(|version| suits(layer, key, version)))
+        };
+        let planned = layers::plan(&wanted, budget_bytes, |contents| there.get(contents).copied(), suits);
         planned
             .into_iter()
-            .map(|planned| {
-                let mut modules: Vec<String> =
-                    planned.modules.iter().map(|module| names.name(*module)).collect();
-                modules.sort_unstable();
-                let versions = planned.functions.iter().flat_map(|function| keys[function.0 as usize].iter());
-                NamedPlan {
-                    ground: numbers[planned.ground as usize].clone(),
-                    modules,
-                    versions: versions.map(|key| (*key).clone()).collect(),
-                }
+            .map(|planned| NamedPlan {
+                key: key_of(&planned.contents),
+                versions: planned
+                    .functions
+                    .iter()
+                    .flat_map(|function| keys[function.0 as usize].iter())
+                    .map(|key| (*key).clone())
+                    .collect(),
             })
             .collect()
     }
@@ -273,30 +354,58 @@ impl Known {
 
 /// Numbers for names, for as long as a plan is made.
 #[derive(Debug, Default)]
-struct Names<'a> {
-    numbers: HashMap<&'a str, u32>,
-    names: Vec<&'a str>,
+struct Names {
+    numbers: HashMap<String, u32>,
+    names: Vec<String>,
 }
 
-impl<'a> Names<'a> {
-    /// Sorted.
-    fn numbers(&mut self, names: &'a [String]) -> Vec<u32> {
-        let mut numbers: Vec<u32> = names
-            .iter()
-            .map(|name| {
-                *self.numbers.entry(name).or_insert_with(|| {
-                    self.names.push(name);
-                    self.names.len() as u32 - 1
-                })
-            })
-            .collect();
-        numbers.sort_unstable();
-        numbers.dedup();
-        numbers
+/// Between a module's name and the folders that it may come from.
+const FROM: char = '\0';
+
+impl Names {
+    fn number(&mut self, name: String) -> u32 {
+        let next = self.names.len() as u32;
+        *self.numbers.entry(name).or_insert_with_key(|name| {
+            self.names.push(name.clone());
+            next
+        })
+    }
+
+    fn contents(
+        &mut self,
+        ground: u32,
+        modules: &[String],
+        folders: &[String],
+        provided: &Provided,
+    ) -> Contents {
+        let origins = provided.origins(folders);
+        let sorted = |numbers: &mut Vec<u32>| {
+            numbers.sort_unstable();
+            numbers.dedup();
+        };
+        let number = |name: &String| {
+            // A module of the same name from other packages is another.
+            let mut full = name.clone();
+            for folder in origins.get(fit::top(name)).into_iter().flatten() {
+                full.push(FROM);
+                full.push_str(folder);
+            }
+            self.number(full)
+        };
+        let mut modules: Vec<u32> = modules.iter().map(number).collect();
+        sorted(&mut modules);
+        let mut packages: Vec<u32> = folders.iter().map(|folder| self.number(folder.clone())).collect();
+        sorted(&mut packages);
+        Contents { ground, modules, packages }
     }
 
     fn name(&self, number: u32) -> String {
-        self.names[number as usize].to_owned()
+        self.names[number as usize].clone()
+    }
+
+    fn module(&self, number: u32) -> String {
+        let full = &self.names[number as usize];
+        full.split_once(FROM).map_or(full.as_str(), |(name, _)| name).to_owned()
     }
 }
 
@@ -309,12 +418,22 @@ mod tests {
     }
 
     fn key(code: &str, on: &str) -> VersionKey {
-        VersionKey { code: code.to_owned(), handler: "f:main".to_owned(), ground: ground(on) }
+        VersionKey {
+            code: code.to_owned(),
+            handler: "f:main".to_owned(),
+            ground: ground(on),
+            packages: vec![],
+        }
+    }
+
+    fn plan(known: &Known, on: &[&str], budget_bytes: u64) -> Vec<NamedPlan> {
+        let grounds = on.iter().map(|name| ground(name)).collect();
+        known.plan(&grounds, &[], budget_bytes, Instant::now(), |_, _, _| true)
     }
 
     fn version(modules: &[&str]) -> Version {
         let modules = modules.iter().map(|name| (*name).to_owned()).collect();
-        Version::new(modules, Duration::from_millis(300), 30 << 20, 128 << 20)
+        Version::new(modules, Duration::from_millis(300), 30 << 20, 128 << 20, vec![])
     }
 
     fn known() -> Known {
@@ -328,15 +447,49 @@ mod tests {
 
     #[test]
     fn what_two_have_in_common_is_planned_for_both() {
-        let (known, now) = (known(), Instant::now());
-        let planned = known.plan(&[ground("g")].into(), &[], 25 << 20, now);
+        let known = known();
+        let planned = plan(&known, &["g"], 25 << 20);
         assert_eq!(planned.len(), 1, "{planned:?}");
-        assert_eq!(planned[0].modules, ["numpy", "os"]);
+        assert_eq!(planned[0].key.modules, ["numpy", "os"]);
         let mut versions = planned[0].versions.clone();
         versions.sort();
         assert_eq!(versions, [key("a", "g"), key("b", "g")]);
-        assert!(known.plan(&[ground("g")].into(), &[], 0, now).is_empty());
-        assert!(known.plan(&HashSet::new(), &[], 1 << 40, now).is_empty());
+        assert!(plan(&known, &["g"], 0).is_empty());
+        assert!(plan(&known, &[], 1 << 40).is_empty());
+    }
+
+    /// Two functions with other packages beside one that both have, and a third with another version of that.
+    #[test]
+    fn what_comes_from_the_same_distribution_is_planned_for_both_and_nothing_else() {
+        let mut known = Known::default();
+        for (folder, brings) in
+            [("/numpy-1-a", "numpy"), ("/numpy-2-b", "numpy"), ("/x-1-c", "x"), ("/y-1-d", "y")]
+        {
+            known.provided.insert(folder, &[brings]);
+        }
+        for (code, packages, own) in [
+            ("a", ["/numpy-1-a", "/x-1-c"], "x"),
+            ("b", ["/numpy-1-a", "/y-1-d"], "y"),
+            ("c", ["/numpy-2-b", "/y-1-d"], "y"),
+        ] {
+            let of_numpy: Vec<String> = (0..40).map(|at| format!("numpy.m{at}")).collect();
+            let mut modules: Vec<&str> = of_numpy.iter().map(String::as_str).collect();
+            modules.extend(["os", "numpy", own]);
+            let key = VersionKey { packages: packages.map(str::to_owned).to_vec(), ..key(code, "g") };
+            known.learn(key, version(&modules), Instant::now());
+        }
+        let planned = plan(&known, &["g"], 1 << 40);
+        let shared =
+            planned.iter().find(|plan| plan.versions.len() == 2 && plan.key.packages == ["/numpy-1-a"]);
+        let shared = shared.unwrap_or_else(|| panic!("{planned:?}"));
+        assert_eq!(shared.key.modules.len(), 42, "all but its own: {shared:?}");
+        assert!(shared.versions.iter().all(|key| key.code != "c"), "{planned:?}");
+        // It is the same when it has been made.
+        let measured = Measured { is_there: true, start_ns: 300_000_000, restore_ns: 1, bytes: 1 << 20 };
+        let there = [(shared.key.clone(), measured)];
+        let again = known.plan(&[ground("g")].into(), &there, 2 << 20, Instant::now(), |_, _, _| true);
+        assert_eq!(again.len(), 1, "{again:?}");
+        assert_eq!(again[0].key, shared.key);
     }
 
     #[test]
@@ -348,6 +501,10 @@ mod tests {
         fs::write(&path, known.text()).expect("written");
         let read = Known::read(&path);
         assert_eq!(read.versions.len(), 3);
+        // As it was written before distributions had folders of their own.
+        let before = r#"[[{"code":"a","handler":"f:main","ground":"g"},{"modules":["os"],"start_ns":1,"bytes":2,"limit_bytes":3}]]"#;
+        fs::write(&path, before).expect("written");
+        assert_eq!(Known::read(&path).get(&key("a", "g")).map(|version| version.own.clone()), Some(None));
         assert_eq!(read.get(&key("a", "g")).expect("known").modules, ["os", "numpy", "json"]);
         fs::write(&path, b"nonsense").expect("written");
         assert!(Known::read(&path).versions.is_empty());
@@ -358,9 +515,9 @@ mod tests {
         let (mut known, now) = (known(), Instant::now());
         known.leave_alone(&key("b", "g"));
         known.learn(key("b", "g"), version(&["os", "numpy"]), now);
-        let planned = known.plan(&[ground("g")].into(), &[], 1 << 40, now);
+        let planned = plan(&known, &["g"], 1 << 40);
         assert_eq!(planned.iter().map(|planned| planned.versions.len()).sum::<usize>(), 1, "{planned:?}");
         known.retain(|key| key.code != "a");
-        assert!(known.plan(&[ground("g")].into(), &[], 1 << 40, now).is_empty());
+        assert!(plan(&known, &["g"], 1 << 40).is_empty());
     }
 }

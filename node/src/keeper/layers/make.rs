@@ -5,9 +5,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::{Keeper, off_the_loop};
-use super::known::NamedPlan;
-use super::{Built, MEMORY_FACTOR, SETTLE, extra};
+use super::fit::{self, Found};
+use super::known::{LayerKey, NamedPlan};
+use super::{Built, FOUND_MAX, MEMORY_FACTOR, SETTLE};
 use crate::function::Function;
+use crate::packages::Site;
 use crate::zygote::{Layer, LayerSpec};
 
 impl Keeper {
@@ -43,8 +45,16 @@ impl Keeper {
         known.retain(|key| functions.iter().any(|function| key.is_of(&function.stored)));
         let mut grounds = self.layers.grounds.borrow_mut();
         grounds.retain(|ground, _| known.has_ground(ground));
-        self.layers.refused.borrow_mut().retain(|(ground, _), _| grounds.contains_key(ground));
-        self.layers.failures.borrow_mut().retain(|(ground, _), _| grounds.contains_key(ground));
+        // (What some of the packages is of that no function has any more is of no use.)
+        let is_kept = |key: &LayerKey| grounds.contains_key(&key.ground) && known.has_all(&key.packages);
+        self.layers.refused.borrow_mut().retain(|key, _| is_kept(key));
+        self.layers.failures.borrow_mut().retain(|key, _| is_kept(key));
+        let mut found = self.layers.found.borrow_mut();
+        found.retain(|key, _| is_kept(key));
+        if found.len() > FOUND_MAX {
+            let built = self.layers.built.borrow();
+            found.retain(|key, _| built.iter().any(|built| built.key == *key));
+        }
     }
 
     pub(super) fn functions_on_the_bus(&self) -> Vec<Arc<Function>> {
@@ -57,7 +67,7 @@ impl Keeper {
         if self.layers.is_short() {
             return false;
         }
-        let ground = self.layers.grounds.borrow().get(&plan.ground).cloned();
+        let ground = self.layers.grounds.borrow().get(&plan.key.ground).cloned();
         let Some(ground) = ground else { return false };
         let limit_bytes = {
             let known = self.layers.known.borrow();
@@ -76,11 +86,11 @@ impl Keeper {
         let spec = LayerSpec {
             name: format!("_layer-{number}"),
             interpreter: ground.interpreter,
-            packages: ground.packages,
+            packages: ground.whole.or_else(|| site(&plan.key.packages)),
             env: ground.env,
             uid_gid: self.layers.uid_gid,
             memory_bytes,
-            modules: plan.modules.clone(),
+            modules: plan.key.modules.clone(),
         };
         let stop = self.layers.begin(memory_bytes);
         let made = Layer::make(&self.executor, spec, promise, &stop).await;
@@ -94,7 +104,7 @@ impl Keeper {
         };
         if let Some(problem) = problem {
             tracing::info!(problem, "there is no layer of what some functions import");
-            self.layers.refused.borrow_mut().insert((plan.ground, plan.modules), problem);
+            self.layers.refused.borrow_mut().insert(plan.key, problem);
         }
         true
     }
@@ -102,19 +112,16 @@ impl Keeper {
     /// Takes a layer into use; an error when it is of use to nobody.
     fn keep_layer(&self, plan: &NamedPlan, layer: Layer) -> Result<(), String> {
         let known = self.layers.known.borrow();
-        let built = Built {
-            ground: plan.ground.clone(),
-            planned: plan.modules.clone(),
-            layer: Arc::new(layer),
-            restore_ns: Cell::new(0),
-        };
-        let versions = || plan.versions.iter().filter_map(|key| Some((key, known.get(key)?)));
-        if !versions().any(|(key, version)| built.is_part_of(key, version)) {
-            let modules = built.layer.imports().modules.as_slice();
-            let brought = versions().next().map(|(_, version)| extra(modules, &version.modules));
-            let mut brought = brought.unwrap_or_default();
-            brought.truncate(5);
-            return Err(format!("importing brings more than the functions import: {}", brought.join(", ")));
+        let (modules, absent) = (layer.imports().modules.clone(), layer.absent().clone());
+        let found = Found { modules, absent, measured: None };
+        self.layers.found.borrow_mut().insert(plan.key.clone(), found.clone());
+        let built = Built { key: plan.key.clone(), found, layer: Arc::new(layer), restore_ns: Cell::new(0) };
+        let versions = plan.versions.iter().filter_map(|key| Some((key, known.get(key)?)));
+        let reasons = versions
+            .map(|(key, version)| fit::unfit(&built.key, &built.found, key, version, &known.provided));
+        let reasons: Vec<Option<String>> = reasons.collect();
+        if !reasons.iter().any(Option::is_none) {
+            return Err(reasons.into_iter().flatten().next().unwrap_or_default());
         }
         tracing::info!(
             modules = built.layer.imports().modules.len(),
@@ -126,6 +133,12 @@ impl Keeper {
         self.layers.built.borrow_mut().push(built);
         Ok(())
     }
+}
+
+/// What a layer's process is given; nothing, if it needs nothing.
+fn site(folders: &[String]) -> Option<Site> {
+    let folders: Vec<_> = folders.iter().map(std::path::PathBuf::from).collect();
+    (!folders.is_empty()).then_some(Site { folders, whole: None })
 }
 
 /// Whole, or as it was.

@@ -7,6 +7,7 @@
 //! A layer is a hint: a start that fails on one is tried again without, and nobody waits for one to be made. Its memory is
 //! promised like any process's, until the last process is gone that shares it.
 
+mod fit;
 mod known;
 mod make;
 mod show;
@@ -25,7 +26,8 @@ use tokio::sync::Notify;
 use crate::config::{self, Config};
 use crate::store::StoredFunction;
 use crate::zygote::{Layer, StartError, ZygoteSpec};
-use known::{Ground, GroundKey, Known, NamedPlan, Version, VersionKey};
+use fit::Found;
+use known::{Ground, GroundKey, Known, LayerKey, NamedPlan, Version, VersionKey};
 
 /// Changes within this time are looked at together.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -35,14 +37,19 @@ const SHORT_FOR: Duration = Duration::from_secs(60);
 const MEMORY_FACTOR: u64 = 2;
 /// A layer that couldn't be begun from so often isn't made again.
 const FAILURES_MAX: u32 = 2;
+/// Layers of which is remembered what they turned out to be.
+const FOUND_MAX: usize = 512;
 
 /// See the module.
 pub(super) struct Layers {
     known: RefCell<Known>,
     grounds: RefCell<HashMap<GroundKey, Ground>>,
     built: RefCell<Vec<Built>>,
-    refused: RefCell<HashMap<(GroundKey, Vec<String>), String>>,
-    failures: RefCell<HashMap<(GroundKey, Vec<String>), u32>>,
+    /// What was found when they were made; also of those that have gone, so that plans don't forget whom these didn't suit, nor
+    /// how little they saved.
+    found: RefCell<HashMap<LayerKey, Found>>,
+    refused: RefCell<HashMap<LayerKey, String>>,
+    failures: RefCell<HashMap<LayerKey, u32>>,
     changed: Notify,
     not_before: Cell<Option<Instant>>,
     making: RefCell<Option<Making>>,
@@ -63,23 +70,22 @@ struct Making {
 }
 
 struct Built {
-    ground: GroundKey,
-    /// What it was to import, sorted: its name in plans.
-    planned: Vec<String>,
+    /// Its name in plans.
+    key: LayerKey,
+    found: Found,
     layer: Arc<Layer>,
     restore_ns: Cell<u64>,
 }
 
 impl Built {
-    /// Whether it holds nothing that this version wouldn't import.
-    fn is_part_of(&self, key: &VersionKey, version: &Version) -> bool {
-        self.ground == *key.ground()
-            && !version.alone
-            && extra(self.layer.imports().modules.as_slice(), &version.modules).is_empty()
+    /// Whether this version would have come as far by itself.
+    fn suits(&self, key: &VersionKey, version: &Version, known: &Known) -> bool {
+        fit::unfit(&self.key, &self.found, key, version, &known.provided).is_none()
     }
 
     fn measured(&self) -> Measured {
         Measured {
+            is_there: true,
             start_ns: self.layer.took().as_nanos() as u64,
             restore_ns: self.restore_ns.get(),
             bytes: self.layer.bytes(),
@@ -102,6 +108,7 @@ impl Layers {
             known: RefCell::new(if budget_bytes > 0 { Known::read(&path) } else { Known::default() }),
             grounds: RefCell::default(),
             built: RefCell::default(),
+            found: RefCell::default(),
             refused: RefCell::default(),
             failures: RefCell::default(),
             changed: Notify::new(),
@@ -120,7 +127,7 @@ impl Layers {
             return None;
         }
         let (key, ground) = Ground::of(spec)?;
-        Some((VersionKey::of(stored, &key), ground))
+        Some((VersionKey::of(stored, &key, known::distributions(spec)), ground))
     }
 
     /// A version has started so: by itself when `said` is what it said then.
@@ -138,7 +145,7 @@ impl Layers {
     fn choose(&self, key: &VersionKey) -> Option<Arc<Layer>> {
         let (known, built) = (self.known.borrow(), self.built.borrow());
         let version = known.get(key)?;
-        let usable = built.iter().filter(|built| built.is_part_of(key, version));
+        let usable = built.iter().filter(|built| built.suits(key, version, &known));
         usable.max_by_key(|built| built.layer.took()).map(|built| Arc::clone(&built.layer))
     }
 
@@ -158,12 +165,12 @@ impl Layers {
         };
         let mut built = self.built.borrow_mut();
         let Some(at) = built.iter().position(|built| Arc::ptr_eq(&built.layer, layer)) else { return };
-        let Built { ground, planned, .. } = built.swap_remove(at);
+        let Built { key, .. } = built.swap_remove(at);
         let mut failures = self.failures.borrow_mut();
-        let count = failures.entry((ground.clone(), planned.clone())).or_default();
+        let count = failures.entry(key.clone()).or_default();
         *count += 1;
         if *count >= FAILURES_MAX {
-            self.refused.borrow_mut().insert((ground, planned), why.clone());
+            self.refused.borrow_mut().insert(key, why.clone());
         }
     }
 
@@ -205,20 +212,26 @@ impl Layers {
     /// What has to be made next; what isn't wanted any more goes.
     fn next(&self) -> Option<NamedPlan> {
         let grounds: HashSet<GroundKey> = self.grounds.borrow().keys().cloned().collect();
-        let there: Vec<_> = {
-            let built = self.built.borrow();
-            built.iter().map(|one| (one.ground.clone(), one.planned.clone(), one.measured())).collect()
+        for built in self.built.borrow().iter() {
+            if let Some(found) = self.found.borrow_mut().get_mut(&built.key) {
+                found.measured = Some(built.measured());
+            }
+        }
+        let (known, refused, found) = (self.known.borrow(), self.refused.borrow(), self.found.borrow());
+        let measured = |(key, found): (&LayerKey, &Found)| {
+            let is_there = self.built.borrow().iter().any(|built| built.key == *key);
+            Some((key.clone(), Measured { is_there, ..found.measured? }))
         };
-        let planned = self.known.borrow().plan(&grounds, &there, self.budget_bytes, Instant::now());
-        let is =
-            |built: &Built, plan: &NamedPlan| built.ground == plan.ground && built.planned == plan.modules;
+        let measured: Vec<(LayerKey, Measured)> = found.iter().filter_map(measured).collect();
+        let suits = |layer: &LayerKey, key: &VersionKey, version: &Version| {
+            let found = found.get(layer);
+            !refused.contains_key(layer)
+                && found.is_none_or(|found| fit::unfit(layer, found, key, version, &known.provided).is_none())
+        };
+        let planned = known.plan(&grounds, &measured, self.budget_bytes, Instant::now(), suits);
         let mut built = self.built.borrow_mut();
-        built.retain(|built| planned.iter().any(|plan| is(built, plan)));
-        let refused = self.refused.borrow();
-        planned.into_iter().find(|plan| {
-            let is_refused = refused.contains_key(&(plan.ground.clone(), plan.modules.clone()));
-            !is_refused && !built.iter().any(|built| is(built, plan))
-        })
+        built.retain(|built| planned.iter().any(|plan| built.key == plan.key));
+        planned.into_iter().find(|plan| !built.iter().any(|built| built.key == plan.key))
     }
 }
 

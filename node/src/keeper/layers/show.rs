@@ -1,9 +1,12 @@
 //! Which layers there are, for `spry status` and the metrics.
 
+use std::path::Path;
+
 use super::super::Keeper;
-use super::extra;
-use super::known::{Version, VersionKey};
+use super::fit;
+use super::known::{LayerKey, Version, VersionKey};
 use crate::api::LayerView;
+use crate::packages::distribution;
 use crate::units::Size;
 
 impl Keeper {
@@ -11,21 +14,28 @@ impl Keeper {
     pub(super) fn show_layers(&self) {
         let functions = self.functions_on_the_bus();
         let known = self.layers.known.borrow();
-        let named = |uses: &dyn Fn(&VersionKey, &Version) -> bool| -> (Vec<String>, Vec<String>) {
+        let grounds = self.layers.grounds.borrow();
+        let named = |layer: &LayerKey,
+                     uses: &dyn Fn(&VersionKey, &Version) -> bool|
+         -> (Vec<String>, Vec<String>) {
             let users = functions.iter().filter(|function| {
                 known.iter().any(|(key, version)| key.is_of(&function.stored) && uses(key, version))
             });
             let mut names: Vec<String> = users.clone().map(|function| function.name().to_owned()).collect();
             names.sort_unstable();
             names.dedup();
-            let packages = users.map(|function| &function.stored.manifest.packages).next();
-            let packages = packages.map(|packages| packages.iter().map(ToString::to_string).collect());
-            (names, packages.unwrap_or_default())
+            // In one folder they aren't told apart: what was asked for is.
+            let is_whole = grounds.get(&layer.ground).is_some_and(|ground| ground.whole.is_some());
+            let packages = match users.map(|function| &function.stored.manifest.packages).next() {
+                Some(packages) if is_whole => packages.iter().map(ToString::to_string).collect(),
+                _ => layer.packages.iter().map(|folder| distribution(Path::new(folder))).collect(),
+            };
+            (names, packages)
         };
         let mut views: Vec<LayerView> = Vec::new();
         for built in self.layers.built.borrow().iter() {
-            let uses = |key: &VersionKey, version: &Version| built.is_part_of(key, version);
-            let (functions, packages) = named(&uses);
+            let uses = |key: &VersionKey, version: &Version| built.suits(key, version, &known);
+            let (functions, packages) = named(&built.key, &uses);
             views.push(LayerView {
                 packages,
                 functions,
@@ -35,15 +45,13 @@ impl Keeper {
                 problem: None,
             });
         }
-        for ((ground, modules), problem) in self.layers.refused.borrow().iter() {
-            let uses = |key: &VersionKey, version: &Version| {
-                key.ground() == ground && extra(modules, &version.modules).is_empty()
-            };
-            let (functions, packages) = named(&uses);
+        for (layer, problem) in self.layers.refused.borrow().iter() {
+            let uses = |key: &VersionKey, version: &Version| fit::is_for(layer, key, version);
+            let (functions, packages) = named(layer, &uses);
             views.push(LayerView {
                 packages,
                 functions,
-                modules: modules.len() as u32,
+                modules: layer.modules.len() as u32,
                 memory: Size::default(),
                 took_ms: 0.0,
                 problem: Some(problem.clone()),

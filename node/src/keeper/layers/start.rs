@@ -6,6 +6,7 @@ use super::super::{Keeper, memory};
 use super::known::Version;
 use crate::api::ZygoteStart;
 use crate::function::Function;
+use crate::packages::modules_in;
 use crate::zygote::{StartError, Zygote, ZygoteSpec};
 
 impl Keeper {
@@ -52,12 +53,16 @@ impl Keeper {
         }
         function.set_start(ZygoteStart::alone(took, problem));
         let limit_bytes = spec.limits.memory_bytes;
-        let version = Version::new(
+        // (What can't be listed has whatever is looked for: no layer then.)
+        let own = modules_in(&spec.code).map(|names| names.into_iter().collect());
+        let mut version = Version::new(
             zygote.imports().modules.clone(),
             took,
             memory::held_bytes(zygote.pid()).unwrap_or(limit_bytes),
             limit_bytes,
+            Vec::new(),
         );
+        version.own = own.ok();
         self.layers.started(key, ground, Some(version));
         Ok(zygote)
     }

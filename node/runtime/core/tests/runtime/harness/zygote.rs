@@ -65,7 +65,8 @@ impl Zygote {
         let mut command = interpreter(runtime);
         command.env("PYTHONPATH", site);
         let mut process = Self::spawn(command, Path::new("/"));
-        let wish = LayerWish { modules: modules.iter().map(|name| (*name).to_owned()).collect() };
+        let modules = modules.iter().map(|name| (*name).to_owned()).collect();
+        let wish = LayerWish { modules, packages: Vec::new() };
         control::send(process.control.as_fd(), &ToZygote::MakeLayer(wish), &[]).expect("send");
         match process.hear() {
             Some((FromZygote::Layer(layer), mut fds)) => {
@@ -141,6 +142,7 @@ impl Zygote {
             name: "under-test".to_owned(),
             handler: handler.to_owned(),
             code: code.to_string_lossy().into_owned(),
+            packages: Vec::new(),
             freeze,
             rewind: false,
         };

@@ -1,0 +1,130 @@
+//! Where a shared library looks for others (`DT_RPATH`, `DT_RUNPATH`), as far as that depends on its own place.
+//!
+//! Reads a few kilobytes of a file that may say anything: what isn't a sound 64-bit ELF file looks nowhere (and can't be loaded).
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+const PROGRAM_HEADER: usize = 56;
+const HEADERS_MAX: u64 = 128;
+const DYNAMIC_MAX: u64 = 1 << 20;
+const TEXT_MAX: usize = 4096;
+const PT_LOAD: u32 = 1;
+const PT_DYNAMIC: u32 = 2;
+const DT_STRTAB: u64 = 5;
+const DT_RPATH: u64 = 15;
+const DT_RUNPATH: u64 = 29;
+
+/// The folders that it names by its own place: `$ORIGIN/../x`.
+pub(super) fn searches(file: &File) -> Vec<String> {
+    let texts = texts(file).unwrap_or_default();
+    let folders = texts.iter().flat_map(|text| text.split(':'));
+    folders.filter(|folder| folder.contains("ORIGIN")).map(str::to_owned).collect()
+}
+
+fn texts(file: &File) -> Option<Vec<String>> {
+    let mut header = [0; 64];
+    file.read_exact_at(&mut header, 0).ok()?;
+    // 64 bits, the lower byte first.
+    if header[..6] != *b"\x7fELF\x02\x01" {
+        return None;
+    }
+    let (at, count) = (u64_at(&header, 32)?, u64::from(u16_at(&header, 56)?));
+    if u64::from(u16_at(&header, 54)?) != PROGRAM_HEADER as u64 || count > HEADERS_MAX {
+        return None;
+    }
+    let mut headers = vec![0; PROGRAM_HEADER * count as usize];
+    file.read_exact_at(&mut headers, at).ok()?;
+    let (mut loads, mut dynamic) = (Vec::new(), None);
+    for header in headers.chunks_exact(PROGRAM_HEADER) {
+        let (offset, address, len) = (u64_at(header, 8)?, u64_at(header, 16)?, u64_at(header, 32)?);
+        match u32_at(header, 0)? {
+            PT_LOAD => loads.push((offset, address, len)),
+            PT_DYNAMIC => dynamic = Some((offset, len.min(DYNAMIC_MAX))),
+            _ => {}
+        }
+    }
+    let (offset, len) = dynamic?;
+    let mut entries = vec![0; len as usize / 16 * 16];
+    file.read_exact_at(&mut entries, offset).ok()?;
+    let (mut strings, mut wanted) = (None, Vec::new());
+    for entry in entries.chunks_exact(16) {
+        let value = u64_at(entry, 8)?;
+        match u64_at(entry, 0)? {
+            0 => break,
+            DT_STRTAB => strings = Some(value),
+            DT_RPATH | DT_RUNPATH => wanted.push(value),
+            _ => {}
+        }
+    }
+    let strings = strings?;
+    let (offset, address, _) =
+        *loads.iter().find(|(_, address, len)| strings >= *address && strings - address < *len)?;
+    let strings = offset.checked_add(strings - address)?;
+    wanted.into_iter().map(|value| text(file, strings.checked_add(value)?)).collect()
+}
+
+fn text(file: &File, at: u64) -> Option<String> {
+    let mut bytes = vec![0; TEXT_MAX];
+    let read = file.read_at(&mut bytes, at).ok()?;
+    let end = bytes[..read].iter().position(|byte| *byte == 0)?;
+    bytes.truncate(end);
+    String::from_utf8(bytes).ok()
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn what_a_linker_wrote_is_read_and_nonsense_looks_nowhere() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let library = folder.path().join("x.so");
+        let compiler = Command::new("cc")
+            .args([
+                "-shared",
+                "-x",
+                "c",
+                "/dev/null",
+                "-Wl,-rpath,$ORIGIN/../other.libs:/usr/lib:$ORIGIN",
+                "-o",
+            ])
+            .arg(&library)
+            .status();
+        if !compiler.is_ok_and(|status| status.success()) {
+            assert!(std::env::var_os("SPRY_TEST_ALL").is_none(), "SPRY_TEST_ALL is set, but there is no cc");
+            println!("SKIPPED: there is no C compiler");
+            return;
+        }
+        let whole = std::fs::read(&library).expect("read");
+        let of = |bytes: &[u8]| {
+            std::fs::write(&library, bytes).expect("written");
+            searches(&File::open(&library).expect("opened"))
+        };
+        assert_eq!(of(&whole), ["$ORIGIN/../other.libs", "$ORIGIN"]);
+        assert!(of(b"").is_empty() && of(b"\x7fELF").is_empty() && of(&[0xff; 4096]).is_empty());
+        // Cut anywhere, and with any byte of its headers changed, it is read or it isn't.
+        for len in (0..whole.len()).step_by(97) {
+            of(&whole[..len]);
+        }
+        for at in 0..1024.min(whole.len()) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0xff;
+            of(&bytes);
+        }
+    }
+}
