@@ -10,6 +10,7 @@ use std::collections::{BinaryHeap, HashMap};
 use spry_sched::FunctionId;
 use spry_sched::keepalive::{Arrivals, KeepAlive, Layer, Phase, Profile};
 
+use super::layers::Layers;
 use super::trace::{BATCH_NS, Trace};
 
 /// What became of a trace.
@@ -27,6 +28,8 @@ pub struct Outcome {
     pub evicted: u64,
     /// Waiting for all of it, in seconds.
     pub waited_s: f64,
+    /// Package layers that were made.
+    pub layers: u64,
     /// Memory times time, in gigabyte-hours.
     pub memory_gb_h: f64,
     /// By function: calls and cold ones.
@@ -36,6 +39,8 @@ pub struct Outcome {
 #[derive(Clone, Debug, Default)]
 struct State {
     zygote: bool,
+    /// Memory that the zygote holds: what it began from says how much.
+    zygote_bytes: u64,
     instance: bool,
     /// End of the last call so far.
     used_ns: Option<u64>,
@@ -58,6 +63,8 @@ enum Happening {
 struct Machine<'a> {
     trace: &'a Trace,
     policy: &'a mut dyn KeepAlive,
+    /// If functions' imports are told apart.
+    layers: Option<Layers>,
     budget_bytes: u64,
     states: Vec<State>,
     /// Package layers that are there, and who used them last when.
@@ -80,9 +87,20 @@ pub fn footprint_bytes(trace: &Trace) -> u64 {
 
 /// Runs a trace under a policy on a node with so much memory.
 pub fn run(trace: &Trace, policy: &mut dyn KeepAlive, budget_bytes: u64) -> Outcome {
+    run_with(trace, policy, None, budget_bytes)
+}
+
+/// The same; `layers` says what zygotes take, in place of the trace's packages.
+pub fn run_with(
+    trace: &Trace,
+    policy: &mut dyn KeepAlive,
+    layers: Option<Layers>,
+    budget_bytes: u64,
+) -> Outcome {
     let mut machine = Machine {
         trace,
         policy,
+        layers,
         budget_bytes,
         states: vec![State::default(); trace.functions.len()],
         packages: HashMap::new(),
@@ -92,13 +110,14 @@ pub fn run(trace: &Trace, policy: &mut dyn KeepAlive, budget_bytes: u64) -> Outc
         outcome: Outcome { by_function: vec![(0, 0); trace.functions.len()], ..Outcome::default() },
     };
     machine.run();
+    machine.outcome.layers = machine.layers.map_or(0, |layers| layers.made);
     machine.outcome
 }
 
 impl Machine<'_> {
     fn run(&mut self) {
         for (function, spec) in self.trace.functions.iter().enumerate() {
-            self.policy.learn(id(function), spec.profile);
+            self.policy.learn(id(function), self.profile(function));
             if let Some(first) = spec.batches.first() {
                 self.agenda.push(Reverse((first.at_ns, Happening::Call { function, batch: 0 })));
             }
@@ -108,6 +127,7 @@ impl Machine<'_> {
                 break;
             }
             self.count_memory(now_ns);
+            self.plan_layers(now_ns);
             match happening {
                 Happening::Call { function, batch } => self.call(function, batch, now_ns),
                 Happening::Look { function, version } if self.states[function].version == version => {
@@ -126,7 +146,22 @@ impl Machine<'_> {
     }
 
     fn profile(&self, function: usize) -> Profile {
-        self.trace.functions[function].profile
+        let mut profile = self.trace.functions[function].profile;
+        if let Some(layers) = &self.layers {
+            profile.package = None;
+            profile.costs[1] = layers.zygote(function);
+        }
+        profile
+    }
+
+    fn plan_layers(&mut self, now_ns: u64) {
+        let Some(layers) = &mut self.layers else { return };
+        let Some(more) = layers.plan(now_ns, self.budget_bytes.saturating_sub(self.bytes)) else { return };
+        self.bytes = self.bytes.saturating_add_signed(more);
+        // What a zygote takes may be another now.
+        for function in 0..self.trace.functions.len() {
+            self.policy.learn(id(function), self.profile(function));
+        }
     }
 
     fn call(&mut self, function: usize, batch: usize, now_ns: u64) {
@@ -180,8 +215,13 @@ impl Machine<'_> {
             if !self.make_room(cost.bytes, function, now_ns) {
                 return if needed { took_ns + profile.cost(Layer::Instance).start_ns } else { 0 };
             }
-            self.states[function].zygote = true;
-            self.bytes += cost.bytes;
+            // (Making room may have cost it the layer that it was going to begin from.)
+            let bytes = self.profile(function).cost(Layer::Zygote).bytes;
+            (self.states[function].zygote, self.states[function].zygote_bytes) = (true, bytes);
+            self.bytes += bytes;
+            if let Some(layers) = &mut self.layers {
+                layers.begun(function, now_ns);
+            }
         }
         if let Some(place) = profile.package.and_then(|package| self.packages.get_mut(&package)) {
             *place = (function, now_ns);
@@ -246,16 +286,24 @@ impl Machine<'_> {
     }
 
     fn drop(&mut self, function: usize, layer: Layer) {
+        let instance_bytes = self.profile(function).cost(Layer::Instance).bytes;
         let state = &mut self.states[function];
-        let there = if layer == Layer::Instance { &mut state.instance } else { &mut state.zygote };
-        if std::mem::take(there) {
-            self.bytes -= self.profile(function).cost(layer).bytes;
+        if layer == Layer::Instance {
+            self.bytes -= if std::mem::take(&mut state.instance) { instance_bytes } else { 0 };
+        } else if std::mem::take(&mut state.zygote) {
+            self.bytes -= std::mem::take(&mut state.zygote_bytes);
+            self.bytes -= self.layers.as_mut().map_or(0, |layers| layers.ended(function));
         }
     }
 
     /// Pushes out what is worth least until there is room. `keep` is not touched.
     fn make_room(&mut self, bytes: u64, keep: usize, now_ns: u64) -> bool {
         while self.bytes + bytes > self.budget_bytes {
+            let freed = self.layers.as_mut().map_or(0, Layers::give_way);
+            if freed > 0 {
+                self.bytes -= freed;
+                continue;
+            }
             let mut least: Option<(f64, Victim)> = None;
             let mut consider = |worth: f64, victim| {
                 if least.is_none_or(|(least, _)| worth < least) {

@@ -4,7 +4,11 @@
 //!
 //! The policies are those of `spry_sched::keepalive`, the same that a node uses. What counts is how many calls
 //! find nothing warm, against the memory that was held for it; each number beside `ttl`'s with the same memory.
+//!
+//! With `--layers` the policies run beside the planner of package layers ([`layers`]); each number is then beside that
+//! of the same policy without layers.
 
+pub mod layers;
 pub mod machine;
 pub mod trace;
 
@@ -12,6 +16,7 @@ use clap::Args;
 use spry_sched::keepalive::{Kind, SECOND_NS};
 
 use crate::report::Row;
+use layers::{Layers, Sharing};
 use machine::Outcome;
 
 const BENCH: &str = "keepalive";
@@ -32,6 +37,9 @@ pub struct Options {
     /// Every function's `scale.idle`, in minutes.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_080))]
     idle: u32,
+    /// With package layers, which may hold so many percent of the node's memory.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    layers: Option<u32>,
     /// Where the random numbers start.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -50,6 +58,9 @@ pub fn run(options: &Options) -> Vec<Row> {
         all_bytes as f64 / 1e9,
         options.seed
     );
+    if let Some(percent) = options.layers {
+        return with_layers(options, &trace, percent);
+    }
     let mut rows = Vec::new();
     for percent in &options.memory {
         let budget_bytes = (u128::from(all_bytes) * u128::from(*percent) / 100) as u64;
@@ -59,6 +70,38 @@ pub fn run(options: &Options) -> Vec<Row> {
             let outcome = machine::run(&trace, &mut *policy, budget_bytes);
             let ttl = ttl.get_or_insert_with(|| outcome.clone());
             rows.extend(report(&format!("{}, {percent} % memory", kind.name()), &outcome, ttl));
+        }
+    }
+    rows
+}
+
+/// Runs every policy beside the planner of layers.
+fn with_layers(options: &Options, trace: &trace::Trace, layers_percent: u32) -> Vec<Row> {
+    let alone = Layers::new(trace, Sharing::None, 0, options.seed);
+    let of = |function: usize| alone.alone(function).bytes + trace.functions[function].profile.costs[2].bytes;
+    let all_bytes: u64 = (0..trace.functions.len()).map(of).sum();
+    let mut rows = Vec::new();
+    for percent in &options.memory {
+        let budget_bytes = (u128::from(all_bytes) * u128::from(*percent) / 100) as u64;
+        let layers_bytes = (u128::from(budget_bytes) * u128::from(layers_percent) / 100) as u64;
+        for kind in Kind::ALL {
+            let mut none = None;
+            for sharing in Sharing::ALL {
+                let layers = Layers::new(trace, sharing, layers_bytes, options.seed);
+                let outcome = machine::run_with(trace, &mut *kind.policy(), Some(layers), budget_bytes);
+                let none = none.get_or_insert_with(|| outcome.clone());
+                let case = format!("{}, {percent} % memory, {}", kind.name(), sharing.name());
+                let row = |metric, unit, value: fn(&Outcome) -> f64| {
+                    Row::new(BENCH, &case, metric, value(&outcome), unit).against(value(none))
+                };
+                rows.extend([
+                    row("waiting", "s", |o| o.waited_s),
+                    row("waiting, a cold call", "ms", |o| o.waited_s * 1e3 / o.cold.max(1) as f64),
+                    row("cold calls", "of a million", |o| per_million(o.cold, o.calls)),
+                    row("memory x time", "GB h", |o| o.memory_gb_h),
+                    row("layers made", "", |o| o.layers as f64),
+                ]);
+            }
         }
     }
     rows
