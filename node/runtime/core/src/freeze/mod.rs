@@ -22,6 +22,7 @@
 //! Nothing here may fail a function: what can't be frozen stays as it is, and the reason is told.
 
 mod guard;
+mod join;
 mod plan;
 
 use std::ffi::CStr;
@@ -229,6 +230,9 @@ fn keep_from_emptying(ranges: &[Range<usize>]) -> Result<(), String> {
 fn found(own: OwnMemory, page: usize, gap: usize) -> Result<(Vec<plan::Mapping>, String), String> {
     memory::trim_heap();
     let text = own.mappings()?;
+    for constants in join::constants(&text) {
+        memory::make_executable(&constants);
+    }
     let texts = text.as_ptr() as usize..text.as_ptr() as usize + text.capacity();
     let mut found = Vec::new();
     for mapping in plan::mappings(&text, memory::stack_address()) {

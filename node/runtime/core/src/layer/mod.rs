@@ -19,7 +19,7 @@
 //! `table` is the file's own description. Where the machine's code isn't known (`sys::switch`), there are no layers.
 
 pub(crate) mod restore;
-mod smaps;
+pub(crate) mod smaps;
 mod table;
 pub(crate) mod take;
 mod writer;

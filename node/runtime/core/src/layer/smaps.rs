@@ -4,25 +4,25 @@ use std::ops::Range;
 
 /// One mapping.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Mapping<'t> {
-    pub(super) range: Range<usize>,
+pub(crate) struct Mapping<'t> {
+    pub(crate) range: Range<usize>,
     /// `PROT_*`.
-    pub(super) protection: i32,
-    pub(super) shared: bool,
-    pub(super) offset: u64,
-    pub(super) inode: u64,
+    pub(crate) protection: i32,
+    pub(crate) shared: bool,
+    pub(crate) offset: u64,
+    pub(crate) inode: u64,
     /// A path, a name such as `[heap]`, or nothing.
-    pub(super) name: &'t str,
+    pub(crate) name: &'t str,
     /// Kibibytes of pages that were written to.
-    pub(super) anonymous: usize,
+    pub(crate) anonymous: usize,
     /// Kibibytes in swap.
-    pub(super) swapped: usize,
-    pub(super) has_key: bool,
-    pub(super) flags: &'t str,
+    pub(crate) swapped: usize,
+    pub(crate) has_key: bool,
+    pub(crate) flags: &'t str,
 }
 
 impl<'t> Mapping<'t> {
-    pub(super) fn begin(line: &'t str) -> Option<Self> {
+    pub(crate) fn begin(line: &'t str) -> Option<Self> {
         let (range, rest) = line.split_once(' ')?;
         let (start, end) = range.split_once('-')?;
         let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
@@ -47,13 +47,13 @@ impl<'t> Mapping<'t> {
         })
     }
 
-    pub(super) fn has_flag(&self, wanted: &[&str]) -> bool {
+    pub(crate) fn has_flag(&self, wanted: &[&str]) -> bool {
         self.flags.split_ascii_whitespace().any(|flag| wanted.contains(&flag))
     }
 }
 
 /// The mappings of this text, in order.
-pub(super) fn mappings(text: &str) -> impl Iterator<Item = Mapping<'_>> {
+pub(crate) fn mappings(text: &str) -> impl Iterator<Item = Mapping<'_>> {
     let mut lines = text.lines();
     let mut next: Option<Mapping<'_>> = None;
     std::iter::from_fn(move || {

@@ -124,6 +124,12 @@ pub(crate) fn touched(range: &Range<usize>) -> io::Result<Vec<u8>> {
     Ok(pages)
 }
 
+/// Makes what can only be read executable as well. Where that isn't allowed, it stays as it is.
+pub(crate) fn make_executable(range: &Range<usize>) {
+    // SAFETY: what could be read still can, and nothing more can be written to.
+    unsafe { libc::mprotect(range.start as *mut _, range.len(), libc::PROT_READ | libc::PROT_EXEC) };
+}
+
 /// What is to be exchanged, and for what.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Exchange {
