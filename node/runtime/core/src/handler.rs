@@ -25,6 +25,10 @@ pub trait Handler: Sized {
         clone()
     }
 
+    /// Called in the zygote while nobody waits for it, before each fork that finds time for that: does what needn't be done in the new
+    /// process, and must be done for each.
+    fn before_fork(&mut self) {}
+
     /// The threads that loading left behind, by name, for the message of the refusal.
     fn threads(&self) -> Vec<String> {
         crate::sys::other_threads()
@@ -54,6 +58,13 @@ pub trait Handler: Sized {
 
     /// Serves one invocation. `Err` (and a panic) fails the invocation and not the instance.
     fn call(&mut self, request: &Request<'_>, response: &mut Response<'_>) -> Result<(), Failure>;
+
+    /// Does in the zygote what an instance does around its first call, without what is the function's own: for what is written
+    /// meanwhile, see `rehearsal`.
+    fn rehearse(&mut self, request: &Request<'_>, response: &mut Response<'_>) -> Result<(), Failure> {
+        let _ = (request, response);
+        Ok(())
+    }
 
     /// Writes what the language has buffered of the function's output; the C library's own is written after it.
     fn flush(&mut self) {}

@@ -25,7 +25,8 @@
 //! instead of the instance.
 
 pub mod handler;
-pub mod request;
+pub mod rehearsal;
+mod request;
 pub mod response;
 
 mod fork;

@@ -18,6 +18,7 @@ use spry_wire::frame::ResponseEncoder;
 use crate::handler::{Failure, Handler};
 use crate::input::{Input, InputError};
 use crate::outbox::Outbox;
+use crate::request::Request;
 use crate::response::Response;
 use crate::segments::{Inbox, Segments};
 use crate::{rewind, sys};
@@ -51,7 +52,14 @@ impl Instance {
         while let Some(descriptor) = endpoint.receive()? {
             outbox.begin(descriptor.invocation);
             outbox.reclaim();
-            let answered = answer(&descriptor, &mut input, &mut outbox, &mut *endpoint, &mut head, handler);
+            let answered = answer(
+                &descriptor,
+                &mut input,
+                &mut outbox,
+                &mut *endpoint,
+                &mut head,
+                |request, response| handler.call(request, response),
+            );
             let mut answer = match answered {
                 Ok(answer) => Descriptor { flags: status::OK, ..answer },
                 Err(failure) => outbox.fail(&failure.text),
@@ -74,20 +82,21 @@ impl Instance {
     }
 }
 
-/// Runs the handler. The result says where the answer lies.
-fn answer<H: Handler>(
+/// Runs the handler, by `call`. The result says where the answer lies.
+#[inline(always)]
+pub(crate) fn answer(
     descriptor: &Descriptor,
     input: &mut Input,
     outbox: &mut Outbox,
     bus: &mut dyn Endpoint,
     head: &mut ResponseEncoder,
-    handler: &mut H,
+    call: impl FnOnce(&Request<'_>, &mut Response<'_>) -> Result<(), Failure>,
 ) -> Result<Descriptor, Failure> {
     let request = input.read(descriptor, outbox).map_err(unreadable)?;
     let mut response = Response::new(outbox, head, bus, request.call());
     // A handler that panicked half-way is called again: it gets `&mut self` either way, and what it leaves
     // inconsistent is its own function's.
-    let outcome = catch_unwind(AssertUnwindSafe(|| handler.call(&request, &mut response)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| call(&request, &mut response)));
     let answered = match outcome {
         Ok(Ok(())) => response.finish(&request).map_err(Failure::from),
         Ok(Err(failure)) => Err(failure),

@@ -18,7 +18,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::OnceLock;
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 
 /// What `clone3` returned, on either side.
 #[derive(Debug)]
@@ -254,6 +254,12 @@ pub(crate) fn has_output(watch: &OwnedFd) -> bool {
     let mut room = [MaybeUninit::uninit()];
     let ready = epoll::wait(watch, &mut room, Some(&Timespec::default()));
     !matches!(ready, Ok((events, _)) if events.is_empty())
+}
+
+/// Whether a message waits on this socket, or nothing can be said of that.
+pub(crate) fn has_message(socket: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(socket, PollFlags::IN)];
+    poll(&mut asked, Some(&Timespec::default())) != Ok(0)
 }
 
 const RSEQ_UNREGISTER: c_int = 1;

@@ -14,6 +14,7 @@ use crate::handler::{Handler, LoadError, Side};
 use crate::layer::PAGEMAP_FD;
 use crate::layer::restore::restore;
 use crate::layer::take::{Taken, take};
+use crate::rehearsal::rehearse;
 use crate::rewind;
 use crate::sys::{self, layer as kernel};
 
@@ -149,6 +150,8 @@ fn live<H: Handler>(
             let message = shorten(threads_text(&init, &handler.threads()), MESSAGE_BYTES);
             return control::send(socket.as_fd(), &FromZygote::Failed { message }, &[]);
         }
+    } else {
+        rehearse(&mut handler);
     }
     control::send(socket.as_fd(), &FromZygote::Imported(handler.imports(&init).bounded()), &[])?;
     handler.flush();
@@ -156,9 +159,7 @@ fn live<H: Handler>(
     let runtime = H::runtime();
     // Once, for all instances.
     sys::rseq_offset();
-    if init.rewind {
-        sys::heap::begin();
-    }
+    sys::heap::begin();
     let frozen = freeze(&init.freeze, memory);
     if init.rewind {
         rewind::keep_pages_small();
@@ -168,9 +169,18 @@ fn live<H: Handler>(
     }
     memory.close();
     control::send(socket.as_fd(), &FromZygote::Ready { runtime, frozen }, &[])?;
+    if !init.rewind {
+        rehearse(&mut handler);
+        handler.before_fork();
+    }
     while let Some((message, fds)) = control::receive::<ToZygote>(socket.as_fd())? {
         match message {
-            ToZygote::Fork(request) => fork(socket, &mut handler, &request, fds)?,
+            ToZygote::Fork(request) => {
+                fork(socket, &mut handler, &request, fds)?;
+                if !request.rewind && !sys::has_message(socket) {
+                    handler.before_fork();
+                }
+            }
             ToZygote::Init(_) | ToZygote::MakeLayer(_) | ToZygote::Restore { .. } | ToZygote::Taken => {}
         }
     }

@@ -206,10 +206,9 @@ def load(code, handler, function_name, packages):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=False, errors="backslashreplace")
     find_generators()
-    if ONE_SIDED and len(AFTER_FORK) == OWN_HOOKS:
-        # Nothing of the function's: done often enough to have what the interpreter makes of it frozen with the rest.
-        for _ in range(16):
-            forked()
+    for _ in range(16):
+        # Often enough to have what the interpreter makes of it frozen with the rest.
+        seed()
     gc.collect()
     gc.freeze()
     return function, how
@@ -306,16 +305,32 @@ def register_at_fork(**hooks):
         ONE_SIDED = False
 
 
-def forked():
-    """What is left to do in an instance whose zygote has one thread: CPython's own work after a fork is about threads that
-    are gone and locks that these held."""
+def renewals():
+    """What is left to be called in an instance whose zygote has one thread, and has called `seed` for it: what is the
+    runtime's own, and what isn't. `None`: CPython's own work after a fork, which is about threads that are gone and locks that
+    these held, and takes ten times as long."""
+    if not ONE_SIDED:
+        return None
     thread = threading.current_thread()
-    if hasattr(thread, "_set_native_id"):
-        thread._set_native_id()
+    own = [thread._set_native_id] if hasattr(thread, "_set_native_id") else []
     # CPython 3.12 and later: an event loop isn't taken along, whose descriptors are closed here.
     if hasattr(asyncio.events, "on_fork"):
-        asyncio.events.on_fork()
-    rewound()
+        own.append(asyncio.events.on_fork)
+    others = [hook for hook in AFTER_FORK if not is_own_seed(hook)]
+    return own, [lambda: run(others)] if others else []
+
+
+def seed():
+    """Gives the generators new states: in the zygote, ahead of a fork, for that fork alone, or in the new process."""
+    run([hook for hook in AFTER_FORK if is_own_seed(hook)])
+
+
+def nobody(*_):
+    """Answers as a function that does nothing."""
+
+
+def is_own_seed(hook):
+    return hook is after_fork or "random" in sys.modules and hook == sys.modules["random"]._inst.seed
 
 
 def renews():
@@ -325,7 +340,11 @@ def renews():
 
 def rewound():
     """Makes the process differ from what it was after the last rewinding, as forks differ."""
-    for hook in AFTER_FORK:
+    run(AFTER_FORK)
+
+
+def run(hooks):
+    for hook in hooks:
         try:
             hook()
         except Exception:
@@ -336,7 +355,6 @@ os.register_at_fork = register_at_fork
 os.register_at_fork(after_in_child=after_fork)
 if "random" in sys.modules:
     AFTER_FORK.append(sys.modules["random"]._inst.seed)
-OWN_HOOKS = len(AFTER_FORK)
 
 
 # JSON, without what json.loads and json.dumps do anew at each call

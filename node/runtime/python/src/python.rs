@@ -42,8 +42,23 @@ pub(crate) struct Python {
     in_sys: Py<PyDict>,
     /// What is to be called after each rewinding; `None`: it would do nothing.
     rewound: Option<Py<PyAny>>,
-    /// What is to be called in a new instance; `None`: CPython's own work after a fork, which takes ten times as long.
-    forked: Option<Py<PyAny>>,
+    /// What is to be called in a new instance; `None`: CPython's own work after a fork.
+    renewals: Option<Renewals>,
+    /// Stands in for the function where none of its code may run.
+    nobody: Py<PyAny>,
+    /// What gives the generators of random numbers new states.
+    seed: Py<PyAny>,
+    /// The generators' states are for the next instance alone.
+    seeded: bool,
+}
+
+/// What is called in a new instance.
+#[derive(Debug)]
+struct Renewals {
+    /// The runtime's own, which can be called again and in the zygote.
+    own: Vec<Py<PyAny>>,
+    /// What the function and its libraries have registered.
+    functions: Vec<Py<PyAny>>,
 }
 
 #[derive(Debug)]
@@ -84,10 +99,13 @@ impl Python {
                 true => Some(glue.getattr("rewound")?.unbind()),
                 false => None,
             },
-            forked: match glue.getattr("ONE_SIDED")?.extract()? {
-                true => Some(glue.getattr("forked")?.unbind()),
-                false => None,
-            },
+            renewals: glue
+                .call_method0("renewals")?
+                .extract::<Option<_>>()?
+                .map(|(own, functions)| Renewals { own, functions }),
+            nobody: glue.getattr("nobody")?.unbind(),
+            seed: glue.getattr("seed")?.unbind(),
+            seeded: false,
             in_sys: sys.dict().unbind(),
         })
     }
@@ -193,14 +211,36 @@ impl Handler for Python {
     fn around_fork(&mut self, clone: &mut dyn FnMut() -> Side) -> Side {
         self.flush();
         pyo3::Python::attach(|py| {
-            let Some(forked) = &self.forked else { return capi::around_fork(py, clone) };
+            let Some(renewals) = &self.renewals else { return capi::around_fork(py, clone) };
+            let seeded = std::mem::take(&mut self.seeded);
             let side = clone();
             if side == Side::Child {
-                // As for `rewound`.
-                let _renewed = forked.bind(py).call0();
+                let seed = if seeded { None } else { Some(&self.seed) };
+                for call in seed.into_iter().chain(&renewals.own).chain(&renewals.functions) {
+                    // As for `rewound`.
+                    let _renewed = call.bind(py).call0();
+                }
             }
             side
         })
+    }
+
+    fn before_fork(&mut self) {
+        if self.renewals.is_some() && !self.seeded {
+            self.seeded = pyo3::Python::attach(|py| self.seed.bind(py).call0().is_ok());
+        }
+    }
+
+    fn rehearse(&mut self, request: &Request<'_>, response: &mut Response<'_>) -> Result<(), Failure> {
+        pyo3::Python::attach(|py| {
+            for call in self.renewals.iter().flat_map(|renewals| &renewals.own) {
+                let _renewed = call.bind(py).call0();
+            }
+            std::mem::swap(&mut self.function, &mut self.nobody);
+        });
+        let answered = self.call(request, response);
+        std::mem::swap(&mut self.function, &mut self.nobody);
+        answered
     }
 
     fn rewound(&mut self) {

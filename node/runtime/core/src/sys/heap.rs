@@ -1,8 +1,8 @@
 //! Memory for the runtime's own small blocks, side by side.
 //!
-//! Where instances are rewound, each page that has been written to since the freeze is copied back after every request. `malloc`
-//! gives out a small block wherever loading the function has left a hole: the few dozen blocks of an instance's setup and
-//! of a call lay on as many pages. From [`begin`] on the runtime gets them from a room of its own, in the order in which it asks
+//! Each page that is written to after the freeze is copied first, and where instances are rewound copied back after every
+//! request. `malloc` gives out a small block wherever loading the function has left a hole: the few dozen blocks of an instance's
+//! setup and of a call lay on as many pages. From [`begin`] on the runtime gets them from a room of its own, in the order in which it asks
 //! for them, and what is given back is given out again first. The function's own `malloc` is as it was.
 //!
 //! It is no general allocator: blocks are powers of two, none becomes another size, and what doesn't fit comes from the

@@ -441,6 +441,32 @@ fn forks_with_hooks_for_the_new_process_alone() {
     assert_ne!(randoms[1], randoms[2]);
 }
 
+/// A zygote has itself answer once, so that its instances find done what it can do for them.
+#[test]
+fn what_a_zygote_rehearses_is_none_of_the_functions_code() {
+    for parameters in ["", "params", "event, context", "request: spry.Request"] {
+        let zygote = load(&format!(
+            "import os, spry\nseen = []\nos.register_at_fork(after_in_child=lambda: seen.append('forked'))\n\
+             def main({parameters}):\n    seen.append('called')\n    print(seen)\n    return seen\n",
+        ));
+        for _ in 0..2 {
+            let mut instance = zygote.fork();
+            assert_eq!(call(&mut instance, "{}").text(), r#"["forked","called"]"#, "{parameters}");
+            assert_eq!(instance.out(), "['forked', 'called']\n", "{parameters}");
+        }
+    }
+}
+
+/// A zygote gives its generators new states when nobody waits for a fork; whom it has no time for does it by itself.
+#[test]
+fn forks_that_are_asked_for_at_once_differ_in_their_random_numbers() {
+    let zygote = load("import random\ndef main(): return str(random.getrandbits(128))\n");
+    let mut drawn: Vec<String> = (0..8).map(|_| call(&mut zygote.fork(), "").text().to_owned()).collect();
+    drawn.extend(zygote.fork_at_once(8).iter_mut().map(|instance| call(instance, "").text().to_owned()));
+    let different: std::collections::BTreeSet<&String> = drawn.iter().collect();
+    assert_eq!(different.len(), drawn.len(), "{drawn:?}");
+}
+
 /// A function's own thread runs while its instance waits for the next call.
 #[test]
 fn background_threads_run_between_calls() {

@@ -77,6 +77,74 @@ impl Answer {
     }
 }
 
+/// An instance that was asked for.
+pub(crate) struct Asked {
+    number: u64,
+    outbox_fd: OwnedFd,
+    control: OwnedFd,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+    inbox: Writer,
+    outbox: Reader,
+    release: ReleaseWriter,
+    transport: Arc<dyn Transport>,
+    port: Box<dyn Port>,
+    peer: PeerId,
+}
+
+impl Asked {
+    /// Waits for its hello. Zygotes answer in the order in which they were asked.
+    pub(crate) fn born(self, zygote: &Zygote) -> Result<Instance, FromInstance> {
+        let Self {
+            number,
+            outbox_fd,
+            control,
+            stdout,
+            stderr,
+            inbox,
+            outbox,
+            release,
+            transport,
+            port,
+            peer,
+        } = self;
+        let pidfd = match zygote.hear() {
+            Some((FromZygote::Forked { instance }, mut fds)) if instance == number && fds.len() == 1 => {
+                fds.remove(0)
+            }
+            other => panic!("{other:?} came for Fork; the log: {}", drain(&zygote.log)),
+        };
+        let pid = pid_of(&pidfd);
+        let blocks = Allocator::new(INBOX.len);
+        let instance = Instance {
+            pid,
+            pidfd,
+            control,
+            stdout,
+            stderr,
+            inbox,
+            outbox,
+            release,
+            shelf: Shelf::default(),
+            emitted: Vec::new(),
+            blocks,
+            transport,
+            port,
+            peer,
+            reaped: false,
+        };
+        wait_readable(instance.control.as_fd(), "the instance");
+        match control::receive::<FromInstance>(instance.control.as_fd()).expect("receive from the instance") {
+            Some((FromInstance::Hello, _)) => {}
+            Some((failed, _)) => return Err(failed),
+            None => panic!("the instance ended: {}{}", drain(&instance.stderr), drain(&zygote.log)),
+        }
+        require_sealed(&outbox_fd).expect("the instance sealed its outbox");
+        assert!(instance.transport.admit(peer), "admitted");
+        Ok(instance)
+    }
+}
+
 impl Instance {
     pub(crate) fn make(zygote: &Zygote, payload_max: u64, outbox_len: u32) -> Self {
         Self::try_make(zygote, payload_max, outbox_len)
@@ -85,6 +153,11 @@ impl Instance {
 
     /// Forks an instance and waits for its hello.
     pub(crate) fn try_make(zygote: &Zygote, payload_max: u64, outbox_len: u32) -> Result<Self, FromInstance> {
+        Self::ask(zygote, payload_max, outbox_len).born(zygote)
+    }
+
+    /// Asks for an instance, and waits for nothing.
+    pub(crate) fn ask(zygote: &Zygote, payload_max: u64, outbox_len: u32) -> Asked {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let transport = transport();
@@ -121,41 +194,8 @@ impl Instance {
         control::send(zygote.control.as_fd(), &ToZygote::Fork(request), &fds).expect("send Fork");
         drop((their_control, their_stdout, their_stderr));
         drop(attachment.endpoint);
-        let pidfd = match zygote.hear() {
-            Some((FromZygote::Forked { instance }, mut fds)) if instance == number && fds.len() == 1 => {
-                fds.remove(0)
-            }
-            other => panic!("{other:?} came for Fork; the log: {}", drain(&zygote.log)),
-        };
-        let pid = pid_of(&pidfd);
         let peer = attachment.peer;
-        let blocks = Allocator::new(INBOX.len);
-        let instance = Self {
-            pid,
-            pidfd,
-            control,
-            stdout,
-            stderr,
-            inbox,
-            outbox,
-            release,
-            shelf: Shelf::default(),
-            emitted: Vec::new(),
-            blocks,
-            transport,
-            port,
-            peer,
-            reaped: false,
-        };
-        wait_readable(instance.control.as_fd(), "the instance");
-        match control::receive::<FromInstance>(instance.control.as_fd()).expect("receive from the instance") {
-            Some((FromInstance::Hello, _)) => {}
-            Some((failed, _)) => return Err(failed),
-            None => panic!("the instance ended: {}{}", drain(&instance.stderr), drain(&zygote.log)),
-        }
-        require_sealed(&outbox_fd).expect("the instance sealed its outbox");
-        assert!(instance.transport.admit(peer), "admitted");
-        Ok(instance)
+        Asked { number, outbox_fd, control, stdout, stderr, inbox, outbox, release, transport, port, peer }
     }
 
     /// Sends a request frame and waits for the answer; releases its block at once.

@@ -13,7 +13,7 @@ use spry_wire::freeze::{FreezeWish, Frozen};
 use spry_wire::layer::{Imports, Layer, LayerWish};
 
 use super::build;
-use super::instance::Instance;
+use super::instance::{Asked, Instance};
 use super::wait_readable;
 
 /// A running zygote; killed and reaped when dropped.
@@ -170,6 +170,16 @@ impl Zygote {
     /// Has an instance made.
     pub(crate) fn fork(&self) -> Instance {
         Instance::make(self, 6 << 20, 16 << 20)
+    }
+
+    /// Asks for so many at once: the zygote has read none of these requests when the last one is there.
+    pub(crate) fn fork_at_once(&self, count: usize) -> Vec<Instance> {
+        let signal =
+            |signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).expect("signal");
+        signal(nix::sys::signal::Signal::SIGSTOP);
+        let asked: Vec<Asked> = (0..count).map(|_| Instance::ask(self, 6 << 20, 16 << 20)).collect();
+        signal(nix::sys::signal::Signal::SIGCONT);
+        asked.into_iter().map(|asked| asked.born(self).expect("an instance")).collect()
     }
 
     pub(crate) fn pid(&self) -> i32 {
