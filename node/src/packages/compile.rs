@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::pip::{self, Outcome};
 use super::shelf::{Unit, Work};
@@ -16,7 +17,7 @@ use super::{PackagesError, off_the_loop};
 use crate::config;
 use crate::sandbox::installation;
 use crate::units::Size;
-use crate::zygote::{Executor, Task, TaskSpec};
+use crate::zygote::{Executor, ExitHow, Task, TaskSpec};
 
 /// Compiles a folder's modules into `work`. What can't be compiled isn't, and says so when it is imported.
 pub(super) async fn run(
@@ -26,6 +27,7 @@ pub(super) async fn run(
     work: &Work,
     interpreter: &Path,
     uid_gid: Option<(u32, u32)>,
+    until: Instant,
 ) -> Result<(), PackagesError> {
     let mut visible = installation(interpreter);
     visible.push(unit.folder.clone());
@@ -41,11 +43,17 @@ pub(super) async fn run(
         network: false,
     };
     let task = Task::start(executor, &spec).await.map_err(|error| PackagesError::Start(Box::new(error)))?;
-    match pip::watch(task, config, work, |_| {}).await? {
+    match pip::watch(task, config, until.saturating_duration_since(Instant::now()), work, |_| {}).await? {
         Outcome { output, exit: None } => {
             Err(PackagesError::Timeout { after: config.timeout.as_duration(), output })
         }
-        Outcome { .. } => Ok(()),
+        Outcome { exit: Some(exit), output } => {
+            // 1: some of it can't be compiled.
+            if !matches!(exit.how, ExitHow::Code(0 | 1)) {
+                tracing::warn!(%exit, output, "{} isn't compiled", unit.place.display());
+            }
+            Ok(())
+        }
     }
 }
 
@@ -71,13 +79,14 @@ pub(super) fn take(
     limit: Size,
 ) -> Result<u64, PackagesError> {
     let within = unit.folder.strip_prefix("/").unwrap_or(&unit.folder);
-    let cache = work.site().join(within);
     let mut bytes = 0_u64;
     for source in sources(&unit.folder)? {
         let (Some(name), Some(folder)) = (source.file_stem(), source.parent()) else { continue };
         let mut compiled = name.to_owned();
         compiled.push(format!(".{tag}.pyc"));
-        let Ok(tree) = super::tree::Single::open(&cache, &folder.join(&compiled)) else { continue };
+        let Ok(tree) = super::tree::Single::open(&work.site(), &within.join(folder).join(&compiled)) else {
+            continue;
+        };
         bytes = bytes.saturating_add(tree.len());
         if bytes > left {
             return Err(PackagesError::Size { limit });

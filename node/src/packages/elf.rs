@@ -9,6 +9,8 @@ const PROGRAM_HEADER: usize = 56;
 const HEADERS_MAX: u64 = 128;
 const DYNAMIC_MAX: u64 = 1 << 20;
 const TEXT_MAX: usize = 4096;
+/// Folders that are looked at of one file.
+const FOLDERS_MAX: usize = 32;
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
 const DT_STRTAB: u64 = 5;
@@ -19,7 +21,7 @@ const DT_RUNPATH: u64 = 29;
 pub(super) fn searches(file: &File) -> Vec<String> {
     let texts = texts(file).unwrap_or_default();
     let folders = texts.iter().flat_map(|text| text.split(':'));
-    folders.filter(|folder| folder.contains("ORIGIN")).map(str::to_owned).collect()
+    folders.filter(|folder| folder.contains("ORIGIN")).map(str::to_owned).take(FOLDERS_MAX).collect()
 }
 
 fn texts(file: &File) -> Option<Vec<String>> {
@@ -47,13 +49,15 @@ fn texts(file: &File) -> Option<Vec<String>> {
     let (offset, len) = dynamic?;
     let mut entries = vec![0; len as usize / 16 * 16];
     file.read_exact_at(&mut entries, offset).ok()?;
-    let (mut strings, mut wanted) = (None, Vec::new());
+    // As the loader does: of each kind the last one counts.
+    let (mut strings, mut rpath, mut runpath) = (None, None, None);
     for entry in entries.chunks_exact(16) {
         let value = u64_at(entry, 8)?;
         match u64_at(entry, 0)? {
             0 => break,
             DT_STRTAB => strings = Some(value),
-            DT_RPATH | DT_RUNPATH => wanted.push(value),
+            DT_RPATH => rpath = Some(value),
+            DT_RUNPATH => runpath = Some(value),
             _ => {}
         }
     }
@@ -61,7 +65,7 @@ fn texts(file: &File) -> Option<Vec<String>> {
     let (offset, address, _) =
         *loads.iter().find(|(_, address, len)| strings >= *address && strings - address < *len)?;
     let strings = offset.checked_add(strings - address)?;
-    wanted.into_iter().map(|value| text(file, strings.checked_add(value)?)).collect()
+    rpath.into_iter().chain(runpath).map(|value| text(file, strings.checked_add(value)?)).collect()
 }
 
 fn text(file: &File, at: u64) -> Option<String> {
@@ -121,6 +125,25 @@ mod tests {
         for len in (0..whole.len()).step_by(97) {
             of(&whole[..len]);
         }
+        // Entries without end cost no more than one.
+        let many = [29_u64.to_le_bytes(), 1_u64.to_le_bytes()].concat().repeat(4096);
+        let path = format!("\0{}\0", "ORIGIN:".repeat(500));
+        let strings = [5_u64.to_le_bytes(), 0x10_0000_u64.to_le_bytes()].concat();
+        let header = |kind: u32, at: u64, address: u64, len: u64| {
+            let mut header = [kind.to_le_bytes(), [0; 4]].concat();
+            header.extend([at, address, address, len, len, 0].map(u64::to_le_bytes).concat());
+            header
+        };
+        let dynamic = [many, strings].concat();
+        let at = 64 + 2 * PROGRAM_HEADER as u64;
+        let mut bytes = whole[..64].to_vec();
+        bytes[32..40].copy_from_slice(&64_u64.to_le_bytes());
+        bytes[56..58].copy_from_slice(&2_u16.to_le_bytes());
+        bytes.extend(header(PT_DYNAMIC, at, 0, dynamic.len() as u64));
+        bytes.extend(header(PT_LOAD, at + dynamic.len() as u64, 0x10_0000, path.len() as u64));
+        bytes.extend(dynamic);
+        bytes.extend(path.as_bytes());
+        assert_eq!(of(&bytes), ["ORIGIN"; FOLDERS_MAX]);
         for at in 0..1024.min(whole.len()) {
             let mut bytes = whole.clone();
             bytes[at] ^= 0xff;

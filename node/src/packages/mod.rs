@@ -39,7 +39,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
@@ -268,6 +268,7 @@ impl Packages {
     ) -> Result<Site, PackagesError> {
         let names: Vec<&str> = wanted.iter().filter_map(|wanted| wanted.as_str().split(' ').next()).collect();
         progress.say(&format!("installing {} …", names.join(", ")));
+        let until = Instant::now() + self.config.timeout.as_duration();
         let (shelf, uid_gid) = (self.shelf.clone(), self.uid_gid);
         let text: String = wanted.iter().map(|wanted| format!("{wanted}\n")).collect();
         let work = off_the_loop(move || shelf.work(&text, uid_gid)).await?;
@@ -280,7 +281,7 @@ impl Packages {
         let (shelf, key, config) = (self.shelf.clone(), key.clone(), self.config.clone());
         let kind = identity.kind.clone();
         let staged = off_the_loop(move || shelf.stage(&work, &key, &kind, &config)).await?;
-        let compiled = self.compile(&staged, interpreter, identity).await;
+        let compiled = self.compile(&staged, interpreter, identity, until).await;
         let shelf = self.shelf.clone();
         let site = off_the_loop(move || {
             let staged = staged;
@@ -304,11 +305,13 @@ impl Packages {
         staged: &Staged,
         interpreter: &Path,
         identity: &Identity,
+        until: Instant,
     ) -> Result<(), PackagesError> {
         for unit in &staged.units {
             let work = compile::work(&self.shelf, self.uid_gid).await?;
             let ran =
-                compile::run(&self.executor, &self.config, unit, &work, interpreter, self.uid_gid).await;
+                compile::run(&self.executor, &self.config, unit, &work, interpreter, self.uid_gid, until)
+                    .await;
             let (unit, tag) = (unit.clone(), identity.tag().to_owned());
             let (left, limit) = (staged.left.get(), self.config.size);
             let taken = off_the_loop(move || {

@@ -64,7 +64,7 @@ pub(super) async fn run(
         network: config.index != PackageIndex::Nowhere,
     };
     let task = Task::start(executor, &spec).await.map_err(|error| PackagesError::Start(Box::new(error)))?;
-    match watch(task, config, work, |line| progress.say(line)).await? {
+    match watch(task, config, config.timeout.as_duration(), work, |line| progress.say(line)).await? {
         Outcome { exit: Some(exit), .. } if exit.how == ExitHow::Code(0) => Ok(()),
         Outcome { exit: Some(exit), output } => Err(PackagesError::Pip { how: exit.to_string(), output }),
         Outcome { exit: None, output } => {
@@ -85,6 +85,7 @@ pub(super) struct Outcome {
 pub(super) async fn watch(
     mut task: Task,
     config: &config::Packages,
+    within: Duration,
     work: &Work,
     say: impl Fn(&str),
 ) -> Result<Outcome, PackagesError> {
@@ -104,7 +105,7 @@ pub(super) async fn watch(
     };
     let bound = config.size.as_bytes().saturating_mul(WORK_FACTOR);
     let ended = tokio::select! {
-        exit = tokio::time::timeout(config.timeout.as_duration(), heard) => Ok(exit.ok()),
+        exit = tokio::time::timeout(within, heard) => Ok(exit.ok()),
         error = outgrown(work.path().to_owned(), bound, config.size) => Err(error),
     };
     let output = Vec::from(kept).join("\n");

@@ -19,6 +19,10 @@ use crate::manifest::Requirement;
 
 /// Bytes of a distribution's `RECORD` at most.
 const RECORD_MAX: u64 = 16 << 20;
+/// And of all of a set's.
+const RECORDS_MAX: u64 = 32 << 20;
+/// Places that the libraries of a set look into for others.
+const SEARCHES_MAX: usize = 20_000;
 /// Behind a set's key: the file that names its distributions.
 const LIST: &str = ".list";
 /// First line of such a file.
@@ -132,7 +136,7 @@ impl Shelf {
 
     /// The set of that key, if all of it is there.
     pub(super) fn find(&self, key: &Key) -> Option<Site> {
-        if let Some(names) = self.list(key) {
+        if let Ok(Some(names)) = self.list(key) {
             let folders: Vec<PathBuf> = names.iter().map(|name| self.folder.join(name)).collect();
             if folders.iter().all(|folder| folder.is_dir()) {
                 return Some(Site { folders, whole: None });
@@ -145,11 +149,16 @@ impl Shelf {
     }
 
     /// The folders that a set's list names.
-    fn list(&self, key: &Key) -> Option<Vec<String>> {
-        let text = fs::read_to_string(self.folder.join(format!("{}{LIST}", key.0))).ok()?;
-        let names = text.strip_prefix(LIST_HEAD)?.strip_prefix('\n')?.lines();
-        let names: Vec<String> = names.map(str::to_owned).collect();
-        names.iter().all(|name| !name.contains('/') && !name.starts_with('.')).then_some(names)
+    fn list(&self, key: &Key) -> Result<Option<Vec<String>>, PackagesError> {
+        let path = self.folder.join(format!("{}{LIST}", key.0));
+        let text = match fs::read(&path) {
+            Ok(bytes) => String::from_utf8(bytes).unwrap_or_default(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(PackagesError::os("read", &path)(error)),
+        };
+        let names = text.strip_prefix(LIST_HEAD).and_then(|rest| rest.strip_prefix('\n'));
+        let names: Option<Vec<String>> = names.map(|names| names.lines().map(str::to_owned).collect());
+        Ok(names.filter(|names| names.iter().all(|name| !name.contains('/') && !name.starts_with('.'))))
     }
 
     /// A folder for pip.
@@ -182,10 +191,18 @@ impl Shelf {
         let new = Work(self.hidden("new"));
         make_folder(new.path(), 0o755)?;
         let left = Cell::new(limit.as_bytes() - tree.bytes);
+        let parts = if config.split { parts(&tree) } else { Err("`packages.split` is off".to_owned()) };
+        let parts = parts.and_then(|parts| {
+            // A file may be several distributions'.
+            let bytes = parts.iter().map(|part| tree.len_of(&part.files) + part.record.len() as u64);
+            let more = bytes.fold(0, u64::saturating_add).saturating_sub(tree.bytes);
+            let still = left.get().checked_sub(more).ok_or("its distributions are too large together")?;
+            left.set(still);
+            Ok(parts)
+        });
         let reserved = Arc::clone(&self.reserved);
         let (kind, units) = (Kind::List(Vec::new()), Vec::new());
         let mut staged = Staged { key: key.clone(), new, units, left, kind, reserved };
-        let parts = if config.split { parts(&tree) } else { Err("`packages.split` is off".to_owned()) };
         match parts {
             Ok(parts) => {
                 let mut names = Vec::new();
@@ -202,7 +219,8 @@ impl Shelf {
                 make_folder(&folder, 0o755)?;
                 tree.files.iter().try_for_each(|entry| tree.link(entry, &others, &folder))?;
                 staged.units.push(Unit { folder, place: self.folder.join(&key.0).join(WHOLE) });
-                staged.kind = Kind::Whole(why);
+                // (It names files as the packages call them.)
+                staged.kind = Kind::Whole(crate::zygote::line(&why));
             }
         }
         Ok(staged)
@@ -297,8 +315,11 @@ impl Shelf {
         given: &BTreeSet<PathBuf>,
     ) -> Result<Vec<PathBuf>, PackagesError> {
         let reserved = self.reserved.lock();
-        let mut of_lists: BTreeSet<String> = kept.iter().filter_map(|key| self.list(key)).flatten().collect();
-        of_lists.extend(reserved.iter().cloned());
+        let mut of_lists: BTreeSet<String> = reserved.iter().cloned().collect();
+        for key in kept {
+            // One that can't be read now names what mustn't go.
+            of_lists.extend(self.list(key)?.into_iter().flatten());
+        }
         let mut taken = Vec::new();
         for path in self.entries()?.into_iter().filter(|path| !is_hidden(path)) {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -331,18 +352,25 @@ impl Shelf {
 /// Which distribution has what of it; or why that can't be said.
 fn parts(tree: &Tree) -> Result<Vec<Part>, String> {
     let mut files = Vec::with_capacity(tree.files.len());
+    let mut searches = 0;
     for entry in &tree.files {
         let path = entry.path.to_str().ok_or_else(|| format!("{} is no text", entry.path.display()))?;
         let is_library = entry.path.file_name().is_some_and(|name| name.to_string_lossy().contains(".so"));
         let file = is_library.then(|| tree.open(&entry.path)).and_then(Result::ok);
-        files.push(Found {
-            path: path.to_owned(),
-            searches: file.as_ref().map(elf::searches).unwrap_or_default(),
-        });
+        let found =
+            Found { path: path.to_owned(), searches: file.as_ref().map(elf::searches).unwrap_or_default() };
+        searches += found.searches.len();
+        if searches > SEARCHES_MAX {
+            return Err("its libraries look for others in too many places".to_owned());
+        }
+        files.push(found);
     }
     let mut records = BTreeMap::new();
+    let mut left = RECORDS_MAX;
     for path in split::records(files.iter().map(|file| file.path.as_str())) {
-        let text = tree.text(Path::new(path), RECORD_MAX).ok_or_else(|| format!("{path} can't be read"))?;
+        let text = tree.text(Path::new(path), RECORD_MAX.min(left));
+        let text = text.ok_or_else(|| format!("{path} can't be read, or is too long"))?;
+        left -= text.len() as u64;
         records.insert(path.to_owned(), text);
     }
     split::split(&files, &records)

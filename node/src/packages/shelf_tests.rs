@@ -331,3 +331,59 @@ fn what_nobody_asks_for_goes_and_what_a_crash_left_half_made_goes_at_open() {
     fs::remove_dir_all(&kept.folders[0]).expect("removed");
     assert_eq!(shelf.find(&key("other")), None);
 }
+
+#[test]
+fn what_a_package_may_say_to_take_more_than_it_may_is_bounded() {
+    let rig = Rig::new();
+    // One file that many distributions say is theirs.
+    let site = rig.keep(&key("shared"), Size::mib(1), |site| {
+        fs::write(site.join("big.bin"), vec![0; 300 << 10]).expect("written");
+        for number in 0..8 {
+            let info = site.join(format!("d{number}-1.dist-info"));
+            fs::create_dir(&info).expect("made");
+            fs::write(info.join("RECORD"), "big.bin,sha256=x,1\n").expect("written");
+        }
+    });
+    let whole = site.expect("kept").whole;
+    assert!(whole.as_deref().is_some_and(|why| why.contains("too large together")), "{whole:?}");
+    // Many long lists.
+    let site = rig.keep(&key("lists"), Size::gib(1), |site| {
+        for number in 0..5 {
+            let info = site.join(format!("d{number}-1.dist-info"));
+            fs::create_dir(&info).expect("made");
+            fs::write(info.join("RECORD"), vec![b'\n'; 8 << 20]).expect("written");
+        }
+    });
+    let whole = site.expect("kept").whole;
+    assert!(whole.as_deref().is_some_and(|why| why.contains("too long")), "{whole:?}");
+    // Long paths.
+    let refused = rig.keep(&key("paths"), Size::gib(1), |site| {
+        let mut folder = site.to_owned();
+        (0..14).for_each(|_| folder.push("x".repeat(250)));
+        fs::create_dir_all(&folder).expect("made");
+        for number in 0..20_000 {
+            fs::write(folder.join(number.to_string()), b"").expect("written");
+        }
+    });
+    let refused = refused.expect_err("too much").to_string();
+    assert!(refused.contains("paths that are too long"), "{refused}");
+    let refused = rig.keep(&key("compiled"), Size::gib(1), |site| {
+        fs::write(site.join("__pycache__"), b"").expect("written");
+    });
+    let refused = refused.expect_err("not a folder").to_string();
+    assert!(refused.contains("as those of compiled code"), "{refused}");
+}
+
+#[test]
+fn a_list_that_can_not_be_read_keeps_what_there_is() {
+    let rig = Rig::new();
+    let limit = Size::gib(1);
+    rig.keep(&key("a"), limit, |site| distribution(site, "a-1", &[("a.py", b"1")], true)).expect("kept");
+    let list = rig.folder.path().join("packages").join(format!("{}{LIST}", key("a").0));
+    // A folder in its place is an error that isn't "not found".
+    fs::rename(&list, list.with_extension("away")).expect("moved");
+    fs::create_dir(&list).expect("made");
+    let before = rig.left();
+    rig.shelf.take_away(&[key("a")].into(), &BTreeSet::new()).expect_err("it can't be read");
+    assert_eq!(rig.left(), before);
+}

@@ -20,6 +20,8 @@ const SUFFIXES: [&str; 3] = [".py", ".pyc", ".so"];
 const NAME_MAX: usize = 120;
 /// Distributions of a set: each is mounted into its functions' roots.
 const PARTS_MAX: usize = 256;
+/// Files of all distributions together; one may be several's.
+const OWNED_MAX: usize = 400_000;
 /// Behind the name of the folder that describes a distribution.
 const INFO: &str = ".dist-info";
 
@@ -70,6 +72,10 @@ pub(super) fn split(files: &[Found], records: &BTreeMap<String, String>) -> Resu
     let mut parts = Vec::new();
     // Of each file: whose it is, and what they say is in it.
     let mut owners: Vec<Vec<(usize, &str)>> = vec![Vec::new(); files.len()];
+    let mut owned = 0;
+    if records.len() > PARTS_MAX {
+        return Err(format!("it has more than {PARTS_MAX} distributions"));
+    }
     for (path, text) in records {
         let (name, _) = info_of(path).ok_or_else(|| format!("{path} is no RECORD"))?;
         if !is_name(name) {
@@ -89,12 +95,13 @@ pub(super) fn split(files: &[Found], records: &BTreeMap<String, String>) -> Resu
                 && owners[*at].last().is_none_or(|(last, _)| *last != number)
             {
                 owners[*at].push((number, row.hash));
+                owned += 1;
+                if owned > OWNED_MAX {
+                    return Err("its RECORDs name too many files".to_owned());
+                }
             }
         }
         parts.push(Part { name: name.to_owned(), files: Vec::new(), record });
-    }
-    if parts.len() > PARTS_MAX {
-        return Err(format!("it has more than {PARTS_MAX} distributions"));
     }
     let by_name: BTreeMap<String, usize> =
         parts.iter().enumerate().map(|(number, part)| (part.name.clone(), number)).collect();

@@ -194,13 +194,14 @@ proptest! {
             for (at, file) in files.iter().enumerate().filter(|(_, file)| !file.path.ends_with("RECORD")) {
                 prop_assert!(parts.iter().any(|part| part.files.contains(&at)), "{} is lost", file.path);
             }
-            let tops = |part: &Part| -> BTreeSet<String> {
+            let modules = |part: &Part| -> BTreeSet<String> {
                 let paths = part.files.iter().map(|at| files[*at].path.as_str());
-                paths.filter(|path| path.contains("__init__")).map(str::to_owned).collect()
+                let split = paths.map(|path| path.rsplit_once('/').unwrap_or(("", path)));
+                split.filter_map(|(folder, file)| Some(format!("{folder}/{}", module(file)?))).collect()
             };
             for (at, one) in parts.iter().enumerate() {
                 for other in &parts[at + 1..] {
-                    prop_assert!(tops(one).is_disjoint(&tops(other)));
+                    prop_assert!(modules(one).is_disjoint(&modules(other)));
                 }
             }
         }

@@ -19,6 +19,8 @@ use crate::units::Size;
 const ENTRIES_MAX: u64 = 200_000;
 /// Folders within folders.
 const DEPTH_MAX: usize = 64;
+/// Bytes of all their paths.
+const PATHS_MAX: u64 = 64 << 20;
 /// Files that are shorter aren't looked for elsewhere.
 const SHARED_LEN_MIN: u64 = 64 << 10;
 /// Where the interpreter keeps compiled code.
@@ -48,7 +50,7 @@ pub(super) struct Tree {
 impl Tree {
     pub(super) fn read(folder: &Path, limit: Size) -> Result<Self, PackagesError> {
         let root = open_folder(folder).map_err(PackagesError::os("read", folder))?;
-        let mut walk = Walk { files: Vec::new(), bytes: 0, entries: ENTRIES_MAX, limit };
+        let mut walk = Walk { files: Vec::new(), bytes: 0, entries: ENTRIES_MAX, paths: PATHS_MAX, limit };
         walk.folder(&root, Path::new(""), 0)?;
         let Walk { mut files, bytes, .. } = walk;
         files.sort_unstable_by(|one, other| one.path.cmp(&other.path));
@@ -58,6 +60,11 @@ impl Tree {
     /// One of its files, by no link.
     pub(super) fn open(&self, path: &Path) -> Result<File, PackagesError> {
         open_below(&self.root, path).map_err(PackagesError::os("open", path))
+    }
+
+    /// Bytes of some of its files.
+    pub(super) fn len_of(&self, files: &[usize]) -> u64 {
+        files.iter().fold(0, |bytes, at| bytes.saturating_add(self.files[*at].len))
     }
 
     /// What is in a file.
@@ -184,6 +191,7 @@ struct Walk {
     files: Vec<Entry>,
     bytes: u64,
     entries: u64,
+    paths: u64,
     limit: Size,
 }
 
@@ -202,6 +210,10 @@ impl Walk {
                 Some(left) => left,
                 None => return refused(&path, "more files than a set may have, the last of them"),
             };
+            self.paths = match self.paths.checked_sub(path.as_os_str().len() as u64) {
+                Some(left) => left,
+                None => return refused(shown, "paths that are too long, all together"),
+            };
             let opened = match open_one(&place.join(&name)) {
                 Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return refused(&path, "a link"),
                 opened => opened.map_err(PackagesError::os("open", &path))?,
@@ -211,6 +223,8 @@ impl Walk {
                 if name != COMPILED {
                     self.folder(&opened, &path, depth + 1)?;
                 }
+            } else if name == COMPILED {
+                return refused(&path, "no folder, and is called as those of compiled code are");
             } else if metadata.is_file() {
                 let len = metadata.len();
                 self.bytes = self.bytes.saturating_add(len);

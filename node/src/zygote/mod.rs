@@ -42,4 +42,5 @@ pub use layer::{Layer, LayerSpec};
 pub(crate) use output::read_some;
 pub use spec::{Egress, ProcessLimits, Runtime, ZygoteSpec};
 pub use start::Zygote;
+pub(crate) use start::line;
 pub use task::{Task, TaskSpec};

@@ -395,6 +395,7 @@ fn legible(frozen: Frozen) -> Frozen {
     Frozen { why: frozen.why.as_deref().map(line), ..frozen }
 }
 
-pub(super) fn line(text: &str) -> String {
+/// For people: one line, not too long.
+pub(crate) fn line(text: &str) -> String {
     text.chars().take(400).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
