@@ -8,10 +8,11 @@ use crate::response::{Response, ResponseError};
 
 /// A loaded function.
 ///
-/// The order of calls: [`load`](Self::load) once; then for every instance [`around_fork`](Self::around_fork), in the
-/// zygote; and in the instance one [`call`](Self::call) per invocation. Where instances are rewound, `around_fork` is
-/// called once, before the first fork, as if the zygote were the new process; and in the instance [`rewound`](Self::rewound)
-/// before each call.
+/// The order of calls: [`load`](Self::load) once, and [`rehearse`](Self::rehearse), before and after memory is frozen; then for
+/// every instance [`before_fork`](Self::before_fork), if there is time, and [`around_fork`](Self::around_fork), in the zygote;
+/// and in the instance one [`call`](Self::call) per invocation. Where instances are rewound there is no rehearsal, `around_fork`
+/// is called once, before the first fork, as if the zygote were the new process, and in the instance
+/// [`rewound`](Self::rewound) before each call.
 pub trait Handler: Sized {
     /// The runtime's own name and version, e.g. `CPython 3.11.2`.
     fn runtime() -> String;
@@ -25,8 +26,8 @@ pub trait Handler: Sized {
         clone()
     }
 
-    /// Called in the zygote while nobody waits for it, before each fork that finds time for that: does what needn't be done in the new
-    /// process, and must be done for each.
+    /// Called in the zygote while nobody waits for it, before each fork that finds time for that: does what needn't be done in
+    /// the new process, and must be done for each.
     fn before_fork(&mut self) {}
 
     /// The threads that loading left behind, by name, for the message of the refusal.

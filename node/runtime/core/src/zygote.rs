@@ -168,11 +168,11 @@ fn live<H: Handler>(
         kernel::close(PAGEMAP_FD);
     }
     memory.close();
-    control::send(socket.as_fd(), &FromZygote::Ready { runtime, frozen }, &[])?;
     if !init.rewind {
         rehearse(&mut handler);
         handler.before_fork();
     }
+    control::send(socket.as_fd(), &FromZygote::Ready { runtime, frozen }, &[])?;
     while let Some((message, fds)) = control::receive::<ToZygote>(socket.as_fd())? {
         match message {
             ToZygote::Fork(request) => {
