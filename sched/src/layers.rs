@@ -106,9 +106,9 @@ pub fn plan(
     suits: impl Fn(&Contents, FunctionId) -> bool,
 ) -> Vec<Planned> {
     let mut candidates: Vec<Candidate<'_>> = Vec::new();
-    let mut grounds: BTreeMap<u32, Vec<&Wanted>> = BTreeMap::new();
-    for function in functions.iter().filter(|function| !function.modules.is_empty()) {
-        grounds.entry(function.ground).or_default().push(function);
+    let mut grounds: BTreeMap<u32, Vec<User<'_>>> = BTreeMap::new();
+    for (at, wanted) in functions.iter().enumerate().filter(|(_, function)| !function.modules.is_empty()) {
+        grounds.entry(wanted.ground).or_default().push(User { at, wanted });
     }
     let sets = grounds
         .iter()
@@ -125,7 +125,8 @@ pub fn plan(
         candidates.extend(Some(candidate).filter(|candidate| !candidate.savings.is_empty()));
     }
     let mut left = budget_bytes;
-    let mut best: BTreeMap<FunctionId, f64> = BTreeMap::new();
+    // What the best one that was chosen for a function saves it, in the order of `functions`.
+    let mut best: Vec<Option<f64>> = vec![None; functions.len()];
     let mut chosen: Vec<Candidate<'_>> = Vec::new();
     loop {
         candidates.retain(|candidate| candidate.bytes <= left);
@@ -136,9 +137,9 @@ pub fn plan(
         }
         let candidate = candidates.swap_remove(at);
         left -= candidate.bytes;
-        for (function, saving) in &candidate.savings {
-            if more(*saving, &best, function) > 0.0 {
-                best.insert(function.function, *saving);
+        for (user, saving) in &candidate.savings {
+            if more(*saving, &best, user) > 0.0 {
+                best[user.at] = Some(*saving);
             }
         }
         chosen.push(candidate);
@@ -148,12 +149,12 @@ pub fn plan(
         let users = candidate
             .savings
             .iter()
-            .filter(|(function, saving)| best.get(&function.function).is_some_and(|best| best <= saving));
+            .filter(|(user, saving)| best[user.at].is_some_and(|best| best <= *saving));
         Planned {
             contents: candidate.contents.clone(),
-            functions: users.clone().map(|(function, _)| function.function).collect(),
+            functions: users.clone().map(|(user, _)| user.wanted.function).collect(),
             bytes: candidate.bytes,
-            saves: users.map(|(function, saving)| saving * function.starts_per_hour).sum(),
+            saves: users.map(|(user, saving)| saving * user.wanted.starts_per_hour).sum(),
         }
     });
     planned.filter(|planned| !planned.functions.is_empty()).collect()
@@ -161,23 +162,29 @@ pub fn plan(
 
 /// Whether what the first (sorted) has is all among what the second (sorted) has.
 pub fn is_part(some: &[u32], all: &[u32]) -> bool {
-    let mut rest = all.iter();
-    some.iter().all(|one| rest.any(|other| other == one))
+    // (From the end: who numbers things as they come up has the rare ones there.)
+    let mut rest = all.iter().rev();
+    some.len() <= all.len() && some.iter().rev().all(|one| rest.find(|other| *other <= one) == Some(one))
 }
 
 fn common(some: &[u32], others: &[u32]) -> Vec<u32> {
-    some.iter().filter(|one| others.binary_search(one).is_ok()).copied().collect()
+    let mut others = others.iter().peekable();
+    let is_common = |one: &&u32| {
+        while others.next_if(|other| other < one).is_some() {}
+        others.peek() == Some(one)
+    };
+    some.iter().filter(is_common).copied().collect()
 }
 
 /// What these functions have, and what such have in common.
-fn sets(ground: u32, users: &[&Wanted]) -> Vec<Contents> {
+fn sets(ground: u32, users: &[User<'_>]) -> Vec<Contents> {
     let mut sets: Vec<Contents> = Vec::new();
     let add = |sets: &mut Vec<Contents>, max: usize, set: Contents| {
         if sets.len() < max && !set.modules.is_empty() && !sets.contains(&set) {
             sets.push(set);
         }
     };
-    let mut users = users.to_vec();
+    let mut users: Vec<&Wanted> = users.iter().map(|user| user.wanted).collect();
     let worth = |user: &Wanted| user.starts_per_hour * user.start_ns as f64;
     users.sort_by(|one, other| {
         worth(other).total_cmp(&worth(one)).then(one.function.0.cmp(&other.function.0))
@@ -187,8 +194,11 @@ fn sets(ground: u32, users: &[&Wanted]) -> Vec<Contents> {
         add(&mut sets, OWN_MAX, Contents { ground, modules, packages });
     }
     let mut at = 0;
-    while at < sets.len() {
+    while at < sets.len() && sets.len() < CANDIDATES_MAX {
         for other in 0..at {
+            if sets.len() == CANDIDATES_MAX {
+                break;
+            }
             let (one, other) = (&sets[at], &sets[other]);
             let modules = common(&one.modules, &other.modules);
             let packages = common(&one.packages, &other.packages);
@@ -199,18 +209,25 @@ fn sets(ground: u32, users: &[&Wanted]) -> Vec<Contents> {
     sets
 }
 
+/// A function, and where it is among those that the plan is for.
+#[derive(Clone, Copy)]
+struct User<'a> {
+    at: usize,
+    wanted: &'a Wanted,
+}
+
 struct Candidate<'a> {
     contents: Contents,
     bytes: u64,
     is_there: bool,
     /// Seconds, by function.
-    savings: Vec<(&'a Wanted, f64)>,
+    savings: Vec<(User<'a>, f64)>,
 }
 
 impl<'a> Candidate<'a> {
     fn new(
         contents: Contents,
-        users: &[&'a Wanted],
+        users: &[User<'a>],
         measured: Option<Measured>,
         restore_ns: u64,
         suits: impl Fn(&Contents, FunctionId) -> bool,
@@ -218,12 +235,13 @@ impl<'a> Candidate<'a> {
         let mut bytes = measured.map_or(0, |measured| measured.bytes);
         let mut savings = Vec::new();
         let modules = &contents.modules;
-        let fits = |user: &&&Wanted| {
+        let fits = |user: &&Wanted| {
             is_part(modules, &user.modules)
                 && is_part(&contents.packages, &user.packages)
                 && suits(&contents, user.function)
         };
-        for user in users.iter().filter(fits) {
+        for user in users.iter().filter(|user| fits(&user.wanted)) {
+            let User { wanted: user, at } = *user;
             let share = modules.len() as f64 / user.modules.len() as f64;
             let saved_ns = match measured {
                 Some(measured) => measured.start_ns.min(user.start_ns).saturating_sub(measured.restore_ns),
@@ -233,7 +251,7 @@ impl<'a> Candidate<'a> {
                 bytes = bytes.max((user.bytes as f64 * share) as u64);
             }
             if saved_ns >= SAVING_NS_MIN {
-                savings.push((*user, saved_ns as f64 / 1e9));
+                savings.push((User { at, wanted: user }, saved_ns as f64 / 1e9));
             }
         }
         Self {
@@ -244,18 +262,18 @@ impl<'a> Candidate<'a> {
         }
     }
 
-    fn gain(&self, best: &BTreeMap<FunctionId, f64>) -> f64 {
+    fn gain(&self, best: &[Option<f64>]) -> f64 {
         let gains =
-            self.savings.iter().map(|(user, saving)| user.starts_per_hour * more(*saving, best, user));
+            self.savings.iter().map(|(user, saving)| user.wanted.starts_per_hour * more(*saving, best, user));
         gains.sum::<f64>() * if self.is_there { KEPT } else { 1.0 }
     }
 }
 
 /// What it saves a function beyond what that has; 0 if that is little.
-fn more(saving: f64, best: &BTreeMap<FunctionId, f64>, user: &Wanted) -> f64 {
-    let Some(before) = best.get(&user.function) else { return saving };
+fn more(saving: f64, best: &[Option<f64>], user: &User<'_>) -> f64 {
+    let Some(before) = best[user.at] else { return saving };
     let more = saving - before;
-    let little = (SAVING_NS_MIN as f64).max(user.start_ns as f64 * SAVING_MORE_MIN);
+    let little = (SAVING_NS_MIN as f64).max(user.wanted.start_ns as f64 * SAVING_MORE_MIN);
     if more * 1e9 >= little { more } else { 0.0 }
 }
 
@@ -409,6 +427,14 @@ mod tests {
             shared(contents).or((contents.modules.len() == 130).then_some(own))
         };
         assert_eq!(users(&plan(&functions, 1000 * MIB, both)), [vec![1, 2]]);
+    }
+
+    #[test]
+    fn parts_and_what_is_common() {
+        assert!(is_part(&[], &[]) && is_part(&[1, 3], &[1, 2, 3]) && is_part(&[], &[1]));
+        assert!(!is_part(&[1, 4], &[1, 2, 3]) && !is_part(&[0], &[1, 2]) && !is_part(&[1], &[]));
+        assert_eq!(common(&[1, 2, 5, 9], &[0, 2, 3, 9, 10]), [2, 9]);
+        assert!(common(&[1, 2], &[3]).is_empty() && common(&[3], &[]).is_empty());
     }
 
     proptest! {
