@@ -74,8 +74,11 @@ impl Layer {
         stop: &Notify,
     ) -> Result<Self, StartError> {
         let begun_at = Instant::now();
+        let wish = LayerWish { modules: spec.modules, packages: folders(spec.packages.as_ref()) };
+        if !wish.fits() {
+            return Err(StartError::Layer { why: "it is of too many modules and packages".to_owned() });
+        }
         let group = executor.tree.function(&spec.name)?;
-        let packages = folders(spec.packages.as_ref());
         let process = ZygoteSpec {
             name: spec.name,
             runtime: Runtime::Python { interpreter: spec.interpreter },
@@ -99,8 +102,7 @@ impl Layer {
             if let Some(step) = step {
                 return Err(StartError::Sandbox(step));
             }
-            let wish = ToZygote::MakeLayer(LayerWish { modules: spec.modules, packages });
-            channel.send(&wish, &[]).await.map_err(failed)?;
+            channel.send(&ToZygote::MakeLayer(wish), &[]).await.map_err(failed)?;
             match channel.receive::<FromZygote>().await.map_err(failed)? {
                 (FromZygote::Layer(made), fds) => Ok((made, fds)),
                 (FromZygote::NoLayer { why }, _) => Err(StartError::Layer { why: line(&why) }),

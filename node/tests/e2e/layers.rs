@@ -239,24 +239,38 @@ fn what_importing_would_have_found_is_in_no_layer_without_it() {
             assert_eq!(value(name), expected, "{version}, from a layer");
         }
         assert_ne!(layer_of(&daemon, "with"), layer_of(&daemon, "without"));
-        // Its own code has what is looked for.
-        if version == "1.0" {
-            let folder = tempfile::tempdir().expect("a folder");
-            fs::write(folder.path().join("extra.py"), "").expect("written");
-            fs::write(folder.path().join("main.py"), USER).expect("written");
-            let manifest =
-                "name = \"own\"\nruntime = \"python\"\nhandler = \"main:main\"\npackages = [\"tiny==1.0\"]\n";
-            fs::write(folder.path().join("spry.toml"), manifest).expect("written");
-            for _ in 0..2 {
-                daemon.spry_ok(&["deploy", folder.path().to_str().expect("UTF-8")]);
-                assert_eq!(value("own"), "there");
-            }
-            daemon.spry_ok(&["remove", "own"]);
-        }
         for (name, ..) in functions {
             daemon.spry_ok(&["remove", name]);
         }
         daemon.until("forgotten", |daemon| layers(daemon).is_empty());
+        // Its own code has what is looked for.
+        let own = match version {
+            "1.0" => Some(("extra.py", "")),
+            "3.0" | "4.0" => Some(("extra-1.0.dist-info/METADATA", "Name: extra\nVersion: 1.0\n")),
+            _ => None,
+        };
+        if let Some((file, text)) = own {
+            let folder = tempfile::tempdir().expect("a folder");
+            let file = folder.path().join(file);
+            fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+            fs::write(file, text).expect("written");
+            fs::write(folder.path().join("main.py"), USER).expect("written");
+            let manifest = format!(
+                "name = \"own\"\nruntime = \"python\"\nhandler = \"main:main\"\npackages = [\"tiny=={version}\"]\n"
+            );
+            fs::write(folder.path().join("spry.toml"), manifest).expect("written");
+            // (Of a layer that it would be given if it hadn't.)
+            daemon.deploy_python("plain", USER, &[&format!("packages=tiny=={version}")]);
+            assert_eq!(value("plain"), "not there");
+            daemon.until("a layer", |daemon| layers(daemon).iter().flatten().any(|name| name == "plain"));
+            for _ in 0..2 {
+                daemon.spry_ok(&["deploy", folder.path().to_str().expect("UTF-8")]);
+                assert_eq!(value("own"), "there", "{version}");
+            }
+            daemon.spry_ok(&["remove", "own"]);
+            daemon.spry_ok(&["remove", "plain"]);
+            daemon.until("forgotten", |daemon| layers(daemon).is_empty());
+        }
     }
     daemon.stop();
 }

@@ -33,7 +33,8 @@ class Refused(Exception):
 
 def preload(modules, packages):
     """Imports these, as far as they can be. Returns the names of all modules that are there then, and what was looked for
-    and isn't there: names of modules, names of distributions, and whether somebody has looked at all that there are."""
+    beside: names of modules, names of distributions, whether somebody has looked at which distributions there are, and
+    whether somebody has gone through the folders by himself."""
     one_thread()
     use_packages(packages)
     with Watch() as watch:
@@ -51,70 +52,57 @@ def preload(modules, packages):
     gc.collect()
     gc.freeze()
     imported = [name for name in sys.modules if isinstance(name, str)]
-    return imported, sorted(watch.modules), sorted(watch.distributions), watch.all
+    return imported, sorted(watch.modules), sorted(watch.distributions), watch.all, watch.walked
 
 
 class Watched(list):
-    """`sys.path` while a layer is made: who goes through it by himself sees which distributions there are."""
+    """`sys.path` while a layer is made: who looks through it by himself sees what else there is."""
 
     OF_PYTHON = ("_frozen_importlib", "_frozen_importlib_external", "importlib._bootstrap", "importlib._bootstrap_external",
                  "importlib.metadata", "importlib_metadata", "zipimport")
+    # What asks all finders for one thing, the watch among them; and what looks for the rest of a namespace that is imported.
+    ASKS_ALL = ("_find_spec", "<genexpr>", "_recalculate")
+    # Who looks for distributions only.
+    OF_DISTRIBUTIONS = ("pkg_resources",)
     watch = None
 
     def _seen(self):
-        # (These look for something by name; if it isn't there, they ask the watch in the end.)
-        asks = sys._getframe(2).f_globals.get("__name__", "")
-        if self.watch is not None and asks not in self.OF_PYTHON:
-            self.watch.all = True
+        if self.watch is None:
+            return
+        frame = sys._getframe(2)
+        while frame is not None and frame.f_globals.get("__name__") in self.OF_PYTHON:
+            if frame.f_code.co_name in self.ASKS_ALL:
+                return
+            frame = frame.f_back  # (a single finder, asked by whoever comes next: the watch isn't)
+        self.watch.all = True
+        if frame is None or frame.f_globals.get("__name__") not in self.OF_DISTRIBUTIONS:
+            self.watch.walked = True
 
-    def __iter__(self):
+    def __radd__(self, _other):
         self._seen()
-        return super().__iter__()
+        return NotImplemented  # as a list would do it
 
-    def __reversed__(self):
+
+def looked(name):
+    method = getattr(list, name)
+
+    def look(self, *arguments, **named):
         self._seen()
-        return super().__reversed__()
-
-    def __getitem__(self, place):
-        self._seen()
-        return super().__getitem__(place)
-
-    def __add__(self, other):
-        self._seen()
-        return super().__add__(other)
-
-    def copy(self):
-        self._seen()
-        return super().copy()
+        return method(self, *arguments, **named)
+    return look
 
 
-class Watch:
-    """The last of all finders, which finds nothing: what it is asked for isn't there."""
+# (Not `in`, `index`, `count` and `len`: these tell nothing of folders that the asker couldn't name.)
+for looks in ("__iter__", "__reversed__", "__getitem__", "__add__", "__mul__", "__rmul__", "__repr__", "__eq__", "__ne__",
+              "__lt__", "__le__", "__gt__", "__ge__", "copy", "pop"):
+    setattr(Watched, looks, looked(looks))
+
+
+class Asked:
+    """The first of all finders, which finds nothing: what it is asked for may be found, or not, by another."""
 
     def __init__(self):
-        self.modules, self.distributions, self.all = set(), set(), False
-
-    def __enter__(self):
-        self.path, sys.path = sys.path, Watched(sys.path)
-        sys.path.watch = self
-        sys.meta_path.append(self)
-        return self
-
-    def __exit__(self, *_):
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        watched = sys.path
-        if not isinstance(watched, Watched):
-            self.all = True
-            return
-        watched.watch = None
-        self.path[:] = watched
-        sys.path = self.path
-        gc.collect()
-        if sys.getrefcount(watched) > 2:
-            # A module keeps it, and is to keep what `sys.path` is.
-            sys.path = watched
-            self.all = True
+        self.modules, self.distributions, self.all, self.walked = set(), set(), False, False
 
     def find_spec(self, name, path=None, target=None):
         # What is looked for in a package's own folder only is there in none of the others.
@@ -134,8 +122,45 @@ class Watch:
         pass
 
 
+class Watch(Asked):
+    """The last of all finders as well: what it is asked for isn't there. What is found and not imported is as much to
+    be known of: another function's packages, or its own code, may have the same and come first."""
+
+    def __enter__(self):
+        self.first = Asked()
+        self.path, sys.path = sys.path, Watched(sys.path)
+        sys.path.watch = self
+        sys.meta_path.insert(0, self.first)
+        sys.meta_path.append(self)
+        return self
+
+    def __exit__(self, *_):
+        for finder in (self.first, self):
+            if finder in sys.meta_path:
+                sys.meta_path.remove(finder)
+            else:
+                self.all = self.walked = True
+        self.modules |= self.first.modules - {name for name in sys.modules if isinstance(name, str)}
+        self.distributions |= self.first.distributions
+        self.all |= self.first.all
+        watched = sys.path
+        if not isinstance(watched, Watched):
+            self.all = self.walked = True
+            return
+        watched.watch = None
+        self.path[:] = watched
+        sys.path = self.path
+        gc.collect()
+        fresh = []
+        if sys.getrefcount(watched) > sys.getrefcount(fresh):
+            # A module keeps it, and is to keep what `sys.path` is.
+            sys.path = watched
+            self.all = self.walked = True
+
+
 def imports(code):
-    """The names of the modules that are there and none of the function's own, in the order of their import."""
+    """The names of the modules that are there and none of the function's own, in the order of their import; and whether
+    modules are looked for in other folders than it was given, and those of its packages."""
     found = []
     for name, module in list(sys.modules.items()):
         try:
@@ -145,7 +170,17 @@ def imports(code):
                 found.append(str(name))
         except Exception:
             pass
-    return found
+    return found, any(is_elsewhere(str(folder), code) for folder in sys.path)
+
+
+# Where modules are looked for before a function is loaded.
+given = []
+
+
+def is_elsewhere(folder, code):
+    within = lambda parent: (folder + "/").startswith(parent.rstrip("/") + "/")
+    folder = os.path.normpath(folder)
+    return folder != code and (within(code) or not any(within(one) for one in given if one))
 
 
 def one_thread():
@@ -181,6 +216,7 @@ def load(code, handler, function_name, packages):
     module_name, colon, name = handler.partition(":")
     if not (module_name and colon and name):
         raise Refused(f"handler = {handler!r} is not of the form \"module:function\"")
+    given[:] = [str(folder) for folder in sys.path if folder != code]
     if sys.path[:1] != [code]:
         sys.path.insert(0, code)
     try:

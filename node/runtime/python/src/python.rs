@@ -186,10 +186,10 @@ impl Handler for Python {
 
     fn imports(&self, init: &Init) -> Imports {
         pyo3::Python::attach(|py| {
-            let modules = self.glue.bind(py).call_method1("imports", (&init.code,));
-            let modules = modules.and_then(|modules| modules.extract());
+            let told = self.glue.bind(py).call_method1("imports", (&init.code,));
             // What a function has done to `sys.modules` is no reason not to run it.
-            Imports { modules: modules.unwrap_or_default() }
+            let (modules, elsewhere) = told.and_then(|told| told.extract()).unwrap_or_default();
+            Imports { modules, elsewhere }
         })
     }
 
@@ -198,9 +198,10 @@ impl Handler for Python {
             let glue = own_modules(py)?;
             let made = glue.call_method1("preload", (&wish.modules, &wish.packages));
             let made = made.and_then(|made| made.extract());
-            let (imported, modules, distributions, all) =
+            let (imported, modules, distributions, all, walked) =
                 made.map_err(|error| LoadError::new(describe(&glue, &error)))?;
-            Ok((Imports { modules: imported }, Absent { modules, distributions, all }))
+            let imports = Imports { modules: imported, elsewhere: false };
+            Ok((imports, Absent { modules, distributions, all, walked }))
         })
     }
 

@@ -91,9 +91,8 @@ pub(super) struct VersionKey {
 
 impl VersionKey {
     pub(super) fn of(stored: &StoredFunction, ground: &GroundKey, packages: Vec<String>) -> Self {
-        let code = if stored.code_sha256.is_empty() { &stored.sha256 } else { &stored.code_sha256 };
-        let handler = stored.manifest.handler.clone();
-        Self { code: code.clone(), handler, ground: ground.clone(), packages }
+        let (code, handler) = names_of(stored);
+        Self { code: code.to_owned(), handler: handler.to_owned(), ground: ground.clone(), packages }
     }
 
     /// The folders of its distributions, where each has its own: sorted.
@@ -105,16 +104,27 @@ impl VersionKey {
         &self.ground
     }
 
-    /// Whether it is this version, on whatever ground.
-    pub(super) fn is_of(&self, stored: &StoredFunction) -> bool {
-        *self == Self::of(stored, &self.ground, self.packages.clone())
+    /// Its code and handler: what it is on whatever ground.
+    pub(super) fn names(&self) -> (&str, &str) {
+        (&self.code, &self.handler)
     }
+
+    /// The first part of the name of its handler's module.
+    pub(super) fn module(&self) -> &str {
+        fit::top(self.handler.split(':').next().unwrap_or(&self.handler))
+    }
+}
+
+/// As [`VersionKey::names`], of a function's version.
+pub(super) fn names_of(stored: &StoredFunction) -> (&str, &str) {
+    let code = if stored.code_sha256.is_empty() { &stored.sha256 } else { &stored.code_sha256 };
+    (code, &stored.manifest.handler)
 }
 
 /// What is known of a version.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Version {
-    /// Not its own ones.
+    /// Not its own ones; sorted.
     pub(super) modules: Vec<String>,
     /// Of a start by itself.
     pub(super) start_ns: u64,
@@ -122,8 +132,8 @@ pub(super) struct Version {
     pub(super) bytes: u64,
     /// Its memory limit.
     pub(super) limit_bytes: u64,
-    /// What of its own code could be imported. (What was written down by an earlier spryd doesn't say.)
-    #[serde(default)]
+    /// See [`fit::own_names`]. (What was written down by an earlier spryd doesn't say.)
+    #[serde(default, rename = "own_names")]
     pub(super) own: Option<Vec<String>>,
     /// It was begun from a layer and failed, and did well by itself.
     #[serde(skip)]
@@ -136,22 +146,15 @@ pub(super) struct Version {
 impl Version {
     /// What a version's zygote said and was measured at, after a start by itself.
     pub(super) fn new(
-        modules: Vec<String>,
+        mut modules: Vec<String>,
         took: Duration,
         bytes: u64,
         limit_bytes: u64,
-        own: Vec<String>,
+        own: Option<Vec<String>>,
     ) -> Self {
+        modules.sort_unstable();
         let start_ns = took.as_nanos() as u64;
-        Self {
-            modules,
-            start_ns,
-            bytes,
-            limit_bytes,
-            own: Some(own),
-            alone: false,
-            starts: Starts::default(),
-        }
+        Self { modules, start_ns, bytes, limit_bytes, own, alone: false, starts: Starts::default() }
     }
 }
 
@@ -205,7 +208,10 @@ impl Known {
     /// As it was written down; nothing, if that can't be read.
     pub(super) fn read(path: &Path) -> Self {
         let list = fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let list: Vec<(VersionKey, Version)> = list.unwrap_or_default();
+        let mut list: Vec<(VersionKey, Version)> = list.unwrap_or_default();
+        for (_, version) in &mut list {
+            version.modules.sort_unstable();
+        }
         Self { versions: list.into_iter().collect(), provided: Provided::default() }
     }
 
@@ -288,6 +294,7 @@ impl Known {
         for (key, version) in self.versions.iter().filter(|(_, version)| !version.alone) {
             let Some(ground) = number(&key.ground) else { continue };
             let contents = names.contents(ground as u32, &version.modules, &key.packages, &self.provided);
+            let Some(contents) = contents else { continue };
             let starts_per_hour = version.starts.at(now).max(STARTS_PER_HOUR_MIN);
             let (start_ns, bytes) = (version.start_ns, version.bytes);
             let Contents { ground, modules, packages } = contents.clone();
@@ -313,7 +320,7 @@ impl Known {
             .iter()
             .filter_map(|(key, measured)| {
                 let ground = number(&key.ground)? as u32;
-                Some((names.contents(ground, &key.modules, &key.packages, &self.provided), *measured))
+                Some((names.contents(ground, &key.modules, &key.packages, &self.provided)?, *measured))
             })
             .collect();
         let key_of = |contents: &Contents| {
@@ -363,40 +370,44 @@ struct Names {
 const FROM: char = '\0';
 
 impl Names {
-    fn number(&mut self, name: String) -> u32 {
+    fn number(&mut self, name: &str) -> u32 {
+        if let Some(number) = self.numbers.get(name) {
+            return *number;
+        }
         let next = self.names.len() as u32;
-        *self.numbers.entry(name).or_insert_with_key(|name| {
-            self.names.push(name.clone());
-            next
-        })
+        self.names.push(name.to_owned());
+        self.numbers.insert(name.to_owned(), next);
+        next
     }
 
+    /// Nothing, if what these folders have can't be told now.
     fn contents(
         &mut self,
         ground: u32,
         modules: &[String],
         folders: &[String],
         provided: &Provided,
-    ) -> Contents {
-        let origins = provided.origins(folders);
+    ) -> Option<Contents> {
+        let origins = provided.origins(folders)?;
         let sorted = |numbers: &mut Vec<u32>| {
             numbers.sort_unstable();
             numbers.dedup();
         };
         let number = |name: &String| {
             // A module of the same name from other packages is another.
+            let Some(folders) = origins.get(fit::top(name)) else { return self.number(name) };
             let mut full = name.clone();
-            for folder in origins.get(fit::top(name)).into_iter().flatten() {
+            for folder in folders {
                 full.push(FROM);
                 full.push_str(folder);
             }
-            self.number(full)
+            self.number(&full)
         };
         let mut modules: Vec<u32> = modules.iter().map(number).collect();
         sorted(&mut modules);
-        let mut packages: Vec<u32> = folders.iter().map(|folder| self.number(folder.clone())).collect();
+        let mut packages: Vec<u32> = folders.iter().map(|folder| self.number(folder)).collect();
         sorted(&mut packages);
-        Contents { ground, modules, packages }
+        Some(Contents { ground, modules, packages })
     }
 
     fn name(&self, number: u32) -> String {
@@ -433,7 +444,7 @@ mod tests {
 
     fn version(modules: &[&str]) -> Version {
         let modules = modules.iter().map(|name| (*name).to_owned()).collect();
-        Version::new(modules, Duration::from_millis(300), 30 << 20, 128 << 20, vec![])
+        Version::new(modules, Duration::from_millis(300), 30 << 20, 128 << 20, Some(vec![]))
     }
 
     fn known() -> Known {
@@ -505,7 +516,7 @@ mod tests {
         let before = r#"[[{"code":"a","handler":"f:main","ground":"g"},{"modules":["os"],"start_ns":1,"bytes":2,"limit_bytes":3}]]"#;
         fs::write(&path, before).expect("written");
         assert_eq!(Known::read(&path).get(&key("a", "g")).map(|version| version.own.clone()), Some(None));
-        assert_eq!(read.get(&key("a", "g")).expect("known").modules, ["os", "numpy", "json"]);
+        assert_eq!(read.get(&key("a", "g")).expect("known").modules, ["json", "numpy", "os"]);
         fs::write(&path, b"nonsense").expect("written");
         assert!(Known::read(&path).versions.is_empty());
     }

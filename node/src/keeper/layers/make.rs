@@ -1,12 +1,13 @@
 //! Making the layers that there should be, one after the other, beside everything else.
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::super::{Keeper, off_the_loop};
 use super::fit::{self, Found};
-use super::known::{LayerKey, NamedPlan};
+use super::known::{LayerKey, NamedPlan, names_of};
 use super::{Built, FOUND_MAX, MEMORY_FACTOR, SETTLE};
 use crate::function::Function;
 use crate::packages::Site;
@@ -42,7 +43,8 @@ impl Keeper {
     fn forget_imports(&self) {
         let functions = self.functions_on_the_bus();
         let mut known = self.layers.known.borrow_mut();
-        known.retain(|key| functions.iter().any(|function| key.is_of(&function.stored)));
+        let names: HashSet<_> = functions.iter().map(|function| names_of(&function.stored)).collect();
+        known.retain(|key| names.contains(&key.names()));
         let mut grounds = self.layers.grounds.borrow_mut();
         grounds.retain(|ground, _| known.has_ground(ground));
         // (What some of the packages is of that no function has any more is of no use.)
@@ -112,8 +114,7 @@ impl Keeper {
     /// Takes a layer into use; an error when it is of use to nobody.
     fn keep_layer(&self, plan: &NamedPlan, layer: Layer) -> Result<(), String> {
         let known = self.layers.known.borrow();
-        let (modules, absent) = (layer.imports().modules.clone(), layer.absent().clone());
-        let found = Found { modules, absent, measured: None };
+        let found = Found::new(layer.imports().modules.clone(), layer.absent().clone());
         self.layers.found.borrow_mut().insert(plan.key.clone(), found.clone());
         let built = Built { key: plan.key.clone(), found, layer: Arc::new(layer), restore_ns: Cell::new(0) };
         let versions = plan.versions.iter().filter_map(|key| Some((key, known.get(key)?)));

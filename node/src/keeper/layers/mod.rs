@@ -93,10 +93,14 @@ impl Built {
     }
 }
 
-/// What is among the first, and not among the others.
+/// What is among the first, and not among the others; both are sorted.
 fn extra<'a>(modules: &'a [String], others: &[String]) -> Vec<&'a str> {
-    let others: HashSet<&str> = others.iter().map(String::as_str).collect();
-    modules.iter().map(String::as_str).filter(|name| !others.contains(name)).collect()
+    let mut others = others.iter().peekable();
+    let is_extra = |name: &&'a str| {
+        while others.next_if(|other| other.as_str() < *name).is_some() {}
+        others.peek().is_none_or(|other| other.as_str() != *name)
+    };
+    modules.iter().map(String::as_str).filter(is_extra).collect()
 }
 
 impl Layers {

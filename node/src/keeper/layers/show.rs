@@ -1,11 +1,13 @@
 //! Which layers there are, for `spry status` and the metrics.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::super::Keeper;
 use super::fit;
-use super::known::{LayerKey, Version, VersionKey};
+use super::known::{LayerKey, Version, VersionKey, names_of};
 use crate::api::LayerView;
+use crate::function::Function;
 use crate::packages::distribution;
 use crate::units::Size;
 
@@ -15,18 +17,25 @@ impl Keeper {
         let functions = self.functions_on_the_bus();
         let known = self.layers.known.borrow();
         let grounds = self.layers.grounds.borrow();
+        let mut named_so: HashMap<_, Vec<&Function>> = HashMap::new();
+        for function in &functions {
+            named_so.entry(names_of(&function.stored)).or_default().push(function);
+        }
+        let versions: Vec<(&VersionKey, &Version, &[&Function])> = known
+            .iter()
+            .filter_map(|(key, version)| Some((key, version, named_so.get(&key.names())?.as_slice())))
+            .collect();
         let named = |layer: &LayerKey,
                      uses: &dyn Fn(&VersionKey, &Version) -> bool|
          -> (Vec<String>, Vec<String>) {
-            let users = functions.iter().filter(|function| {
-                known.iter().any(|(key, version)| key.is_of(&function.stored) && uses(key, version))
-            });
-            let mut names: Vec<String> = users.clone().map(|function| function.name().to_owned()).collect();
+            let users = versions.iter().filter(|(key, version, _)| uses(key, version));
+            let users: Vec<&Function> = users.flat_map(|(.., functions)| functions.iter().copied()).collect();
+            let mut names: Vec<String> = users.iter().map(|function| function.name().to_owned()).collect();
             names.sort_unstable();
             names.dedup();
             // In one folder they aren't told apart: what was asked for is.
             let is_whole = grounds.get(&layer.ground).is_some_and(|ground| ground.whole.is_some());
-            let packages = match users.map(|function| &function.stored.manifest.packages).next() {
+            let packages = match users.first().map(|function| &function.stored.manifest.packages) {
                 Some(packages) if is_whole => packages.iter().map(ToString::to_string).collect(),
                 _ => layer.packages.iter().map(|folder| distribution(Path::new(folder))).collect(),
             };

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::super::{Keeper, memory};
+use super::fit;
 use super::known::Version;
 use crate::api::ZygoteStart;
 use crate::function::Function;
-use crate::packages::modules_in;
 use crate::zygote::{StartError, Zygote, ZygoteSpec};
 
 impl Keeper {
@@ -53,16 +53,15 @@ impl Keeper {
         }
         function.set_start(ZygoteStart::alone(took, problem));
         let limit_bytes = spec.limits.memory_bytes;
-        // (What can't be listed has whatever is looked for: no layer then.)
-        let own = modules_in(&spec.code).map(|names| names.into_iter().collect());
-        let mut version = Version::new(
+        // (What can't be listed, or lies elsewhere, has whatever is looked for: no layer then.)
+        let own = if zygote.imports().elsewhere { None } else { fit::own_names(&spec.code) };
+        let version = Version::new(
             zygote.imports().modules.clone(),
             took,
             memory::held_bytes(zygote.pid()).unwrap_or(limit_bytes),
             limit_bytes,
-            Vec::new(),
+            own,
         );
-        version.own = own.ok();
         self.layers.started(key, ground, Some(version));
         Ok(zygote)
     }

@@ -142,6 +142,98 @@ fn what_can_not_be_written_down_is_said() {
     }
 }
 
+/// What is looked for while a layer is made, and how: found or not, by which way ever.
+#[test]
+fn what_importing_looks_for_is_told() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let site = dir.path().join("site");
+    fs::create_dir_all(site.join("six-1.0.dist-info")).expect("folder");
+    fs::create_dir(site.join("space")).expect("folder");
+    fs::write(site.join("six-1.0.dist-info/METADATA"), "Name: six\nVersion: 1.0\n").expect("written");
+    fs::write(site.join("six.py"), "").expect("written");
+    let nothing = (false, false);
+    let distributions = (true, false);
+    let everything = (true, true);
+    for (name, source, expected, modules, asked) in [
+        ("import", "import six, xmlrpc.client, space\nlist(space.__path__)", nothing, "", ""),
+        ("absent", "try:\n    import nobody\nexcept ImportError:\n    pass", nothing, "nobody", ""),
+        ("spec", "import importlib.util as u\nassert u.find_spec('six')", nothing, "six", ""),
+        ("version", "import importlib.metadata as m\nassert m.version('six') == '1.0'", nothing, "", "six"),
+        ("first", "import importlib.metadata as m\nnext(iter(m.distributions()))", distributions, "", ""),
+        ("points", "import importlib.metadata as m\nm.entry_points()", distributions, "", ""),
+        (
+            "finder",
+            "from importlib.machinery import PathFinder\nassert PathFinder.find_spec('six')",
+            everything,
+            "",
+            "",
+        ),
+        (
+            "metadata",
+            "from importlib.metadata import MetadataPathFinder as F\nassert list(F.find_distributions())",
+            everything,
+            "",
+            "",
+        ),
+        ("list", "import sys\nlist(sys.path)", everything, "", ""),
+        ("text", "import sys\nrepr(sys.path)", everything, "", ""),
+        ("same", "import sys\nsys.path == []", everything, "", ""),
+        ("behind", "import sys\nassert (['x'] + sys.path)[0] == 'x'", everything, "", ""),
+        (
+            "added",
+            "import sys\none = two = ['x']\none += sys.path\nassert one is two and len(one) > 1",
+            everything,
+            "",
+            "",
+        ),
+        ("place", "import sys\nif '/x' not in sys.path:\n    sys.path += ['/x']", nothing, "", ""),
+        ("other", "import sys\nsys.path = list(sys.path)", everything, "", ""),
+        ("kept", "import sys\nKEPT = sys.path", everything, "", ""),
+        (
+            "removed",
+            "import sys\nsys.meta_path[:] = [f for f in sys.meta_path if isinstance(f, type)]",
+            everything,
+            "",
+            "",
+        ),
+    ] {
+        let module = format!("layer_{name}");
+        fs::write(site.join(format!("{module}.py")), source).expect("written");
+        let (_, made) = Zygote::layer_with(dir.path(), &[&module], &site).expect(name);
+        assert!(made.imports.modules.contains(&module), "{name} can be imported");
+        let absent = made.absent;
+        assert_eq!((absent.all, absent.walked), expected, "{name}: {absent:?}");
+        // (The standard library looks for some of its own parts that aren't there.)
+        let of_site = |name: &&String| ["six", "nobody", "space"].contains(&name.as_str());
+        let told: Vec<&String> = absent.modules.iter().filter(of_site).collect();
+        assert_eq!(told, Vec::from_iter(Some(modules).filter(|name| !name.is_empty())), "{name}: {absent:?}");
+        assert_eq!(
+            absent.distributions,
+            Vec::from_iter(Some(asked).filter(|name| !name.is_empty())),
+            "{name}"
+        );
+    }
+}
+
+/// What a function finds in folders of its own isn't seen by who looks into its code's.
+#[test]
+fn a_function_that_looks_elsewhere_says_so() {
+    for (lines, elsewhere) in [
+        ("import decimal", false),
+        ("sys.path.append(os.path.dirname(__file__))", false),
+        ("sys.path.append(os.path.dirname(os.__file__) + '/xml')", false),
+        ("sys.path.insert(0, os.path.dirname(__file__) + '/vendor')", true),
+        ("sys.path.append('/nowhere')", true),
+        ("sys.path.append('')", true),
+        ("sys.path.append(os.path.dirname(os.__file__) + '/../../../nowhere')", true),
+    ] {
+        let source = format!("import os, sys\n{lines}\ndef main(params):\n    return 1\n");
+        let zygote = Zygote::python(&source).unwrap_or_else(|why| panic!("{lines}: {why}"));
+        assert_eq!(zygote.imports.elsewhere, elsewhere, "{lines}");
+        assert!(zygote.imports.modules.iter().any(|name| name == "os"), "{lines}");
+    }
+}
+
 #[test]
 fn a_file_that_has_changed_or_is_no_layer_is_refused() {
     let fixture = layer(&MODULES);
