@@ -35,14 +35,14 @@ const SETTINGS: &str = "[queue]\nnode = 8192\n[node]\nmemory_budget = \"4TiB\"\n
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Functions on the full node (native ones).
-    #[arg(long, default_value_t = 1000)]
-    pub functions: usize,
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..))]
+    pub functions: u16,
 }
 
 /// Runs it.
 pub fn run(options: &Options, programs: &Programs, stop: &Stop) -> Result<Vec<Row>, SuiteError> {
     let mut rows = singles(programs, stop)?;
-    rows.extend(full(options.functions, programs, stop)?);
+    rows.extend(full(usize::from(options.functions), programs, stop)?);
     Ok(rows)
 }
 
