@@ -26,7 +26,8 @@ use spry_sched::layers::Measured;
 use spry_wire::layer::Absent;
 
 use super::extra;
-use super::known::{LayerKey, Version, VersionKey};
+use super::key::{LayerKey, VersionKey};
+use super::known::Version;
 use crate::packages::{distribution, modules_in};
 
 /// Names of a function's own code that are looked at; who has more has no layer.
@@ -138,10 +139,10 @@ pub(super) fn unfit(
     version: &Version,
     provided: &Provided,
 ) -> Option<String> {
-    if layer.ground != *key.ground() || version.alone {
+    if layer.ground != key.ground || version.alone {
         return Some("its functions import on another ground".to_owned());
     }
-    let has = |folder: &String| key.packages().binary_search(folder).is_ok();
+    let has = |folder: &String| key.packages.binary_search(folder).is_ok();
     if !layer.packages.iter().all(has) {
         return Some("its functions have other packages".to_owned());
     }
@@ -166,7 +167,7 @@ pub(super) fn unfit(
         return Some(format!("importing goes through all folders, and {name} is among their own code"));
     }
     let mut others =
-        key.packages().iter().filter(|folder| layer.packages.binary_search(folder).is_err()).peekable();
+        key.packages.iter().filter(|folder| layer.packages.binary_search(folder).is_err()).peekable();
     if let (true, Some(folder)) = (found.all || found.walked, others.peek()) {
         return Some(format!("importing looks at which packages there are, {} among them", shown(folder)));
     }
@@ -191,8 +192,8 @@ pub(super) fn unfit(
 
 /// Whether a layer was thought of for this version, whatever it turned out to be.
 pub(super) fn is_for(layer: &LayerKey, key: &VersionKey, version: &Version) -> bool {
-    layer.ground == *key.ground()
-        && layer.packages.iter().all(|folder| key.packages().binary_search(folder).is_ok())
+    layer.ground == key.ground
+        && layer.packages.iter().all(|folder| key.packages.binary_search(folder).is_ok())
         && extra(&layer.modules, &version.modules).is_empty()
 }
 
@@ -235,7 +236,7 @@ mod tests {
         let version = Version::new(modules, Duration::ZERO, 0, 0, Some(strings(own)));
         let mut known = known;
         known.learn(key.clone(), version.clone(), Instant::now());
-        let layer = LayerKey { ground: key.ground().clone(), modules: vec![], packages: strings(&[NUMPY]) };
+        let layer = LayerKey { ground: key.ground.clone(), modules: vec![], packages: strings(&[NUMPY]) };
         unfit(&layer, &found, &key, &version, &known.provided)
     }
 

@@ -8,19 +8,16 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use spry_sched::FunctionId;
 use spry_sched::layers::{self, Contents, Measured, Wanted};
 
-use super::fit::{self, Provided};
-use crate::packages::Site;
-use crate::store::StoredFunction;
-use crate::zygote::{Runtime, ZygoteSpec};
+use super::fit::Provided;
+use super::key::{GroundKey, LayerKey, VersionKey};
+use super::numbers::Names;
 
 /// Starts of long ago count less.
 const FADES: Duration = Duration::from_secs(3600);
@@ -28,98 +25,6 @@ const FADES: Duration = Duration::from_secs(3600);
 const STARTS_PER_HOUR_MIN: f64 = 0.05;
 /// Versions that are remembered.
 const VERSIONS_MAX: usize = 4096;
-
-/// Names what functions import on: the hash of the interpreter's file, the manifest's variables, and the packages' folder where all
-/// of them lie in one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct GroundKey(String);
-
-/// What they import on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Ground {
-    pub(super) interpreter: PathBuf,
-    /// The packages, where all of them lie in one folder.
-    pub(super) whole: Option<Site>,
-    pub(super) env: BTreeMap<String, String>,
-}
-
-impl Ground {
-    /// Of a function's process; only Python's are looked at.
-    pub(super) fn of(spec: &ZygoteSpec) -> Option<(GroundKey, Self)> {
-        let Runtime::Python { interpreter } = &spec.runtime else { return None };
-        let file = fs::metadata(interpreter).ok()?;
-        let mut hash = Sha256::new();
-        let mut add = |bytes: &[u8]| {
-            hash.update((bytes.len() as u64).to_le_bytes());
-            hash.update(bytes);
-        };
-        add(interpreter.as_os_str().as_encoded_bytes());
-        for number in [file.dev(), file.ino(), file.size(), file.mtime() as u64, file.mtime_nsec() as u64] {
-            add(&number.to_le_bytes());
-        }
-        let whole = spec.packages.as_ref().filter(|site| site.whole.is_some());
-        let folder = whole.and_then(|site| site.folders.first());
-        add(folder.map_or(Path::new(""), PathBuf::as_path).as_os_str().as_encoded_bytes());
-        for (name, value) in &spec.env {
-            add(name.as_bytes());
-            add(value.as_bytes());
-        }
-        let key = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        let ground = Self { interpreter: interpreter.clone(), whole: whole.cloned(), env: spec.env.clone() };
-        Some((GroundKey(key), ground))
-    }
-}
-
-/// The folders of the distributions that a function's process is given, where each has its own: sorted.
-pub(super) fn distributions(spec: &ZygoteSpec) -> Vec<String> {
-    let site = spec.packages.iter().filter(|site| site.whole.is_none());
-    let mut folders: Vec<String> =
-        site.flat_map(|site| &site.folders).map(|folder| folder.to_string_lossy().into_owned()).collect();
-    folders.sort_unstable();
-    folders
-}
-
-/// Names a version.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct VersionKey {
-    code: String,
-    handler: String,
-    ground: GroundKey,
-    #[serde(default)]
-    packages: Vec<String>,
-}
-
-impl VersionKey {
-    pub(super) fn of(stored: &StoredFunction, ground: &GroundKey, packages: Vec<String>) -> Self {
-        let (code, handler) = names_of(stored);
-        Self { code: code.to_owned(), handler: handler.to_owned(), ground: ground.clone(), packages }
-    }
-
-    /// The folders of its distributions, where each has its own: sorted.
-    pub(super) fn packages(&self) -> &[String] {
-        &self.packages
-    }
-
-    pub(super) fn ground(&self) -> &GroundKey {
-        &self.ground
-    }
-
-    /// Its code and handler: what it is on whatever ground.
-    pub(super) fn names(&self) -> (&str, &str) {
-        (&self.code, &self.handler)
-    }
-
-    /// The first part of the name of its handler's module.
-    pub(super) fn module(&self) -> &str {
-        fit::top(self.handler.split(':').next().unwrap_or(&self.handler))
-    }
-}
-
-/// As [`VersionKey::names`], of a function's version.
-pub(super) fn names_of(stored: &StoredFunction) -> (&str, &str) {
-    let code = if stored.code_sha256.is_empty() { &stored.sha256 } else { &stored.code_sha256 };
-    (code, &stored.manifest.handler)
-}
 
 /// What is known of a version.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -174,16 +79,6 @@ impl Starts {
         self.per_hour = self.at(now) + 1.0;
         self.at = Some(now);
     }
-}
-
-/// Names a layer: what it is to be.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct LayerKey {
-    pub(super) ground: GroundKey,
-    /// Sorted: in that order they are imported, so that none of the functions has a say in it.
-    pub(super) modules: Vec<String>,
-    /// The folders of the distributions among which they are: sorted.
-    pub(super) packages: Vec<String>,
 }
 
 /// A layer that should be there.
@@ -356,67 +251,6 @@ impl Known {
                     .collect(),
             })
             .collect()
-    }
-}
-
-/// Numbers for names, for as long as a plan is made.
-#[derive(Debug, Default)]
-struct Names {
-    numbers: HashMap<String, u32>,
-    names: Vec<String>,
-}
-
-/// Between a module's name and the folders that it may come from.
-const FROM: char = '\0';
-
-impl Names {
-    fn number(&mut self, name: &str) -> u32 {
-        if let Some(number) = self.numbers.get(name) {
-            return *number;
-        }
-        let next = self.names.len() as u32;
-        self.names.push(name.to_owned());
-        self.numbers.insert(name.to_owned(), next);
-        next
-    }
-
-    /// Nothing, if what these folders have can't be told now.
-    fn contents(
-        &mut self,
-        ground: u32,
-        modules: &[String],
-        folders: &[String],
-        provided: &Provided,
-    ) -> Option<Contents> {
-        let origins = provided.origins(folders)?;
-        let sorted = |numbers: &mut Vec<u32>| {
-            numbers.sort_unstable();
-            numbers.dedup();
-        };
-        let number = |name: &String| {
-            // A module of the same name from other packages is another.
-            let Some(folders) = origins.get(fit::top(name)) else { return self.number(name) };
-            let mut full = name.clone();
-            for folder in folders {
-                full.push(FROM);
-                full.push_str(folder);
-            }
-            self.number(&full)
-        };
-        let mut modules: Vec<u32> = modules.iter().map(number).collect();
-        sorted(&mut modules);
-        let mut packages: Vec<u32> = folders.iter().map(|folder| self.number(folder)).collect();
-        sorted(&mut packages);
-        Some(Contents { ground, modules, packages })
-    }
-
-    fn name(&self, number: u32) -> String {
-        self.names[number as usize].clone()
-    }
-
-    fn module(&self, number: u32) -> String {
-        let full = &self.names[number as usize];
-        full.split_once(FROM).map_or(full.as_str(), |(name, _)| name).to_owned()
     }
 }
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use super::super::{Keeper, off_the_loop};
 use super::fit::{self, Found};
-use super::known::{LayerKey, NamedPlan, names_of};
+use super::key::{LayerKey, names_of};
+use super::known::NamedPlan;
 use super::{Built, FOUND_MAX, MEMORY_FACTOR, SETTLE};
 use crate::function::Function;
 use crate::packages::Site;

@@ -8,8 +8,10 @@
 //! promised like any process's, until the last process is gone that shares it.
 
 mod fit;
+mod key;
 mod known;
 mod make;
+mod numbers;
 mod show;
 mod start;
 
@@ -27,7 +29,8 @@ use crate::config::{self, Config};
 use crate::store::StoredFunction;
 use crate::zygote::{Layer, StartError, ZygoteSpec};
 use fit::Found;
-use known::{Ground, GroundKey, Known, LayerKey, NamedPlan, Version, VersionKey};
+use key::{Ground, GroundKey, LayerKey, VersionKey};
+use known::{Known, NamedPlan, Version};
 
 /// Changes within this time are looked at together.
 const SETTLE: Duration = Duration::from_millis(300);
@@ -131,13 +134,13 @@ impl Layers {
             return None;
         }
         let (key, ground) = Ground::of(spec)?;
-        Some((VersionKey::of(stored, &key, known::distributions(spec)), ground))
+        Some((VersionKey::of(stored, &key, key::distributions(spec)), ground))
     }
 
     /// A version has started so: by itself when `said` is what it said then.
     fn started(&self, key: VersionKey, ground: Ground, said: Option<Version>) {
         let (mut known, now) = (self.known.borrow_mut(), Instant::now());
-        self.grounds.borrow_mut().insert(key.ground().clone(), ground);
+        self.grounds.borrow_mut().insert(key.ground.clone(), ground);
         match said {
             Some(version) => known.learn(key, version, now),
             None => known.started(&key, now),

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::super::Keeper;
 use super::fit;
-use super::known::{LayerKey, Version, VersionKey, names_of};
+use super::key::{LayerKey, VersionKey, names_of};
+use super::known::Version;
 use crate::api::LayerView;
 use crate::function::Function;
 use crate::packages::distribution;
