@@ -20,6 +20,7 @@ import typing
 from urllib.parse import parse_qsl
 
 import spry
+from _spry_watch import Watch
 from spry import _collect
 
 OWN_FILES = ("<spry", "<frozen importlib", importlib.__file__)
@@ -55,109 +56,6 @@ def preload(modules, packages):
     return imported, sorted(watch.modules), sorted(watch.distributions), watch.all, watch.walked
 
 
-class Watched(list):
-    """`sys.path` while a layer is made: who looks through it by himself sees what else there is."""
-
-    OF_PYTHON = ("_frozen_importlib", "_frozen_importlib_external", "importlib._bootstrap", "importlib._bootstrap_external",
-                 "importlib.metadata", "importlib_metadata", "zipimport")
-    # What asks all finders for one thing, the watch among them; and what looks for the rest of a namespace that is imported.
-    ASKS_ALL = ("_find_spec", "<genexpr>", "_recalculate")
-    # Who looks for distributions only.
-    OF_DISTRIBUTIONS = ("pkg_resources",)
-    watch = None
-
-    def _seen(self):
-        if self.watch is None:
-            return
-        frame = sys._getframe(2)
-        while frame is not None and frame.f_globals.get("__name__") in self.OF_PYTHON:
-            if frame.f_code.co_name in self.ASKS_ALL:
-                return
-            frame = frame.f_back  # (a single finder, asked by whoever comes next: the watch isn't)
-        self.watch.all = True
-        if frame is None or frame.f_globals.get("__name__") not in self.OF_DISTRIBUTIONS:
-            self.watch.walked = True
-
-    def __radd__(self, _other):
-        self._seen()
-        return NotImplemented  # as a list would do it
-
-
-def looked(name):
-    method = getattr(list, name)
-
-    def look(self, *arguments, **named):
-        self._seen()
-        return method(self, *arguments, **named)
-    return look
-
-
-# (Not `in`, `index`, `count` and `len`: these tell nothing of folders that the asker couldn't name.)
-for looks in ("__iter__", "__reversed__", "__getitem__", "__add__", "__mul__", "__rmul__", "__repr__", "__eq__", "__ne__",
-              "__lt__", "__le__", "__gt__", "__ge__", "copy", "pop"):
-    setattr(Watched, looks, looked(looks))
-
-
-class Asked:
-    """The first of all finders, which finds nothing: what it is asked for may be found, or not, by another."""
-
-    def __init__(self):
-        self.modules, self.distributions, self.all, self.walked = set(), set(), False, False
-
-    def find_spec(self, name, path=None, target=None):
-        # What is looked for in a package's own folder only is there in none of the others.
-        if type(path) is not list:
-            self.modules.add(name.partition(".")[0])
-        return None
-
-    def find_distributions(self, context=None):
-        name = getattr(context, "name", None)
-        if name is None:
-            self.all = True
-        else:
-            self.distributions.add(str(name))
-        return iter(())
-
-    def invalidate_caches(self):
-        pass
-
-
-class Watch(Asked):
-    """The last of all finders as well: what it is asked for isn't there. What is found and not imported is as much to
-    be known of: another function's packages, or its own code, may have the same and come first."""
-
-    def __enter__(self):
-        self.first = Asked()
-        self.path, sys.path = sys.path, Watched(sys.path)
-        sys.path.watch = self
-        sys.meta_path.insert(0, self.first)
-        sys.meta_path.append(self)
-        return self
-
-    def __exit__(self, *_):
-        for finder in (self.first, self):
-            if finder in sys.meta_path:
-                sys.meta_path.remove(finder)
-            else:
-                self.all = self.walked = True
-        self.modules |= self.first.modules - {name for name in sys.modules if isinstance(name, str)}
-        self.distributions |= self.first.distributions
-        self.all |= self.first.all
-        watched = sys.path
-        if not isinstance(watched, Watched):
-            self.all = self.walked = True
-            return
-        watched.watch = None
-        self.path[:] = watched
-        sys.path = self.path
-        gc.collect()
-        fresh = []
-        if sys.getrefcount(watched) > sys.getrefcount(fresh):
-            # A module keeps it, and is to keep what `sys.path` is.
-            sys.path = watched
-            self.all = self.walked = True
-
-
 def imports(code):
     """The names of the modules that are there and none of the function's own, in the order of their import; and whether
     modules are looked for in other folders than it was given, and those of its packages."""
@@ -174,13 +72,13 @@ def imports(code):
 
 
 # Where modules are looked for before a function is loaded.
-given = []
+GIVEN = []
 
 
 def is_elsewhere(folder, code):
     within = lambda parent: (folder + "/").startswith(parent.rstrip("/") + "/")
     folder = os.path.normpath(folder)
-    return folder != code and (within(code) or not any(within(one) for one in given if one))
+    return folder != code and (within(code) or not any(within(one) for one in GIVEN if one))
 
 
 def one_thread():
@@ -216,7 +114,7 @@ def load(code, handler, function_name, packages):
     module_name, colon, name = handler.partition(":")
     if not (module_name and colon and name):
         raise Refused(f"handler = {handler!r} is not of the form \"module:function\"")
-    given[:] = [str(folder) for folder in sys.path if folder != code]
+    GIVEN[:] = [str(folder) for folder in sys.path if folder != code]
     if sys.path[:1] != [code]:
         sys.path.insert(0, code)
     try:

@@ -11,6 +11,7 @@
 //! - `json`: Python's own C scanner and encoder, prepared once.
 //! - `capi`: where there are no safe words: memory views, the fork hooks, the response that `spry.emit` finds.
 //! - `spry.py`: what function authors import. `glue.py`: what is shorter in Python, off the warm path.
+//!   `watch.py`: what importing looks for while a layer is made.
 
 mod answer;
 mod arguments;

@@ -15,6 +15,7 @@ use crate::json::Json;
 use crate::{CallError, arguments, capi};
 
 const AUTHORS_MODULE: &str = include_str!("spry.py");
+const WATCH: &str = include_str!("watch.py");
 const GLUE: &str = include_str!("glue.py");
 const GLUE_NAME: &str = "_spry_glue";
 
@@ -112,11 +113,12 @@ impl Python {
 
     fn invoke(
         &self,
-        py: pyo3::Python<'_>,
+        function: &Bound<'_, PyAny>,
         request: &Request<'_>,
         serving: &Serving<'_, '_>,
     ) -> Result<(), CallError> {
-        let (function, pickle_buffer) = (self.function.bind(py), self.pickle_buffer.bind(py));
+        let py = function.py();
+        let pickle_buffer = self.pickle_buffer.bind(py);
         let answer = |value: &Bound<'_, PyAny>, body: Option<&Bound<'_, PyAny>>| {
             self.writer.write(value, body, &mut serving.response())
         };
@@ -150,6 +152,27 @@ impl Python {
                 outcome
             }
         }
+    }
+
+    /// Answers a request by what `called` names.
+    fn serve(
+        &mut self,
+        called: impl FnOnce(&Self) -> &Py<PyAny>,
+        request: &Request<'_>,
+        response: &mut Response<'_>,
+    ) -> Result<(), Failure> {
+        pyo3::Python::attach(|py| {
+            let function = called(self).bind(py);
+            let outcome =
+                Serving::run(py, response, |serving| match self.invoke(function, request, serving) {
+                    // In a chain it isn't the client who has sent this, and the next step could do nothing with a refusal.
+                    Err(CallError::BadRequest(message)) if !request.in_chain() => {
+                        self.writer.refuse(py, &message, request.call_id(), &mut serving.response())
+                    }
+                    outcome => outcome,
+                });
+            outcome.map_err(|error| self.failure(py, error))
+        })
     }
 
     /// A failed call in words. Ends the process when the function asked for that.
@@ -237,11 +260,8 @@ impl Handler for Python {
             for call in self.renewals.iter().flat_map(|renewals| &renewals.own) {
                 let _renewed = call.bind(py).call0();
             }
-            std::mem::swap(&mut self.function, &mut self.nobody);
         });
-        let answered = self.call(request, response);
-        std::mem::swap(&mut self.function, &mut self.nobody);
-        answered
+        self.serve(|python| &python.nobody, request, response)
     }
 
     fn rewound(&mut self) {
@@ -257,16 +277,7 @@ impl Handler for Python {
     }
 
     fn call(&mut self, request: &Request<'_>, response: &mut Response<'_>) -> Result<(), Failure> {
-        pyo3::Python::attach(|py| {
-            let outcome = Serving::run(py, response, |serving| match self.invoke(py, request, serving) {
-                // In a chain it isn't the client who has sent this, and the next step could do nothing with a refusal.
-                Err(CallError::BadRequest(message)) if !request.in_chain() => {
-                    self.writer.refuse(py, &message, request.call_id(), &mut serving.response())
-                }
-                outcome => outcome,
-            });
-            outcome.map_err(|error| self.failure(py, error))
-        })
+        self.serve(|python| &python.function, request, response)
     }
 
     fn flush(&mut self) {
@@ -292,6 +303,7 @@ fn own_modules(py: pyo3::Python<'_>) -> Result<Bound<'_, PyModule>, LoadError> {
         return glue.cast_into().map_err(|error| own(error.into()));
     }
     module(py, AUTHORS_MODULE, "<spry>", "spry").map_err(own)?;
+    module(py, WATCH, "<spry watch>", "_spry_watch").map_err(own)?;
     module(py, GLUE, "<spry glue>", GLUE_NAME).map_err(own)
 }
 
