@@ -34,8 +34,8 @@ const SETTLE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Functions with NumPy.
-    #[arg(long, default_value_t = 20)]
-    pub functions: usize,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..))]
+    pub functions: u16,
     /// Different sets of packages that they ask for; each number is a case of its own.
     #[arg(long, value_delimiter = ',', default_value = "1,8",
         value_parser = clap::value_parser!(u8).range(1..=8))]
@@ -62,7 +62,7 @@ pub fn run(options: &Options, programs: &Programs, stop: &Stop) -> Result<Vec<Ro
     let wheels = wheels()?;
     let mut rows = Vec::new();
     for sets in &options.sets {
-        let work = Work { functions: options.functions, sets: *sets, wheels: wheels.path() };
+        let work = Work { functions: options.functions.into(), sets: *sets, wheels: wheels.path() };
         let without = node(&work, programs, WITHOUT, stop)?;
         let with = node(&work, programs, "", stop)?;
         let what = match sets {

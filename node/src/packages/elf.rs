@@ -9,19 +9,19 @@ const PROGRAM_HEADER: usize = 56;
 const HEADERS_MAX: u64 = 128;
 const DYNAMIC_MAX: u64 = 1 << 20;
 const TEXT_MAX: usize = 4096;
-/// Folders that are looked at of one file.
-const FOLDERS_MAX: usize = 32;
+/// Folders that are named of one file. Where there are more, it isn't known what it looks for.
+pub(super) const FOLDERS_MAX: usize = 32;
 const PT_LOAD: u32 = 1;
 const PT_DYNAMIC: u32 = 2;
 const DT_STRTAB: u64 = 5;
 const DT_RPATH: u64 = 15;
 const DT_RUNPATH: u64 = 29;
 
-/// The folders that it names by its own place: `$ORIGIN/../x`.
+/// The folders that it names by its own place: `$ORIGIN/../x`. Of more than [`FOLDERS_MAX`], one more than that.
 pub(super) fn searches(file: &File) -> Vec<String> {
     let texts = texts(file).unwrap_or_default();
     let folders = texts.iter().flat_map(|text| text.split(':'));
-    folders.filter(|folder| folder.contains("ORIGIN")).map(str::to_owned).take(FOLDERS_MAX).collect()
+    folders.filter(|folder| folder.contains("ORIGIN")).map(str::to_owned).take(FOLDERS_MAX + 1).collect()
 }
 
 fn texts(file: &File) -> Option<Vec<String>> {
@@ -143,7 +143,7 @@ mod tests {
         bytes.extend(header(PT_LOAD, at + dynamic.len() as u64, 0x10_0000, path.len() as u64));
         bytes.extend(dynamic);
         bytes.extend(path.as_bytes());
-        assert_eq!(of(&bytes), ["ORIGIN"; FOLDERS_MAX]);
+        assert_eq!(of(&bytes), ["ORIGIN"; FOLDERS_MAX + 1]);
         for at in 0..1024.min(whole.len()) {
             let mut bytes = whole.clone();
             bytes[at] ^= 0xff;

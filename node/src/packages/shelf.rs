@@ -360,7 +360,7 @@ fn parts(tree: &Tree) -> Result<Vec<Part>, String> {
         let found =
             Found { path: path.to_owned(), searches: file.as_ref().map(elf::searches).unwrap_or_default() };
         searches += found.searches.len();
-        if searches > SEARCHES_MAX {
+        if found.searches.len() > elf::FOLDERS_MAX || searches > SEARCHES_MAX {
             return Err("its libraries look for others in too many places".to_owned());
         }
         files.push(found);

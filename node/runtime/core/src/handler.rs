@@ -26,8 +26,8 @@ pub trait Handler: Sized {
         clone()
     }
 
-    /// Called in the zygote while nobody waits for it, before each fork that finds time for that: does what needn't be done in
-    /// the new process, and must be done for each.
+    /// Called in the zygote before the first fork, and before each other one that isn't asked for yet: does what must be done for
+    /// each, and needn't be done in the new process.
     fn before_fork(&mut self) {}
 
     /// The threads that loading left behind, by name, for the message of the refusal.

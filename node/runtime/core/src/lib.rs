@@ -25,8 +25,7 @@
 //! instead of the instance.
 
 pub mod handler;
-pub mod rehearsal;
-mod request;
+pub mod request;
 pub mod response;
 
 mod fork;
@@ -34,6 +33,7 @@ mod freeze;
 mod input;
 mod layer;
 mod outbox;
+mod rehearsal;
 mod rewind;
 mod segments;
 mod serve;

@@ -83,7 +83,6 @@ impl Instance {
 }
 
 /// Runs the handler, by `call`. The result says where the answer lies.
-#[inline(always)]
 pub(crate) fn answer(
     descriptor: &Descriptor,
     input: &mut Input,

@@ -128,11 +128,20 @@ pub(crate) fn freeze(wish: &FreezeWish, memory: OwnMemory) -> Frozen {
     frozen
 }
 
+/// Leaves less memory, in fewer mappings. Returns the text that tells of those that may have to be frozen; it must not go before the
+/// rest is frozen, which could leave a hole in what it lies within.
+fn tidied(own: OwnMemory) -> Result<String, String> {
+    memory::trim_heap();
+    let text = own.mappings()?;
+    join::constants(&text).iter().for_each(memory::make_executable);
+    Ok(text)
+}
+
 fn to_memfd(wish: &FreezeWish, own: OwnMemory) -> Result<Frozen, String> {
     has_room(wish, own, memory::CHUNK as u64)?;
     let page = memory::page_size();
-    let (mappings, text) = found(own, page, plan::GAP)?;
-    let (pieces, total) = plan::lay_out(mappings);
+    let text = tidied(own)?;
+    let (pieces, total) = plan::lay_out(found(&text, page, plan::GAP)?);
     if total == 0 || (total < LEAST && !wish.always) {
         return Err(format!("only {} KiB were written to, and a fork copies these quickly", total >> 10));
     }
@@ -177,8 +186,8 @@ fn to_huge_pages(wish: &FreezeWish, own: OwnMemory) -> Result<Frozen, String> {
     let page = memory::page_size();
     let mut frozen = Frozen { how: Freeze::Huge, ..Frozen::default() };
     let mut failed = None;
-    let (mappings, _text) = found(own, page, page)?;
-    for mapping in mappings.iter().filter(|mapping| !mapping.of_file) {
+    let text = tidied(own)?;
+    for mapping in found(&text, page, page)?.iter().filter(|mapping| !mapping.of_file) {
         let first = mapping.range.start.next_multiple_of(HUGE);
         for start in (first..mapping.range.end).step_by(HUGE) {
             let range = start..start + HUGE;
@@ -225,17 +234,11 @@ fn keep_from_emptying(ranges: &[Range<usize>]) -> Result<(), String> {
         .map_err(|error| format!("system calls can't be filtered, and MADV_DONTNEED must be: {error}"))
 }
 
-/// What is to be frozen, by address, and the text that says so. The text must not go before the rest is frozen, which could
-/// leave a hole in what it lies within; it isn't frozen itself.
-fn found(own: OwnMemory, page: usize, gap: usize) -> Result<(Vec<plan::Mapping>, String), String> {
-    memory::trim_heap();
-    let text = own.mappings()?;
-    for constants in join::constants(&text) {
-        memory::make_executable(&constants);
-    }
+/// What is to be frozen, by address: not the text that says so.
+fn found(text: &String, page: usize, gap: usize) -> Result<Vec<plan::Mapping>, String> {
     let texts = text.as_ptr() as usize..text.as_ptr() as usize + text.capacity();
     let mut found = Vec::new();
-    for mapping in plan::mappings(&text, memory::stack_address()) {
+    for mapping in plan::mappings(text, memory::stack_address()) {
         if mapping.of_file && !mapping.of_layer {
             found.push(mapping);
             continue;
@@ -253,7 +256,7 @@ fn found(own: OwnMemory, page: usize, gap: usize) -> Result<(Vec<plan::Mapping>,
         let gap = if mapping.of_layer { plan::LAYER_GAP } else { gap };
         found.extend(plan::cut(&mapping, &touched, page, gap));
     }
-    Ok((found, text))
+    Ok(found)
 }
 
 /// While a chunk is exchanged it is there twice: a function near its limit would die of it.
