@@ -37,7 +37,7 @@ pub(super) struct Version {
     pub(super) bytes: u64,
     /// Its memory limit.
     pub(super) limit_bytes: u64,
-    /// See [`fit::own_names`]. (What was written down by an earlier spryd doesn't say.)
+    /// See [`super::fit::own_names`]. (What was written down by an earlier spryd doesn't say.)
     #[serde(default, rename = "own_names")]
     pub(super) own: Option<Vec<String>>,
     /// It was begun from a layer and failed, and did well by itself.
