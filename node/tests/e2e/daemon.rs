@@ -22,6 +22,16 @@ pub(crate) const UNTIL_LET_GO: &str = "import signal\n\
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])\n\
     def main(params):\n  if params.get('wait'): signal.sigwait([signal.SIGUSR1])\n  return params\n";
 
+/// The Python that the tests are to be run with, if another than the machine's is.
+fn named_interpreter() -> Option<String> {
+    std::env::var("SPRY_TEST_PYTHON").ok()
+}
+
+/// The Python that functions are run with.
+pub(crate) fn interpreter() -> String {
+    named_interpreter().unwrap_or_else(|| "/usr/bin/python3".to_owned())
+}
+
 /// Why the tests can't run here, if they can't.
 pub(crate) fn missing() -> Option<&'static str> {
     if !nix::unistd::geteuid().is_root() {
@@ -106,7 +116,7 @@ impl Daemon {
     /// Another configuration, read with the next start or [`Self::reload`].
     pub(crate) fn configure(&mut self, config: &str) {
         config.clone_into(&mut self.config);
-        std::fs::write(self.folder.path().join("spryd.toml"), config).expect("write the configuration");
+        write_config(&self.folder.path().join("spryd.toml"), config);
     }
 
     /// SIGHUP.
@@ -361,9 +371,14 @@ fn launch(
     (child, address.unwrap_or_else(|line| panic!("not the ready line: {line:?}")))
 }
 
+fn write_config(file: &Path, config: &str) {
+    let python = named_interpreter().map(|path| format!("python.interpreter = {path:?}\n"));
+    std::fs::write(file, python.unwrap_or_default() + config).expect("write the configuration");
+}
+
 fn command(folder: &Path, state: &Path, config: &str) -> Command {
     let file = folder.join("spryd.toml");
-    std::fs::write(&file, config).expect("write the configuration");
+    write_config(&file, config);
     let mut command = Command::new(env!("CARGO_BIN_EXE_spryd"));
     command
         .arg("--config")

@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::{Mutex, PoisonError};
 
-use crate::daemon::Daemon;
-
-pub(crate) const PYTHON: &str = "/usr/bin/python3";
+use crate::daemon::{Daemon, interpreter};
 
 /// Makes a wheel: a zip with the module and what pip wants to know about it.
 const MAKE_WHEEL: &str = r#"
@@ -90,7 +88,7 @@ pub(crate) fn links() -> tempfile::TempDir {
 }
 
 fn python(program: &str, arguments: &[&str]) {
-    let status = Command::new(PYTHON).args(["-c", program]).args(arguments).status();
+    let status = Command::new(interpreter()).args(["-c", program]).args(arguments).status();
     assert!(status.expect("python runs").success());
 }
 
@@ -125,12 +123,12 @@ fn err(output: &Output) -> String {
 macro_rules! need_pip {
     () => {
         $crate::need_root_and_cc!();
-        let has = std::process::Command::new($crate::packages::PYTHON)
+        let has = std::process::Command::new($crate::daemon::interpreter())
             .args(["-I", "-m", "pip", "--version"])
             .output();
         if !has.is_ok_and(|output| output.status.success()) {
             assert!(std::env::var_os("SPRY_TEST_ALL").is_none(), "SPRY_TEST_ALL is set, but there is no pip");
-            println!("SKIPPED: {} has no pip", $crate::packages::PYTHON);
+            println!("SKIPPED: {} has no pip", $crate::daemon::interpreter());
             return;
         }
     };
@@ -435,7 +433,8 @@ fn any_process_of(uid: u32) -> bool {
 pub(crate) fn from_the_index(wanted: &[&str]) -> Option<tempfile::TempDir> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _held = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let wheels = Path::new(env!("CARGO_TARGET_TMPDIR")).join("wheels");
+    let wheels =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("wheels{}", interpreter().replace('/', "-")));
     fs::create_dir_all(&wheels).expect("made");
     let wheel = |wanted: &str| {
         let start = wanted.replace("==", "-").replace("python-dateutil", "python_dateutil") + "-";
@@ -445,7 +444,7 @@ pub(crate) fn from_the_index(wanted: &[&str]) -> Option<tempfile::TempDir> {
     let missing: Vec<&&str> = wanted.iter().filter(|wanted| wheel(wanted).is_none()).collect();
     if !missing.is_empty() {
         let words = "-m pip download --only-binary=:all: --no-deps --retries 1 --timeout 20 --quiet";
-        let mut pip = Command::new(PYTHON);
+        let mut pip = Command::new(interpreter());
         pip.args(words.split(' ')).args(["--disable-pip-version-check", "-d", text(&wheels)]).args(missing);
         let fetched = pip.output().expect("pip runs");
         if !fetched.status.success() {

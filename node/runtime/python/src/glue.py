@@ -6,6 +6,7 @@ import base64
 import binascii
 import gc
 import importlib
+import importlib.machinery
 import inspect
 import json
 import json.decoder
@@ -48,12 +49,21 @@ def preload(modules, packages):
     platform = sys.modules.get("platform")
     if hasattr(platform, "_uname_cache"):
         platform._uname_cache = None  # the host's name differs
-    importlib.invalidate_caches()
+    forget_folders()
     find_generators()
     gc.collect()
     gc.freeze()
     imported = [name for name in sys.modules if isinstance(name, str)]
     return imported, sorted(watch.modules), sorted(watch.distributions), watch.all, watch.walked
+
+
+def forget_folders():
+    """As `importlib.invalidate_caches`, which from CPython 3.12 on imports `importlib.metadata`, and a third of the library
+    with it, into whoever calls it."""
+    sys.path_importer_cache.clear()
+    for finder in sys.meta_path:
+        if finder is not importlib.machinery.PathFinder and hasattr(finder, "invalidate_caches"):
+            finder.invalidate_caches()
 
 
 def imports(code):
