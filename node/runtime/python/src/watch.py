@@ -10,7 +10,7 @@ class Watched(list):
     OF_PYTHON = ("_frozen_importlib", "_frozen_importlib_external", "importlib._bootstrap", "importlib._bootstrap_external",
                  "importlib.metadata", "importlib_metadata", "zipimport")
     # What asks all finders for one thing, the watch among them; and what looks for the rest of a namespace that is imported.
-    ASKS_ALL = ("_find_spec", "<genexpr>", "_recalculate")
+    ASKS_ALL = ("_find_spec", "<genexpr>", "from_name", "_recalculate")
     # Who looks for distributions only.
     OF_DISTRIBUTIONS = ("pkg_resources",)
     watch = None

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::harness::{Zygote, c_library};
+use crate::harness::{Zygote, c_library, python};
 use spry_wire::frame::RequestHead;
 use spry_wire::freeze::{Freeze, FreezeWish};
 
@@ -207,12 +207,14 @@ fn frozen_libraries_of_numbers_pictures_trees_and_ciphers_work() {
 /// A folder with these packages from PyPI, kept beside the other build products for the next time.
 fn packages(names: &[&str]) -> Result<PathBuf, String> {
     let test = std::env::current_exe().expect("own path");
-    let folder = test.ancestors().nth(3).expect("tests are in target/<profile>/deps").join("test-packages");
+    let target = test.ancestors().nth(3).expect("tests are in target/<profile>/deps");
+    let interpreter = python().to_string_lossy().replace('/', "-");
+    let folder = target.join(format!("test-packages{interpreter}"));
     let whole = folder.join("whole");
     if whole.is_file() {
         return Ok(folder);
     }
-    let mut pip = Command::new("/usr/bin/python3");
+    let mut pip = Command::new(python());
     pip.args(["-m", "pip", "install", "--quiet", "--only-binary", ":all:", "--upgrade", "--target"])
         .arg(&folder);
     let output =

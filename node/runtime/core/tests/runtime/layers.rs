@@ -85,6 +85,19 @@ def main(params):
 }
 
 #[test]
+fn a_layer_has_what_a_function_imported_and_nothing_more() {
+    let source = "import decimal, email.message, html.parser, sqlite3\ndef main(params):\n    return {}\n";
+    let zygote = Zygote::python(source).unwrap_or_else(|why| panic!("{why}"));
+    let wanted: Vec<&str> = zygote.imports.modules.iter().map(String::as_str).collect();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (_layer, made) = Zygote::layer(dir.path(), &wanted).unwrap_or_else(|why| panic!("no layer: {why}"));
+    let mut made: Vec<&str> = made.imports.modules.iter().map(String::as_str).collect();
+    assert!(made.contains(&"html.parser"), "{made:?}");
+    made.retain(|name| !wanted.contains(name));
+    assert!(made.is_empty(), "brought along: {made:?}");
+}
+
+#[test]
 fn what_one_function_does_to_a_layers_modules_reaches_no_other() {
     let fixture = layer(&MODULES);
     let poison = "import decimal, random\ndecimal.getcontext().prec = 3\ndecimal.POISON = 1\n\

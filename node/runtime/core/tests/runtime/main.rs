@@ -1,7 +1,8 @@
 //! The runtimes as spryd meets them: real zygotes and instances of both languages, over a real transport.
 //!
-//! The harness plays spryd. Nothing needs privileges; python3 is `/usr/bin/python3`, cc compiles the C functions.
-//! With `SPRY_TEST_RUNTIMES` naming a folder, the runtimes in it are tested instead of those that cargo builds.
+//! The harness plays spryd. Nothing needs privileges; cc compiles the C functions.
+//! With `SPRY_TEST_RUNTIMES` naming a folder, the runtimes in it are tested instead of those that cargo builds; with
+//! `SPRY_TEST_PYTHON` naming an interpreter, that one instead of `/usr/bin/python3`.
 
 mod chains;
 mod cost;

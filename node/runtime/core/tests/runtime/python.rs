@@ -290,7 +290,7 @@ fn handlers_without_parameters_methods_and_coroutines() {
 
 #[test]
 fn broken_code_is_refused_with_the_interpreters_words() {
-    let message = refused("def main(params:\n    pass\n");
+    let message = refused("def main(params)\n    pass\n");
     assert!(message.starts_with("SyntaxError: ") && message.contains("function.py\", line 1"), "{message}");
     let message = refused("import nothing_of_that_name\ndef main(p): pass\n");
     assert!(

@@ -1,7 +1,6 @@
 //! Plays spryd: starts real zygotes, has them fork real instances, and talks to these over a real transport.
 //!
-//! What is started are the programs that spryd carries (built by cargo when the first test asks), with
-//! `/usr/bin/python3` as the interpreter.
+//! What is started are the programs that spryd carries (built by cargo when the first test asks), and [`python`].
 
 mod build;
 mod instance;
@@ -15,11 +14,17 @@ pub(crate) use zygote::Zygote;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How long anything may take before a test fails: a watchdog, not a measurement.
 const WATCHDOG_MS: u16 = 30_000;
+
+/// The interpreter: the one that `SPRY_TEST_PYTHON` names, or the system's.
+pub(crate) fn python() -> PathBuf {
+    std::env::var_os("SPRY_TEST_PYTHON").map_or_else(|| "/usr/bin/python3".into(), PathBuf::from)
+}
 
 /// Waits until `fd` is readable or at its end. Panics when the watchdog barks.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, what: &str) {

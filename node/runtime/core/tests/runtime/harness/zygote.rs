@@ -199,10 +199,10 @@ impl Zygote {
     }
 }
 
-/// The system's Python, as spryd starts it; the runtime's module is put into the folder.
+/// As spryd starts it; the runtime's module is put into the folder.
 fn interpreter(runtime: &Path) -> Command {
     fs::copy(build::python_module(), runtime.join("_spry.abi3.so")).expect("copy module");
-    let mut command = Command::new("/usr/bin/python3");
+    let mut command = Command::new(super::python());
     command.args(["-s", "-B", "-X", "utf8", "-c", include_str!("../../../../python/src/bootstrap.py")]);
     command.env("SPRY_RUNTIME_DIR", runtime);
     command
