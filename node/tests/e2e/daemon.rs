@@ -313,11 +313,13 @@ impl Daemon {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
     }
 
-    /// Waits until `condition` holds; the watchdog panics.
+    /// Waits until `condition` holds; the watchdog panics, and says how the node is.
     pub(crate) fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let started = std::time::Instant::now();
         while !condition(self) {
-            assert!(started.elapsed().as_secs() < 60, "watchdog: {what}");
+            if started.elapsed().as_secs() >= 60 {
+                panic!("watchdog: {what}\n{}", String::from_utf8_lossy(&self.spry(&["status"]).stdout));
+            }
             std::thread::sleep(PAUSE);
         }
     }

@@ -4,6 +4,7 @@
 //! missing. With `SPRY_TEST_ALL=1` it fails instead; that is set here on a machine that has all of it.
 //! The last line is for machines: `N passed, N failed, N skipped`.
 
+mod pythons;
 mod tally;
 
 use std::io::{BufRead, BufReader, Write};
@@ -40,7 +41,7 @@ fn everything(tally: &mut Tally) -> Result<(), Failure> {
     artifacts::build(Profile::Dev, &EXAMPLES)?;
     // Not `--all-targets`: that would leave out the documentation's examples.
     let tests = run_counted(&mut cargo_test(["--workspace", "--no-fail-fast"]), tally);
-    tests.and(loom(tally))?;
+    tests.and(pythons::run(tally)).and(loom(tally))?;
     let fuzzed = fuzz::run(&FuzzOptions::default())?;
     tally.add_passed(fuzzed);
     Ok(())
