@@ -3,11 +3,12 @@
 //! They are packages of this workspace, but other programs than spryd, with another profile: always optimised,
 //! since they are on every invocation's path, and small, since every function process maps them. Cargo has no
 //! stable way to say "this package's artifact, built so, as a file", so this calls cargo once more, with
-//! a target folder of its own (the outer one is locked while this runs).
+//! a target folder of their own (the outer one is locked while this runs).
 //!
 //! What is run on a plain `cargo build` is exactly this; nothing has to be built by hand before.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -44,12 +45,24 @@ fn main() {
     for source in SOURCES {
         println!("cargo::rerun-if-changed={}", root.join(source).display());
     }
-    let out = variable("OUT_DIR").join("runtime");
-    let target = env::var("TARGET").expect("cargo sets TARGET");
-    build(&root, &out, &target);
-    let built = out.join(&target).join("release");
-    println!("cargo::rustc-env=SPRY_NATIVE_LOADER={}", built.join("spry-native").display());
-    println!("cargo::rustc-env=SPRY_PYTHON_MODULE={}", built.join("lib_spry.so").display());
+    let (out, target) = (variable("OUT_DIR"), env::var("TARGET").expect("cargo sets TARGET"));
+    let shared = shared_folder(&out, &target);
+    build(&root, &shared, &target);
+    for (program, variable) in [("spry-native", "SPRY_NATIVE_LOADER"), ("lib_spry.so", "SPRY_PYTHON_MODULE")]
+    {
+        let (built, own) = (shared.join(&target).join("release").join(program), out.join(program));
+        // (Another command may build them anew at any time.)
+        fs::copy(&built, &own).unwrap_or_else(|error| panic!("copy {}: {error}", built.display()));
+        println!("cargo::rustc-env={variable}={}", own.display());
+    }
+}
+
+/// Where the runtimes are built for whatever this package is built for: they are always the same, and take a minute.
+/// Beside the folders of cargo's profiles: `OUT_DIR` is `target[/TARGET]/PROFILE/build/NAME/out`.
+fn shared_folder(out: &Path, target: &str) -> PathBuf {
+    let of_target = out.ancestors().nth(4).expect("cargo's own layout");
+    let whole = if of_target.ends_with(target) { of_target.parent().expect("as before") } else { of_target };
+    whole.join("runtime")
 }
 
 fn build(root: &Path, out: &Path, target: &str) {

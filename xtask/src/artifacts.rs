@@ -31,6 +31,12 @@ pub(crate) fn build(profile: Profile, examples: &[&str]) -> Result<(), Failure> 
     process::run(&mut build)
 }
 
+/// The same with all tests, for `cargo test --workspace`: with the features that their dependencies have together, or most of
+/// it would be built twice.
+pub(crate) fn build_with_tests() -> Result<(), Failure> {
+    process::run(&mut process::cargo(["build", "--workspace", "--lib", "--bins", "--tests"]))
+}
+
 /// Builds the sched_ext scheduler's loader, which plain builds go without; see [`setup::scheduler`](crate::setup::scheduler).
 pub(crate) fn build_scheduler(profile: Profile) -> Result<(), Failure> {
     let mut build =

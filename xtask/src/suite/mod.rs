@@ -38,7 +38,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), Failure> {
 }
 
 fn everything(tally: &mut Tally) -> Result<(), Failure> {
-    artifacts::build(Profile::Dev, &EXAMPLES)?;
+    artifacts::build_with_tests()?;
     // Not `--all-targets`: that would leave out the documentation's examples.
     let tests = run_counted(&mut cargo_test(["--workspace", "--no-fail-fast"]), tally);
     tests.and(pythons::run(tally)).and(loom(tally))?;
