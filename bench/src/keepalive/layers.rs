@@ -32,6 +32,8 @@ const SHARED: f64 = 0.28;
 /// Plans are made so far apart.
 const PLANNED_EVERY_NS: u64 = 600 * 1_000_000_000;
 const HOUR_NS: f64 = 3.6e12;
+/// As a node has it.
+const PUSHED_OUT_FOR_NS: u64 = 3_600_000_000_000;
 /// As a node counts them.
 const STARTS_PER_HOUR_MIN: f64 = 0.05;
 
@@ -85,10 +87,21 @@ struct Function {
 
 #[derive(Clone, Debug)]
 struct Built {
-    /// Of [`Contents`], in order.
+    /// What policies call it.
+    number: u32,
     measured: Measured,
     is_planned: bool,
     users: u32,
+    /// Who would begin from it.
+    functions: Vec<usize>,
+}
+
+impl Built {
+    /// What it saves a zygote, for all of its memory.
+    fn cost(&self) -> Cost {
+        let Measured { start_ns, restore_ns, bytes, .. } = self.measured;
+        Cost { start_ns: start_ns.saturating_sub(restore_ns), bytes }
+    }
 }
 
 /// See the module.
@@ -101,6 +114,8 @@ pub struct Layers {
     built: BTreeMap<Contents, Built>,
     /// What is known of those that have gone.
     known: BTreeMap<Contents, Measured>,
+    /// When those were pushed out that were.
+    pushed_out: BTreeMap<Contents, u64>,
     planned_ns: u64,
     is_changed: bool,
     /// How many were made.
@@ -136,6 +151,7 @@ impl Layers {
             distributions,
             built: BTreeMap::new(),
             known: BTreeMap::new(),
+            pushed_out: BTreeMap::new(),
             planned_ns: 0,
             is_changed: false,
             made: 0,
@@ -182,6 +198,40 @@ impl Layers {
         }
     }
 
+    /// The layer that it would begin from, and what that saves.
+    pub fn package(&self, function: usize) -> Option<(u32, Cost)> {
+        self.best(function).map(|(_, built)| (built.number, built.cost()))
+    }
+
+    /// What could go, with whom it is for: layers that nobody shares at the moment.
+    pub fn idle(&self) -> impl Iterator<Item = (u32, &[usize])> {
+        let idle = self.built.values().filter(|built| built.is_planned && built.users == 0);
+        idle.map(|built| (built.number, &*built.functions))
+    }
+
+    /// Which there are has changed, or who is known.
+    fn choose(&mut self) {
+        let mut functions: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for function in 0..self.functions.len() {
+            if let Some((number, _)) = self.package(function) {
+                functions.entry(number).or_default().push(function);
+            }
+        }
+        for built in self.built.values_mut() {
+            built.functions = functions.remove(&built.number).unwrap_or_default();
+        }
+    }
+
+    /// Lets go of one of these, since memory is short. Returns the bytes that come back.
+    pub fn push_out(&mut self, number: u32, now_ns: u64) -> u64 {
+        for (contents, built) in self.built.iter_mut().filter(|(_, built)| built.number == number) {
+            built.is_planned = false;
+            self.pushed_out.insert(contents.clone(), now_ns);
+        }
+        self.choose();
+        self.collect()
+    }
+
     /// The layer that saves it most.
     fn best(&self, function: usize) -> Option<(&Contents, &Built)> {
         if self.built.is_empty() || !self.functions[function].is_known {
@@ -214,8 +264,12 @@ impl Layers {
         }
         let one = &mut self.functions[function];
         one.starts = (faded(one.starts, now_ns) + 1.0, now_ns);
-        (one.began, one.is_known) = (best, true);
+        let was_known = std::mem::replace(&mut one.is_known, true);
+        one.began = best;
         self.is_changed = true;
+        if !was_known {
+            self.choose();
+        }
     }
 
     /// It is gone; returns the bytes that come back of layers.
@@ -225,12 +279,6 @@ impl Layers {
         {
             built.users -= 1;
         }
-        self.collect()
-    }
-
-    /// Memory is short: what nobody shares goes. Returns the bytes that come back.
-    pub fn give_way(&mut self) -> u64 {
-        self.built.values_mut().for_each(|built| built.is_planned &= built.users > 0);
         self.collect()
     }
 
@@ -244,11 +292,11 @@ impl Layers {
         bytes
     }
 
-    /// Makes and lets go of layers, if it is time; `room`: bytes that are free. Returns by how much less is free then, if
-    /// something was planned.
-    pub fn plan(&mut self, now_ns: u64, room: u64) -> Option<i64> {
+    /// Lets go of what isn't wanted any more, if it is time to look. What comes back are the bytes that are free then, and what
+    /// is to be made.
+    pub fn plan(&mut self, now_ns: u64) -> (u64, Vec<Contents>) {
         if !self.is_changed || now_ns < self.planned_ns + PLANNED_EVERY_NS || self.budget_bytes == 0 {
-            return None;
+            return (0, Vec::new());
         }
         (self.is_changed, self.planned_ns) = (false, now_ns);
         // Those that import the same are one.
@@ -274,36 +322,43 @@ impl Layers {
         let planned: BTreeSet<Contents> = planned.into_iter().map(|planned| planned.contents).collect();
         self.built.iter_mut().for_each(|(contents, built)| built.is_planned = planned.contains(contents));
         let freed = self.collect();
-        let (mut taken, room) = (0, room + freed);
-        for contents in planned {
-            if self.built.contains_key(&contents) {
-                continue;
-            }
-            let first = |number: &u32| self.distributions[*number as usize].modules.first();
-            let imported: Vec<u32> = contents
-                .packages
-                .iter()
-                .filter(|number| {
-                    first(number).is_some_and(|module| contents.modules.binary_search(module).is_ok())
-                })
-                .copied()
-                .collect();
-            let Cost { start_ns, bytes } = self.imported(&imported);
-            if taken + bytes > room {
-                continue;
-            }
-            taken += bytes;
-            self.made += 1;
-            let measured = Measured {
-                is_there: true,
-                start_ns: start_ns + (START_MS * 1e6) as u64,
-                restore_ns: (RESTORE_MS * 1e6) as u64,
-                bytes,
-            };
-            self.known.insert(contents.clone(), measured);
-            self.built.insert(contents, Built { measured, is_planned: true, users: 0 });
-        }
-        Some(taken as i64 - freed as i64)
+        self.choose();
+        self.pushed_out.retain(|_, at_ns| now_ns < *at_ns + PUSHED_OUT_FOR_NS);
+        let is_to_be_made = |contents: &Contents| {
+            !self.built.contains_key(contents) && !self.pushed_out.contains_key(contents)
+        };
+        (freed, planned.into_iter().filter(is_to_be_made).collect())
+    }
+
+    /// Memory that it takes.
+    pub fn bytes(&self, contents: &Contents) -> u64 {
+        self.cost(contents).bytes
+    }
+
+    fn cost(&self, contents: &Contents) -> Cost {
+        let first = |number: &u32| self.distributions[*number as usize].modules.first();
+        let is_in = |number: &&u32| {
+            first(number).is_some_and(|module| contents.modules.binary_search(module).is_ok())
+        };
+        let imported: Vec<u32> = contents.packages.iter().filter(is_in).copied().collect();
+        self.imported(&imported)
+    }
+
+    /// Makes it.
+    pub fn make(&mut self, contents: Contents) {
+        let Cost { start_ns, bytes } = self.cost(&contents);
+        self.made += 1;
+        let measured = Measured {
+            is_there: true,
+            start_ns: start_ns + (START_MS * 1e6) as u64,
+            restore_ns: (RESTORE_MS * 1e6) as u64,
+            bytes,
+        };
+        self.known.insert(contents.clone(), measured);
+        let number = self.made as u32;
+        self.built
+            .insert(contents, Built { number, measured, is_planned: true, users: 0, functions: Vec::new() });
+        self.choose();
     }
 }
 
@@ -355,30 +410,46 @@ mod tests {
         known.map(|(number, _)| number).collect()
     }
 
+    /// Plans, and makes all that is to be made; how many that are.
+    fn make_all(layers: &mut Layers, now_ns: u64) -> usize {
+        let (_, wanted) = layers.plan(now_ns);
+        wanted.iter().for_each(|contents| layers.make(contents.clone()));
+        wanted.len()
+    }
+
+    fn idle(layers: &Layers) -> Vec<(u32, usize)> {
+        layers.idle().map(|(number, functions)| (number, functions.len())).collect()
+    }
+
     #[test]
     fn a_layer_saves_its_imports_and_its_memory_goes_with_its_last_user() {
         let mut layers = layers(Sharing::Distributions);
         layers.budget_bytes = 20_000_000;
         let users = python(&layers);
         users.iter().for_each(|function| layers.begun(*function, 0));
-        assert_eq!(layers.plan(1, u64::MAX), None, "it isn't time yet");
-        assert_eq!(layers.plan(PLANNED_EVERY_NS, u64::MAX), Some(20_000_000));
+        assert_eq!(make_all(&mut layers, 1), 0, "it isn't time yet");
+        assert_eq!(make_all(&mut layers, PLANNED_EVERY_NS), 1);
         assert_eq!((layers.made, layers.built.len()), (1, 1));
         for function in &users[..2] {
             let (alone, now) = (layers.alone(*function), layers.zygote(*function));
             assert_eq!(alone.start_ns - now.start_ns, 101_000_000);
             assert_eq!(alone.bytes - now.bytes, 5_600_000);
+            let saved = Cost { start_ns: 101_000_000, bytes: 20_000_000 };
+            assert_eq!(layers.package(*function), Some((1, saved)));
         }
         assert_eq!(layers.alone(users[2]), layers.zygote(users[2]));
         assert_eq!(layers.ended(users[0]), 0);
         layers.begun(users[0], PLANNED_EVERY_NS);
-        assert_eq!(layers.give_way(), 0, "somebody shares it");
+        assert_eq!(idle(&layers), [], "somebody shares it");
         assert_eq!(layers.ended(users[0]), 0);
-        assert_eq!(layers.give_way(), 20_000_000);
+        assert_eq!(idle(&layers), [(1, 2)]);
+        assert_eq!(layers.push_out(1, PLANNED_EVERY_NS), 20_000_000);
         assert_eq!(layers.zygote(users[0]), layers.alone(users[0]));
-        // Where there is no room none is made.
-        assert_eq!(layers.plan(PLANNED_EVERY_NS * 2, 19_999_999), Some(0));
-        assert!(layers.built.is_empty());
+        // It isn't made again at once.
+        layers.begun(users[0], PLANNED_EVERY_NS);
+        assert_eq!(make_all(&mut layers, PLANNED_EVERY_NS * 2), 0);
+        layers.begun(users[1], PLANNED_EVERY_NS * 2);
+        assert_eq!(make_all(&mut layers, PLANNED_EVERY_NS * 2 + PUSHED_OUT_FOR_NS), 1);
     }
 
     #[test]
@@ -386,10 +457,11 @@ mod tests {
         let mut same = layers(Sharing::SameSet);
         let users = python(&same);
         users.iter().for_each(|function| same.begun(*function, 0));
-        assert_eq!(same.plan(PLANNED_EVERY_NS, u64::MAX), Some(100_000_000), "one for each set");
+        assert_eq!(make_all(&mut same, PLANNED_EVERY_NS), 3, "one for each set");
+        assert_eq!(same.built.values().map(|built| built.measured.bytes).sum::<u64>(), 100_000_000);
         let mut none = layers(Sharing::None);
         users.iter().for_each(|function| none.begun(*function, 0));
-        assert_eq!(none.plan(PLANNED_EVERY_NS, u64::MAX), None);
+        assert_eq!(make_all(&mut none, PLANNED_EVERY_NS), 0);
         assert!(users.iter().all(|function| none.zygote(*function) == none.alone(*function)));
     }
 }

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use spry_sched::FunctionId;
-use spry_sched::keepalive::{Arrivals, KeepAlive, Layer, Phase, Profile};
+use spry_sched::keepalive::{Arrivals, Cost, KeepAlive, Layer, Phase, Profile};
 
 use super::layers::Layers;
 use super::trace::{BATCH_NS, Trace};
@@ -148,7 +148,9 @@ impl Machine<'_> {
     fn profile(&self, function: usize) -> Profile {
         let mut profile = self.trace.functions[function].profile;
         if let Some(layers) = &self.layers {
-            profile.package = None;
+            let package = layers.package(function);
+            profile.package = package.map(|(number, _)| number);
+            profile.costs[0] = package.map_or_else(Cost::default, |(_, cost)| cost);
             profile.costs[1] = layers.zygote(function);
         }
         profile
@@ -156,12 +158,33 @@ impl Machine<'_> {
 
     fn plan_layers(&mut self, now_ns: u64) {
         let Some(layers) = &mut self.layers else { return };
-        let Some(more) = layers.plan(now_ns, self.budget_bytes.saturating_sub(self.bytes)) else { return };
-        self.bytes = self.bytes.saturating_add_signed(more);
-        // What a zygote takes may be another now.
-        for function in 0..self.trace.functions.len() {
-            self.policy.learn(id(function), self.profile(function));
+        let (freed, wanted) = layers.plan(now_ns);
+        self.bytes -= freed;
+        if freed == 0 && wanted.is_empty() {
+            return;
         }
+        for contents in wanted {
+            let bytes = layers.bytes(&contents);
+            if self.bytes + bytes <= self.budget_bytes {
+                layers.make(contents);
+                self.bytes += bytes;
+            }
+        }
+        // What a zygote takes may be another now.
+        (0..self.trace.functions.len()).for_each(|function| self.learn(function));
+    }
+
+    fn learn(&mut self, function: usize) {
+        self.policy.learn(id(function), self.profile(function));
+    }
+
+    /// That of the function of those that are to begin from it to which it is worth most.
+    fn worth_of_layer(&self, functions: &[usize], now_ns: u64) -> Option<f64> {
+        let worth = |function: &usize| {
+            let used_ns = self.states[*function].used_ns?.min(now_ns);
+            Some(self.policy.worth(id(*function), Layer::Package, used_ns, now_ns))
+        };
+        functions.iter().filter_map(worth).max_by(f64::total_cmp)
     }
 
     fn call(&mut self, function: usize, batch: usize, now_ns: u64) {
@@ -200,7 +223,7 @@ impl Machine<'_> {
         let profile = self.profile(function);
         let mut took_ns = 0;
         if !self.states[function].zygote {
-            if let Some(package) = profile.package {
+            if let Some(package) = profile.package.filter(|_| self.layers.is_none()) {
                 let cost = profile.cost(Layer::Package);
                 if !self.packages.contains_key(&package) {
                     took_ns += cost.start_ns;
@@ -270,6 +293,9 @@ impl Machine<'_> {
 
     /// The package layer goes when the last who used it says so.
     fn look_at_package(&mut self, function: usize, now_ns: u64, next_ns: &mut Option<u64>) {
+        if self.layers.is_some() {
+            return; // the planner says which there are
+        }
         let Some(package) = self.profile(function).package else { return };
         let Some((by, _)) = self.packages.get(&package).copied() else { return };
         if by != function {
@@ -299,14 +325,9 @@ impl Machine<'_> {
     /// Pushes out what is worth least until there is room. `keep` is not touched.
     fn make_room(&mut self, bytes: u64, keep: usize, now_ns: u64) -> bool {
         while self.bytes + bytes > self.budget_bytes {
-            let freed = self.layers.as_mut().map_or(0, Layers::give_way);
-            if freed > 0 {
-                self.bytes -= freed;
-                continue;
-            }
             let mut least: Option<(f64, Victim)> = None;
             let mut consider = |worth: f64, victim| {
-                if least.is_none_or(|(least, _)| worth < least) {
+                if least.as_ref().is_none_or(|(least, _)| worth < *least) {
                     least = Some((worth, victim));
                 }
             };
@@ -324,6 +345,12 @@ impl Machine<'_> {
                 consider(worth, Victim::Own(function, layer));
             }
             let wanted = self.profile(keep).package;
+            for (number, functions) in self.layers.iter().flat_map(Layers::idle) {
+                if Some(number) != wanted {
+                    let worth = self.worth_of_layer(functions, now_ns).unwrap_or(f64::NEG_INFINITY);
+                    consider(worth, Victim::Layer(number, functions.to_vec()));
+                }
+            }
             for (package, (function, used_ns)) in &self.packages {
                 if Some(*package) != wanted {
                     let worth = self.policy.worth(id(*function), Layer::Package, *used_ns, now_ns);
@@ -338,6 +365,11 @@ impl Machine<'_> {
                     self.drop(function, layer);
                     self.states[function].evicted = true;
                 }
+                Victim::Layer(number, functions) => {
+                    self.bytes -= self.layers.as_mut().map_or(0, |layers| layers.push_out(number, now_ns));
+                    functions.iter().for_each(|function| self.policy.evicted(id(*function), Layer::Package));
+                    functions.iter().for_each(|function| self.learn(*function));
+                }
                 Victim::Package(package) => {
                     if let Some((function, _)) = self.packages.remove(&package) {
                         self.policy.evicted(id(function), Layer::Package);
@@ -350,9 +382,10 @@ impl Machine<'_> {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Victim {
     Own(usize, Layer),
+    Layer(u32, Vec<usize>),
     Package(u32),
 }
 

@@ -5,6 +5,7 @@
 //! proportional share (`Pss`) where that can be read, its limit elsewhere. The budget is in limits.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use shm_bus::ids::FunctionIndex;
 use spry_sched::FunctionId;
-use spry_sched::keepalive::{Arrivals, KeepAlive, Kind, Layer, Profile, Window};
+use spry_sched::keepalive::{Arrivals, Cost, KeepAlive, Kind, Layer, Profile, Window};
 
 use super::{Keeper, ToTender};
 use crate::api::ZygoteState;
@@ -27,12 +28,24 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Memory {
     pub(super) budget: Arc<Budget>,
     policy: RefCell<Box<dyn KeepAlive>>,
+    /// What the policy has been told of each function, but for its package layer.
+    profiles: RefCell<HashMap<FunctionIndex, Profile>>,
+    packages: RefCell<Packages>,
     origin: Instant,
 }
 
+/// The package layer that a function would begin from, by its number, and what that saves and takes.
+pub(super) type Packages = HashMap<FunctionIndex, (u32, Cost)>;
+
 impl Memory {
     pub(super) fn new(budget: Arc<Budget>, kind: Kind) -> Self {
-        Self { budget, policy: RefCell::new(kind.policy()), origin: Instant::now() }
+        Self {
+            budget,
+            policy: RefCell::new(kind.policy()),
+            profiles: RefCell::default(),
+            packages: RefCell::default(),
+            origin: Instant::now(),
+        }
     }
 
     /// The policy's time.
@@ -41,11 +54,33 @@ impl Memory {
     }
 
     pub(super) fn learn(&self, function: &Function, profile: Profile) {
-        self.policy.borrow_mut().learn(id(function.index), profile);
+        self.profiles.borrow_mut().insert(function.index, profile);
+        self.teach(function.index);
     }
 
     pub(super) fn forget(&self, function: &Function) {
+        self.profiles.borrow_mut().remove(&function.index);
+        self.packages.borrow_mut().remove(&function.index);
         self.policy.borrow_mut().forget(id(function.index));
+    }
+
+    /// Tells the policy which layers there are for whom.
+    pub(super) fn set_packages(&self, packages: Packages) {
+        let before = self.packages.replace(packages);
+        let now = self.packages.borrow();
+        let mut changed: Vec<FunctionIndex> = before.keys().chain(now.keys()).copied().collect();
+        drop(now);
+        changed.retain(|index| before.get(index) != self.packages.borrow().get(index));
+        changed.into_iter().for_each(|index| self.teach(index));
+    }
+
+    fn teach(&self, index: FunctionIndex) {
+        let Some(mut profile) = self.profiles.borrow().get(&index).copied() else { return };
+        if let Some((number, cost)) = self.packages.borrow().get(&index) {
+            profile.package = Some(*number);
+            profile.costs[Layer::Package as usize] = *cost;
+        }
+        self.policy.borrow_mut().learn(id(index), profile);
     }
 
     /// Tells the policy what a function has served.
@@ -63,6 +98,13 @@ impl Memory {
         if left > 0 {
             policy.arrived(id, Arrivals { count: left, gap_ns: Some(0) }, now_ns);
         }
+    }
+
+    /// What is lost with something of this layer.
+    fn worth(&self, function: &Function, layer: Layer, used_unix_ms: u64) -> f64 {
+        let now_ns = self.now_ns();
+        let used_ns = now_ns.saturating_sub(idle_ns(used_unix_ms, crate::activation::unix_ms()));
+        self.policy.borrow().worth(id(function.index), layer, used_ns, now_ns)
     }
 
     pub(super) fn window(&self, function: &Function, layer: Layer) -> Window {
@@ -89,6 +131,8 @@ pub(super) fn held_bytes(pid: i32) -> Option<u64> {
 enum Victim {
     Instance(Arc<Function>, Arc<Instance>),
     Zygote(Arc<Function>),
+    /// A package layer that no process shares, by its number.
+    Layer(u32),
 }
 
 impl Keeper {
@@ -114,12 +158,9 @@ impl Keeper {
             }
             if !std::mem::replace(&mut pushed_out, true) {
                 let missing_bytes = bytes - short.free_bytes;
-                let of_layers_bytes = self.layers.give_way();
-                if let Ok(promise) = self.memory.budget.promise(bytes) {
-                    return Ok(promise);
-                }
-                let of_others_bytes = missing_bytes.saturating_sub(of_layers_bytes);
-                let freed_bytes = of_layers_bytes + self.push_out(of_others_bytes, function);
+                let of_layer_bytes = self.layers.give_way();
+                let of_others_bytes = missing_bytes.saturating_sub(of_layer_bytes);
+                let freed_bytes = of_layer_bytes + self.push_out(of_others_bytes, function);
                 if freed_bytes == 0 && !insist {
                     return Err(short);
                 }
@@ -131,7 +172,18 @@ impl Keeper {
         }
     }
 
-    /// Ends what is idle, least worth first, until so much will be free. Returns how much will. `keep` is left alone.
+    /// That to the function of these to which it is worth most.
+    fn worth_of_layer(&self, functions: &[FunctionIndex]) -> Option<f64> {
+        let functions = functions.iter().filter_map(|at| self.bus.functions[usize::from(at.0)].load_full());
+        let worth = |function: Arc<Function>| {
+            let used_ms = function.served.last_unix_ms();
+            self.memory.worth(&function, Layer::Package, used_ms)
+        };
+        functions.map(worth).max_by(f64::total_cmp)
+    }
+
+    /// Ends what is idle, least worth first, until so much will be free. Returns how much will. `keep` is left alone, and the
+    /// layer that it would begin from.
     fn push_out(&self, missing_bytes: u64, keep: FunctionIndex) -> u64 {
         let mut candidates = self.candidates(keep);
         candidates.sort_by(|(one, _), (other, _)| one.total_cmp(other));
@@ -155,6 +207,10 @@ impl Keeper {
                     }
                     (function, Layer::Zygote)
                 }
+                Victim::Layer(number) => {
+                    freed_bytes += self.push_out_layer(number);
+                    continue;
+                }
             };
             self.memory.policy.borrow_mut().evicted(id(function.index), layer);
             freed_bytes += function.stored.manifest.limits.memory.as_bytes();
@@ -162,14 +218,17 @@ impl Keeper {
         freed_bytes
     }
 
+    fn push_out_layer(&self, number: u32) -> u64 {
+        let Some((bytes, functions)) = self.layers.push_out(number) else { return 0 };
+        for index in functions {
+            self.memory.policy.borrow_mut().evicted(id(index), Layer::Package);
+        }
+        self.assign_layers();
+        bytes
+    }
+
     /// What is idle, with its worth. Functions keep their `scale.min`.
     fn candidates(&self, keep: FunctionIndex) -> Vec<(f64, Victim)> {
-        let (policy, now_ns) = (self.memory.policy.borrow(), self.memory.now_ns());
-        let now_ms = crate::activation::unix_ms();
-        let worth = |function: &Function, layer, used_ms| {
-            let used_ns = now_ns.saturating_sub(idle_ns(used_ms, now_ms));
-            policy.worth(id(function.index), layer, used_ns, now_ns)
-        };
         let mut found = Vec::new();
         let indices: Vec<FunctionIndex> = self.tended.borrow().keys().copied().collect();
         for index in indices.into_iter().filter(|index| *index != keep) {
@@ -179,15 +238,19 @@ impl Keeper {
             instances.sort_by_key(|instance| instance.used_unix_ms());
             let spare = instances.len().saturating_sub(min);
             for instance in instances.iter().take(spare) {
-                let worth = worth(&function, Layer::Instance, instance.used_unix_ms());
+                let worth = self.memory.worth(&function, Layer::Instance, instance.used_unix_ms());
                 found.push((worth, Victim::Instance(Arc::clone(&function), Arc::clone(instance))));
             }
             let alone = instances.is_empty() && min == 0 && function.starting() == 0 && function.is_unused();
             if alone && function.zygote_state() == ZygoteState::Ready {
-                found.push((
-                    worth(&function, Layer::Zygote, function.served.last_unix_ms()),
-                    Victim::Zygote(function),
-                ));
+                let worth = self.memory.worth(&function, Layer::Zygote, function.served.last_unix_ms());
+                found.push((worth, Victim::Zygote(function)));
+            }
+        }
+        for (number, functions) in self.layers.idle() {
+            if !functions.contains(&keep) {
+                let worth = self.worth_of_layer(&functions).unwrap_or(f64::NEG_INFINITY);
+                found.push((worth, Victim::Layer(number)));
             }
         }
         found

@@ -82,6 +82,44 @@ fn idle_instances_are_pushed_out_for_those_that_are_needed() {
     }
 }
 
+/// What two functions import, and it takes a while.
+const IMPORTS: &str = "import decimal, email.message, html.parser, sqlite3, unittest.mock, xmlrpc.client\n\
+                       def main(params): return {'ok': True}\n";
+
+fn has_layer(daemon: &Daemon) -> bool {
+    let status = daemon.spry_json(&["status"]);
+    let layers = status["layers"].as_array().expect("a list");
+    let is_for = |layer: &serde_json::Value, name: &str| {
+        layer["functions"].as_array().is_some_and(|names| names.contains(&name.into()))
+    };
+    layers.iter().any(|layer| is_for(layer, "one") && is_for(layer, "two"))
+}
+
+#[test]
+fn a_layer_gives_way_when_nothing_that_is_idle_is_worth_less() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("[node]\nmemory_budget = \"520MiB\"\n[zygotes]\nlayers_memory = \"60MiB\"\n");
+    let limit = ["limits.memory=64MiB"];
+    for (name, source) in [("old", NOP), ("one", IMPORTS), ("two", IMPORTS)] {
+        daemon.deploy_python(name, source, &limit);
+    }
+    daemon.until("there is a layer", has_layer);
+    daemon.deploy_python("new", NOP, &limit);
+    // Four zygotes and four instances have no room beside it.
+    for name in ["old", "new", "two", "one", "old", "new"] {
+        assert_eq!(daemon.post(&format!("/function/{name}"), b"{}").status, 200, "{name}");
+        assert!(has_layer(&daemon), "{name}");
+    }
+    // Where all of it is needed nothing idle stays.
+    // (Zygotes once their instances have gone.)
+    daemon.until("all others give way", |daemon| {
+        daemon.try_deploy_python("large", NOP, &["limits.memory=250MiB"]).status.success()
+    });
+    assert_eq!(daemon.post("/function/large", b"{}").status, 200);
+    daemon.until("the layer, too", |daemon| !has_layer(daemon));
+    daemon.stop();
+}
+
 #[test]
 fn without_room_a_call_waits_then_gets_503_and_who_is_at_work_is_left_alone() {
     need_root_and_cc!();

@@ -1,15 +1,18 @@
 //! Making the layers that there should be, one after the other, beside everything else.
 
-use std::cell::Cell;
-use std::collections::HashSet;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use shm_bus::ids::FunctionIndex;
+
+use super::super::memory::Packages;
 use super::super::{Keeper, off_the_loop};
 use super::fit::{self, Found};
 use super::key::{LayerKey, names_of};
 use super::known::NamedPlan;
-use super::{Built, FOUND_MAX, MEMORY_FACTOR, SETTLE};
+use super::{Built, FOUND_MAX, MEMORY_FACTOR, SETTLE, best};
 use crate::function::Function;
 use crate::packages::Site;
 use crate::zygote::{Layer, LayerSpec};
@@ -31,6 +34,7 @@ impl Keeper {
             tokio::time::sleep(SETTLE).await;
             self.forget_imports();
             while !self.closing.get() && self.make_layer().await {}
+            self.assign_layers();
             self.show_layers();
             let (text, path) = (self.layers.known.borrow().text(), self.layers.path.clone());
             let written = off_the_loop(move || write_down(&path, &text)).await;
@@ -102,7 +106,7 @@ impl Keeper {
             return false;
         }
         let problem = match made {
-            Ok(layer) => self.keep_layer(&plan, layer).err(),
+            Ok(layer) => self.keep_layer(&plan, number, layer).err(),
             Err(error) => Some(error.to_string()),
         };
         if let Some(problem) = problem {
@@ -113,11 +117,18 @@ impl Keeper {
     }
 
     /// Takes a layer into use; an error when it is of use to nobody.
-    fn keep_layer(&self, plan: &NamedPlan, layer: Layer) -> Result<(), String> {
+    fn keep_layer(&self, plan: &NamedPlan, number: u32, layer: Layer) -> Result<(), String> {
         let known = self.layers.known.borrow();
         let found = Found::new(layer.imports().modules.clone(), layer.absent().clone());
         self.layers.found.borrow_mut().insert(plan.key.clone(), found.clone());
-        let built = Built { key: plan.key.clone(), found, layer: Arc::new(layer), restore_ns: Cell::new(0) };
+        let built = Built {
+            key: plan.key.clone(),
+            number,
+            found,
+            layer: Arc::new(layer),
+            restore_ns: Cell::new(0),
+            functions: RefCell::default(),
+        };
         let versions = plan.versions.iter().filter_map(|key| Some((key, known.get(key)?)));
         let reasons = versions
             .map(|(key, version)| fit::unfit(&built.key, &built.found, key, version, &known.provided));
@@ -133,7 +144,27 @@ impl Keeper {
         );
         drop(known);
         self.layers.built.borrow_mut().push(built);
+        self.assign_layers();
         Ok(())
+    }
+
+    /// Notes whom each layer is for, and has the policy know.
+    pub(in crate::keeper) fn assign_layers(&self) {
+        let functions = self.functions_on_the_bus();
+        let mut named_so: HashMap<_, Vec<FunctionIndex>> = HashMap::new();
+        for function in &functions {
+            named_so.entry(names_of(&function.stored)).or_default().push(function.index);
+        }
+        let (known, built) = (self.layers.known.borrow(), self.layers.built.borrow());
+        built.iter().for_each(|built| built.functions.borrow_mut().clear());
+        let mut packages = Packages::new();
+        for (key, version) in known.iter() {
+            let Some(indices) = named_so.get(&key.names()) else { continue };
+            let Some(best) = best(&built, key, version, &known) else { continue };
+            best.functions.borrow_mut().extend(indices);
+            packages.extend(indices.iter().map(|index| (*index, (best.number, best.cost()))));
+        }
+        self.memory.set_packages(packages);
     }
 }
 

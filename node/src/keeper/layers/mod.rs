@@ -22,6 +22,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use shm_bus::ids::FunctionIndex;
+use spry_sched::keepalive::Cost;
 use spry_sched::layers::Measured;
 use tokio::sync::Notify;
 
@@ -34,8 +36,10 @@ use known::{Known, NamedPlan, Version};
 
 /// Changes within this time are looked at together.
 const SETTLE: Duration = Duration::from_millis(300);
-/// Once layers had to go because memory was short, none is made for this long.
+/// Once one that was being made had to go because memory was short, none is made for this long.
 const SHORT_FOR: Duration = Duration::from_secs(60);
+/// One that was pushed out isn't made again for this long: what was worth less then would be pushed out for it in turn.
+const PUSHED_OUT_FOR: Duration = Duration::from_secs(3600);
 /// Of its functions' largest memory limit: importing takes its part, and what is written down is there twice.
 const MEMORY_FACTOR: u64 = 2;
 /// A layer that couldn't be begun from so often isn't made again.
@@ -53,10 +57,12 @@ pub(super) struct Layers {
     found: RefCell<HashMap<LayerKey, Found>>,
     refused: RefCell<HashMap<LayerKey, String>>,
     failures: RefCell<HashMap<LayerKey, u32>>,
+    /// When those were pushed out that were.
+    pushed_out: RefCell<HashMap<LayerKey, Instant>>,
     changed: Notify,
     not_before: Cell<Option<Instant>>,
     making: RefCell<Option<Making>>,
-    next: Cell<u64>,
+    next: Cell<u32>,
     /// Bytes of all layers at most; 0: there are none.
     budget_bytes: u64,
     /// Whom layers are made as, where functions have users of their own.
@@ -75,15 +81,25 @@ struct Making {
 struct Built {
     /// Its name in plans.
     key: LayerKey,
+    /// What it is called by the keep-alive policy.
+    number: u32,
     found: Found,
     layer: Arc<Layer>,
     restore_ns: Cell<u64>,
+    /// Who would begin from it.
+    functions: RefCell<Vec<FunctionIndex>>,
 }
 
 impl Built {
     /// Whether this version would have come as far by itself.
     fn suits(&self, key: &VersionKey, version: &Version, known: &Known) -> bool {
         fit::unfit(&self.key, &self.found, key, version, &known.provided).is_none()
+    }
+
+    /// What it saves a zygote, for all of its memory.
+    fn cost(&self) -> Cost {
+        let Measured { start_ns, restore_ns, bytes, .. } = self.measured();
+        Cost { start_ns: start_ns.saturating_sub(restore_ns), bytes }
     }
 
     fn measured(&self) -> Measured {
@@ -106,6 +122,12 @@ fn extra<'a>(modules: &'a [String], others: &[String]) -> Vec<&'a str> {
     modules.iter().map(String::as_str).filter(is_extra).collect()
 }
 
+/// The layer that saves a version most.
+fn best<'a>(built: &'a [Built], key: &VersionKey, version: &Version, known: &Known) -> Option<&'a Built> {
+    let usable = built.iter().filter(|built| built.suits(key, version, known));
+    usable.max_by_key(|built| built.layer.took())
+}
+
 impl Layers {
     pub(super) fn new(config: &Config, has_users: bool) -> Self {
         let uid = config.uid_base + config::raw::UID_COUNT + 1;
@@ -118,6 +140,7 @@ impl Layers {
             found: RefCell::default(),
             refused: RefCell::default(),
             failures: RefCell::default(),
+            pushed_out: RefCell::default(),
             changed: Notify::new(),
             not_before: Cell::new(None),
             making: RefCell::default(),
@@ -151,9 +174,7 @@ impl Layers {
     /// The layer that saves this version most.
     fn choose(&self, key: &VersionKey) -> Option<Arc<Layer>> {
         let (known, built) = (self.known.borrow(), self.built.borrow());
-        let version = known.get(key)?;
-        let usable = built.iter().filter(|built| built.suits(key, version, &known));
-        usable.max_by_key(|built| built.layer.took()).map(|built| Arc::clone(&built.layer))
+        best(&built, key, known.get(key)?, &known).map(|built| Arc::clone(&built.layer))
     }
 
     /// A version has begun from it.
@@ -188,21 +209,31 @@ impl Layers {
         stop
     }
 
-    /// Memory is short: lets go of layers that no process shares, and of the one that is being made. Returns how much
-    /// will come back.
+    /// Memory is short: gives up the layer that is being made. Returns how much will come back.
     pub(super) fn give_way(&self) -> u64 {
+        let making = self.making.borrow();
+        let Some(making) = &*making else { return 0 };
         self.not_before.set(Some(Instant::now() + SHORT_FOR));
-        let mut bytes = 0;
-        if let Some(making) = &*self.making.borrow() {
-            bytes = making.bytes;
-            making.stop.notify_one();
-        }
-        self.built.borrow_mut().retain(|built| {
-            let is_shared = Arc::strong_count(&built.layer) > 1;
-            bytes += if is_shared { 0 } else { built.layer.bytes() };
-            is_shared
-        });
-        bytes
+        making.stop.notify_one();
+        making.bytes
+    }
+
+    /// Those that no process shares, by their numbers, with the functions that would begin from them.
+    pub(super) fn idle(&self) -> Vec<(u32, Vec<FunctionIndex>)> {
+        let built = self.built.borrow();
+        let idle = built.iter().filter(|built| Arc::strong_count(&built.layer) == 1);
+        idle.map(|built| (built.number, built.functions.borrow().clone())).collect()
+    }
+
+    /// Lets go of one of these, since memory is short. Returns what comes back, and who would have begun from it.
+    pub(super) fn push_out(&self, number: u32) -> Option<(u64, Vec<FunctionIndex>)> {
+        let mut built = self.built.borrow_mut();
+        let is_it = |built: &Built| built.number == number && Arc::strong_count(&built.layer) == 1;
+        let at = built.iter().position(is_it)?;
+        let Built { key, layer, functions, .. } = built.swap_remove(at);
+        self.pushed_out.borrow_mut().insert(key, Instant::now());
+        self.changed.notify_one();
+        Some((layer.bytes(), functions.take()))
     }
 
     /// Whether layers have given way of late.
@@ -238,7 +269,11 @@ impl Layers {
         let planned = known.plan(&grounds, &measured, self.budget_bytes, Instant::now(), suits);
         let mut built = self.built.borrow_mut();
         built.retain(|built| planned.iter().any(|plan| built.key == plan.key));
-        planned.into_iter().find(|plan| !built.iter().any(|built| built.key == plan.key))
+        let mut pushed_out = self.pushed_out.borrow_mut();
+        pushed_out.retain(|_, at| at.elapsed() < PUSHED_OUT_FOR);
+        let is_to_be_made =
+            |key: &LayerKey| !built.iter().any(|built| built.key == *key) && !pushed_out.contains_key(key);
+        planned.into_iter().find(|plan| is_to_be_made(&plan.key))
     }
 }
 
@@ -253,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_layer_that_is_being_made_gives_way() {
+    fn the_layer_that_is_being_made_gives_way_and_no_other() {
         let config = Config::try_from(RawConfig::default()).expect("the defaults are good");
         let layers = Layers::new(&config, false);
         let first = layers.begin(7);
