@@ -23,6 +23,8 @@ use crate::instance::{Doom, Instance};
 
 /// How long somebody who needs memory waits for those to end who were pushed out for it.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// So often it is looked meanwhile who else has become idle.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// The node's memory and its policy.
 pub(super) struct Memory {
@@ -146,7 +148,9 @@ impl Keeper {
     ) -> Result<Promise, Shortage> {
         let until = tokio::time::Instant::now() + PATIENCE;
         let mut returned = self.memory.budget.returned();
-        let mut pushed_out = false;
+        let mut freed_bytes = 0;
+        // When no more than this is promised, those have gone that were pushed out.
+        let mut gone_bytes = u64::MAX;
         loop {
             returned.mark_unchanged();
             let short = match self.memory.budget.promise(bytes) {
@@ -156,20 +160,34 @@ impl Keeper {
             if bytes > short.budget_bytes {
                 return Err(short); // whoever ends
             }
-            if !std::mem::replace(&mut pushed_out, true) {
-                let missing_bytes = bytes - short.free_bytes;
-                let of_layer_bytes = self.layers.give_way();
-                let of_others_bytes = missing_bytes.saturating_sub(of_layer_bytes);
-                let freed_bytes = of_layer_bytes + self.push_out(of_others_bytes, function);
+            let promised_bytes = self.memory.budget.promised_bytes();
+            if promised_bytes <= gone_bytes {
+                // Not for the first time, perhaps: a zygote can go once its instances have.
+                let freed_now_bytes = self.free(bytes - short.free_bytes, function);
+                freed_bytes += freed_now_bytes;
                 if freed_bytes == 0 && !insist {
                     return Err(short);
                 }
-                tracing::info!(missing_bytes, freed_bytes, "memory is short: idle processes were pushed out");
+                if freed_now_bytes > 0 {
+                    gone_bytes = promised_bytes.saturating_sub(freed_now_bytes);
+                }
             }
-            if tokio::time::timeout_at(until, returned.changed()).await.is_err() {
+            let look_again = until.min(tokio::time::Instant::now() + LOOK_AGAIN);
+            let is_same = tokio::time::timeout_at(look_again, returned.changed()).await.is_err();
+            if is_same && look_again == until {
                 return Err(short);
             }
         }
+    }
+
+    /// Has so much come back from what is idle, or as much as there is. Returns how much will.
+    fn free(&self, missing_bytes: u64, keep: FunctionIndex) -> u64 {
+        let of_layer_bytes = self.layers.give_way();
+        let freed_bytes = of_layer_bytes + self.push_out(missing_bytes.saturating_sub(of_layer_bytes), keep);
+        if freed_bytes > 0 {
+            tracing::info!(missing_bytes, freed_bytes, "memory is short: idle processes were pushed out");
+        }
+        freed_bytes
     }
 
     /// That to the function of these to which it is worth most.

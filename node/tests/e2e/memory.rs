@@ -110,11 +110,8 @@ fn a_layer_gives_way_when_nothing_that_is_idle_is_worth_less() {
         assert_eq!(daemon.post(&format!("/function/{name}"), b"{}").status, 200, "{name}");
         assert!(has_layer(&daemon), "{name}");
     }
-    // Where all of it is needed nothing idle stays.
-    // (Zygotes once their instances have gone.)
-    daemon.until("all others give way", |daemon| {
-        daemon.try_deploy_python("large", NOP, &["limits.memory=250MiB"]).status.success()
-    });
+    // Where all of it is needed nothing idle stays: instances, then their zygotes, then the layer.
+    daemon.deploy_python("large", NOP, &["limits.memory=250MiB"]);
     assert_eq!(daemon.post("/function/large", b"{}").status, 200);
     daemon.until("the layer, too", |daemon| !has_layer(daemon));
     daemon.stop();
