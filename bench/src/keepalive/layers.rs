@@ -114,7 +114,7 @@ pub struct Layers {
     built: BTreeMap<Contents, Built>,
     /// What is known of those that have gone.
     known: BTreeMap<Contents, Measured>,
-    /// When those were pushed out that were.
+    /// Until when those aren't made again that were pushed out.
     pushed_out: BTreeMap<Contents, u64>,
     planned_ns: u64,
     is_changed: bool,
@@ -209,8 +209,8 @@ impl Layers {
         idle.map(|built| (built.number, &*built.functions))
     }
 
-    /// Which there are has changed, or who is known.
-    fn choose(&mut self) {
+    /// Notes whom each is for: which there are has changed, or who is known.
+    fn assign(&mut self) {
         let mut functions: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for function in 0..self.functions.len() {
             if let Some((number, _)) = self.package(function) {
@@ -226,9 +226,9 @@ impl Layers {
     pub fn push_out(&mut self, number: u32, now_ns: u64) -> u64 {
         for (contents, built) in self.built.iter_mut().filter(|(_, built)| built.number == number) {
             built.is_planned = false;
-            self.pushed_out.insert(contents.clone(), now_ns);
+            self.pushed_out.insert(contents.clone(), now_ns + PUSHED_OUT_FOR_NS);
         }
-        self.choose();
+        self.assign();
         self.collect()
     }
 
@@ -268,7 +268,7 @@ impl Layers {
         one.began = best;
         self.is_changed = true;
         if !was_known {
-            self.choose();
+            self.assign();
         }
     }
 
@@ -322,8 +322,8 @@ impl Layers {
         let planned: BTreeSet<Contents> = planned.into_iter().map(|planned| planned.contents).collect();
         self.built.iter_mut().for_each(|(contents, built)| built.is_planned = planned.contains(contents));
         let freed = self.collect();
-        self.choose();
-        self.pushed_out.retain(|_, at_ns| now_ns < *at_ns + PUSHED_OUT_FOR_NS);
+        self.assign();
+        self.pushed_out.retain(|_, until_ns| *until_ns > now_ns);
         let is_to_be_made = |contents: &Contents| {
             !self.built.contains_key(contents) && !self.pushed_out.contains_key(contents)
         };
@@ -358,7 +358,7 @@ impl Layers {
         let number = self.made as u32;
         self.built
             .insert(contents, Built { number, measured, is_planned: true, users: 0, functions: Vec::new() });
-        self.choose();
+        self.assign();
     }
 }
 

@@ -150,8 +150,8 @@ impl Machine<'_> {
         if let Some(layers) = &self.layers {
             let package = layers.package(function);
             profile.package = package.map(|(number, _)| number);
-            profile.costs[0] = package.map_or_else(Cost::default, |(_, cost)| cost);
-            profile.costs[1] = layers.zygote(function);
+            profile.costs[Layer::Package as usize] = package.map_or_else(Cost::default, |(_, cost)| cost);
+            profile.costs[Layer::Zygote as usize] = layers.zygote(function);
         }
         profile
     }
@@ -397,6 +397,7 @@ fn id(function: usize) -> FunctionId {
 mod tests {
     use spry_sched::keepalive::{Kind, SECOND_NS};
 
+    use super::super::layers::Sharing;
     use super::super::trace::{self, Batch};
     use super::*;
 
@@ -446,10 +447,14 @@ mod tests {
         for kind in Kind::ALL {
             let mut policy = kind.policy();
             let budget = all / 10;
-            let outcome = run(&trace, &mut *policy, budget);
-            assert!(outcome.memory_gb_h <= budget as f64 / 1e9 * 24.0, "{kind:?}");
-            assert!(outcome.evicted > 0, "{kind:?}");
-            assert!(outcome.cold + outcome.forked <= outcome.calls, "{kind:?}");
+            let layers = Layers::new(&trace, Sharing::Distributions, budget / 10, 2);
+            let with_layers = run_with(&trace, &mut *kind.policy(), Some(layers), budget);
+            assert!(with_layers.layers > 0, "{kind:?}");
+            for outcome in [run(&trace, &mut *policy, budget), with_layers] {
+                assert!(outcome.memory_gb_h <= budget as f64 / 1e9 * 24.0, "{kind:?}");
+                assert!(outcome.evicted > 0, "{kind:?}");
+                assert!(outcome.cold + outcome.forked <= outcome.calls, "{kind:?}");
+            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! proportional share (`Pss`) where that can be read, its limit elsewhere. The budget is in limits.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -69,10 +69,11 @@ impl Memory {
     /// Tells the policy which layers there are for whom.
     pub(super) fn set_packages(&self, packages: Packages) {
         let before = self.packages.replace(packages);
-        let now = self.packages.borrow();
-        let mut changed: Vec<FunctionIndex> = before.keys().chain(now.keys()).copied().collect();
-        drop(now);
-        changed.retain(|index| before.get(index) != self.packages.borrow().get(index));
+        let changed: HashSet<FunctionIndex> = {
+            let now = self.packages.borrow();
+            let all = before.keys().chain(now.keys());
+            all.filter(|index| before.get(index) != now.get(index)).copied().collect()
+        };
         changed.into_iter().for_each(|index| self.teach(index));
     }
 
@@ -241,7 +242,6 @@ impl Keeper {
         for index in functions {
             self.memory.policy.borrow_mut().evicted(id(index), Layer::Package);
         }
-        self.assign_layers();
         bytes
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::daemon::Daemon;
 use crate::need_pip;
-use crate::packages::{configuration, links, wheel, wheel_with};
+use crate::wheels::{configuration, links, wheel, wheel_with};
 
 const USER: &str = "import tiny\ndef main(params):\n    return {\"value\": tiny.VALUE}\n";
 
@@ -25,6 +25,12 @@ fn problems(daemon: &Daemon) -> Vec<String> {
 
 fn has_layer(daemon: &Daemon, functions: &[&str]) -> bool {
     layers(daemon).iter().any(|layer| layer == functions)
+}
+
+/// Whether there is one for all of these, and perhaps others.
+pub(crate) fn has_layer_for(daemon: &Daemon, functions: &[&str]) -> bool {
+    let is_for = |layer: &Vec<String>| functions.iter().all(|name| layer.iter().any(|one| one == name));
+    layers(daemon).iter().any(is_for)
 }
 
 /// Deploys the same code again, whose imports are known by now.

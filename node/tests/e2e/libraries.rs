@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use crate::daemon::Daemon;
+use crate::layers::has_layer_for;
 use crate::need_pip;
-use crate::packages::{configuration, from_the_index};
+use crate::wheels::{configuration, from_the_index};
 
 const ALL: [&str; 11] = [
     "numpy==2.2.6",
@@ -113,13 +114,7 @@ fn began_from_a_layer(daemon: &Daemon, name: &str) -> bool {
 /// Deploys it once a layer has all that it imports.
 fn deploy_on_a_layer(daemon: &Daemon, name: &str, source: &str, settings: &[&str]) {
     daemon.deploy_python(name, source, settings);
-    daemon.until("a layer", |daemon| {
-        let status = daemon.spry_json(&["status"]);
-        let layers = status["layers"].as_array().expect("a list");
-        let is_for =
-            |layer: &Value| layer["functions"].as_array().is_some_and(|all| all.contains(&name.into()));
-        layers.iter().any(|layer| layer.get("problem").is_none() && is_for(layer))
-    });
+    daemon.until("a layer", |daemon| has_layer_for(daemon, &[name]));
     daemon.deploy_python(name, source, settings);
     assert!(began_from_a_layer(daemon, name), "{}", daemon.spry_json(&["describe", name]));
 }

@@ -33,3 +33,4 @@ mod tls;
 mod transports;
 mod triggers;
 mod versions;
+mod wheels;

@@ -4,6 +4,7 @@ use spry_node::units::Size;
 
 use super::client;
 use super::daemon::Daemon;
+use super::layers::has_layer_for;
 use crate::need_root_and_cc;
 
 const NOP: &str = "def main(params): return {'ok': True}\n";
@@ -86,15 +87,6 @@ fn idle_instances_are_pushed_out_for_those_that_are_needed() {
 const IMPORTS: &str = "import decimal, email.message, html.parser, sqlite3, unittest.mock, xmlrpc.client\n\
                        def main(params): return {'ok': True}\n";
 
-fn has_layer(daemon: &Daemon) -> bool {
-    let status = daemon.spry_json(&["status"]);
-    let layers = status["layers"].as_array().expect("a list");
-    let is_for = |layer: &serde_json::Value, name: &str| {
-        layer["functions"].as_array().is_some_and(|names| names.contains(&name.into()))
-    };
-    layers.iter().any(|layer| is_for(layer, "one") && is_for(layer, "two"))
-}
-
 #[test]
 fn a_layer_gives_way_when_nothing_that_is_idle_is_worth_less() {
     need_root_and_cc!();
@@ -103,6 +95,7 @@ fn a_layer_gives_way_when_nothing_that_is_idle_is_worth_less() {
     for (name, source) in [("old", NOP), ("one", IMPORTS), ("two", IMPORTS)] {
         daemon.deploy_python(name, source, &limit);
     }
+    let has_layer = |daemon: &Daemon| has_layer_for(daemon, &["one", "two"]);
     daemon.until("there is a layer", has_layer);
     daemon.deploy_python("new", NOP, &limit);
     // Four zygotes and four instances have no room beside it.

@@ -73,7 +73,7 @@ impl KeepAlive for GreedyDual {
         let Some(known) = self.known.get_mut(function.0) else { return };
         self.clock = self.clock.max(Self::priority(known, layer));
         // The zygote goes after its instances: then nothing of the function is left.
-        if layer != Layer::Instance {
+        if layer == Layer::Zygote {
             known.frequency = 0;
         }
     }

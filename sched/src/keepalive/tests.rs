@@ -88,6 +88,18 @@ fn greedy_dual_forgets_how_popular_something_was() {
 }
 
 #[test]
+fn greedy_dual_holds_a_function_as_dear_without_its_layer() {
+    let mut policy = GreedyDual::default();
+    policy.learn(FunctionId(0), Profile { package: Some(7), ..profile(100, 1) });
+    policy.arrived(FunctionId(0), Arrivals { count: 5, gap_ns: None }, 0);
+    let before = policy.worth(FunctionId(0), Layer::Zygote, 0, 0);
+    policy.evicted(FunctionId(0), Layer::Package);
+    assert_eq!(policy.worth(FunctionId(0), Layer::Zygote, 0, 0).to_bits(), before.to_bits());
+    policy.evicted(FunctionId(0), Layer::Zygote);
+    assert!(policy.worth(FunctionId(0), Layer::Zygote, 0, 0) < before);
+}
+
+#[test]
 fn the_histogram_waits_for_a_timer() {
     let (policy, now_ns) = after(Box::<Histogram>::default(), &[30 * MINUTE_NS; 20]);
     let window = policy.window(FunctionId(0), Layer::Instance, now_ns);

@@ -149,7 +149,7 @@ impl Keeper {
     }
 
     /// Notes whom each layer is for, and has the policy know.
-    pub(in crate::keeper) fn assign_layers(&self) {
+    fn assign_layers(&self) {
         let functions = self.functions_on_the_bus();
         let mut named_so: HashMap<_, Vec<FunctionIndex>> = HashMap::new();
         for function in &functions {

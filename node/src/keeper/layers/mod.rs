@@ -57,7 +57,7 @@ pub(super) struct Layers {
     found: RefCell<HashMap<LayerKey, Found>>,
     refused: RefCell<HashMap<LayerKey, String>>,
     failures: RefCell<HashMap<LayerKey, u32>>,
-    /// When those were pushed out that were.
+    /// Until when those aren't made again that were pushed out.
     pushed_out: RefCell<HashMap<LayerKey, Instant>>,
     changed: Notify,
     not_before: Cell<Option<Instant>>,
@@ -231,7 +231,7 @@ impl Layers {
         let is_it = |built: &Built| built.number == number && Arc::strong_count(&built.layer) == 1;
         let at = built.iter().position(is_it)?;
         let Built { key, layer, functions, .. } = built.swap_remove(at);
-        self.pushed_out.borrow_mut().insert(key, Instant::now());
+        self.pushed_out.borrow_mut().insert(key, Instant::now() + PUSHED_OUT_FOR);
         self.changed.notify_one();
         Some((layer.bytes(), functions.take()))
     }
@@ -270,7 +270,7 @@ impl Layers {
         let mut built = self.built.borrow_mut();
         built.retain(|built| planned.iter().any(|plan| built.key == plan.key));
         let mut pushed_out = self.pushed_out.borrow_mut();
-        pushed_out.retain(|_, at| at.elapsed() < PUSHED_OUT_FOR);
+        pushed_out.retain(|_, until| *until > Instant::now());
         let is_to_be_made =
             |key: &LayerKey| !built.iter().any(|built| built.key == *key) && !pushed_out.contains_key(key);
         planned.into_iter().find(|plan| is_to_be_made(&plan.key))
@@ -279,6 +279,8 @@ impl Layers {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::config::raw::RawConfig;
 
@@ -302,5 +304,26 @@ mod tests {
         assert!(is_rung(&second));
         layers.making.take();
         assert_eq!(layers.give_way(), 0);
+    }
+
+    #[test]
+    fn what_was_pushed_out_is_not_made_again_until_its_time_has_come() {
+        let config = Config::try_from(RawConfig::default()).expect("the defaults are good");
+        let layers = Layers::new(&config, false);
+        let key = VersionKey {
+            code: "code".to_owned(),
+            handler: "f:main".to_owned(),
+            ground: GroundKey("python".to_owned()),
+            packages: vec![],
+        };
+        let modules = ["decimal", "os"].map(str::to_owned).to_vec();
+        let version = Version::new(modules, Duration::from_millis(300), 30 << 20, 128 << 20, Some(vec![]));
+        let interpreter = PathBuf::from("/usr/bin/python3");
+        layers.started(key, Ground { interpreter, whole: None, env: BTreeMap::new() }, Some(version));
+        let planned = layers.next().expect("a layer");
+        layers.pushed_out.borrow_mut().insert(planned.key.clone(), Instant::now() + PUSHED_OUT_FOR);
+        assert_eq!(layers.next(), None);
+        layers.pushed_out.borrow_mut().insert(planned.key.clone(), Instant::now());
+        assert_eq!(layers.next(), Some(planned));
     }
 }
