@@ -31,15 +31,13 @@ fn killed_stopped_or_thrown_out_under_load_no_call_fails_and_it_is_taken_up_agai
     let shown = node.spry(&["status"]);
     assert!(shown.contains("srpt+ by posix: ") && shown.contains("spry-scx ended"), "{shown}");
     load.goes_on(20);
-    let processes = node.processes();
-    assert!(processes.iter().all(|(_, extensible)| !extensible), "{processes:?}");
+    node.until_all(false);
 
     let loader = Loader::start();
     let how = node.until_uses("sched_ext", "");
     assert!(how.contains("it was left once, last because: spry-scx ended"), "{how}");
     load.goes_on(20);
-    let processes = node.processes();
-    assert!(processes.iter().all(|(_, extensible)| *extensible), "{processes:?}");
+    node.until_all(true);
 
     // What the kernel does when a scheduler fails, at an administrator's word.
     fs::write("/proc/sysrq-trigger", "S").expect("sysrq");

@@ -187,7 +187,7 @@ impl Node {
     }
 
     /// Zygotes and instances, each with whether it is in SCHED_EXT.
-    pub(crate) fn processes(&self) -> Vec<(i32, bool)> {
+    fn processes(&self) -> Vec<(i32, bool)> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it lives").flatten();
         let texts = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
         let texts: Vec<String> = texts.collect();
@@ -196,6 +196,19 @@ impl Node {
         let init =
             |pid: i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|name| name == b"spry-init\0");
         pids.filter(|pid| !init(*pid)).filter_map(|pid| Some((pid, is_extensible(pid)?))).collect()
+    }
+
+    /// Waits until all of them are in SCHED_EXT, or none; how many. (Under load some are just being born.)
+    pub(crate) fn until_all(&self, extensible: bool) -> usize {
+        let started = Instant::now();
+        loop {
+            let processes = self.processes();
+            if processes.iter().all(|(_, class)| *class == extensible) {
+                return processes.len();
+            }
+            assert!(started.elapsed() < WATCHDOG, "watchdog: all {extensible}, not {processes:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// SIGTERM, to the end.

@@ -22,9 +22,7 @@ fn all_processes_of_functions_are_in_and_a_short_call_takes_a_core_from_a_long_o
     let node = Node::start(&["short", "long"]);
     node.until_uses("sched_ext", "ranks in the kernel, by spry-scx");
     learn(&node);
-    let processes = node.processes();
-    assert!(processes.len() >= 4, "two zygotes, two instances: {processes:?}");
-    assert!(processes.iter().all(|(_, extensible)| *extensible), "{processes:?}");
+    assert!(node.until_all(true) >= 4, "two zygotes, two instances");
     assert_eq!(is_extensible(0), Some(false), "this test");
     let scheduler = Scheduler::open(Path::new(PINS)).expect("it is there");
     let before = scheduler.health().counts;
@@ -84,7 +82,6 @@ fn members_of_chains_are_in_as_well() {
         assert_eq!((answer.status, answer.text().as_str()), (200, "as it came"));
     }
     assert_eq!(load.end(), [""; 0]);
-    let processes = node.processes();
-    assert!(processes.iter().all(|(_, extensible)| *extensible), "{processes:?}");
+    node.until_all(true);
     node.stop();
 }
