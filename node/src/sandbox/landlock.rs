@@ -1,7 +1,7 @@
 //! Files by landlock (Linux 5.13): the function may read and execute what its root shows, and write to `/tmp` and to the
 //! harmless devices. The mounts say the same; this holds should one of them be wrong. Newer kernels also keep
 //! signals and abstract Unix sockets from leaving the function: what protects a spryd that isn't root from a
-//! function that has spryd's own user.
+//! function that has spryd's own user. (That signals don't leave an instance is seen to by its own setup, in the runtime.)
 
 use std::ffi::{CStr, CString};
 use std::os::fd::AsFd;
@@ -22,6 +22,8 @@ const TRUNCATE: u64 = 1 << 14;
 const DEVICE_IOCTL: u64 = 1 << 15;
 /// `LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET` and `LANDLOCK_SCOPE_SIGNAL`.
 const SCOPES: u64 = 0b11;
+/// The version from which on there are scopes.
+pub(super) const SCOPES_SINCE: u32 = 6;
 
 /// Bytes of the ruleset's attributes in a version.
 fn known(version: u32) -> usize {
@@ -52,7 +54,12 @@ impl Landlock {
             }
         }
         let scopes = if host_sockets { SCOPES & !1 } else { SCOPES };
-        Self { accesses, scoped: if version >= 6 { scopes } else { 0 }, known: known(version), writable }
+        Self {
+            accesses,
+            scoped: if version >= SCOPES_SINCE { scopes } else { 0 },
+            known: known(version),
+            writable,
+        }
     }
 
     /// Child-safe.

@@ -5,7 +5,7 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::{Credentials, Plan, Root, Step, StepFailed, pid_namespace};
+use super::{Credentials, Plan, Root, Step, StepFailed, landlock, pid_namespace};
 use crate::cgroup;
 use crate::sys::{self, Forked, SignalsBlocked};
 
@@ -157,6 +157,11 @@ impl Ability {
     /// The version of landlock, where there is one.
     pub(super) fn landlock(&self) -> Option<u32> {
         self.landlock.ok()
+    }
+
+    /// Can an instance be kept from signalling others of its function?
+    pub fn scopes_signals(&self) -> bool {
+        self.landlock.is_ok_and(|version| version >= landlock::SCOPES_SINCE)
     }
 
     /// Can system calls be filtered?
@@ -315,7 +320,18 @@ pub fn probe() -> Vec<Probe> {
     probes.push(Probe {
         name: "landlock",
         outcome: match sys::landlock_version() {
-            Ok(version) => Outcome::Yes { detail: format!("version {version}") },
+            Ok(version) => {
+                let since = landlock::SCOPES_SINCE;
+                let lacks = match version {
+                    ..landlock::SCOPES_SINCE => {
+                        format!(
+                            "; instances of one function can signal each other (version {since}, Linux 6.12)"
+                        )
+                    }
+                    _ => String::new(),
+                };
+                Outcome::Yes { detail: format!("version {version}{lacks}") }
+            }
             Err(Errno::ENOSYS) => lacks("not in this kernel"),
             Err(Errno::EOPNOTSUPP) => lacks("switched off at boot (lsm=)"),
             Err(errno) => Outcome::Error { what: errno.desc().to_owned() },

@@ -17,6 +17,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use shm_bus::segment::{SegmentError, require_sealed};
 use shm_bus::transport::Kind;
@@ -198,7 +199,7 @@ impl Zygote {
         under_way: impl FnOnce(),
     ) -> Result<InstanceProcess, ForkError> {
         let os = |operation| move |source| ForkError::Os { operation, source };
-        let timeout = self.executor.config.fork_timeout;
+        let (timeout, asked_for) = (self.executor.config.fork_timeout, Instant::now());
         let leaf = self.group.lease("instance", &GroupLimits::from(&self.limits))?;
         let (channel, control) = Channel::pair().map_err(os("make a control socket"))?;
         let (stdout, stdout_writer) = output::pipe().map_err(os("make a pipe"))?;
@@ -232,7 +233,7 @@ impl Zygote {
             match &held {
                 None => greeting(&child, &channel, Greeting::Hello).await.map(drop),
                 Some((gate, holdings)) => {
-                    let held = hold(&child, &channel, gate, *holdings).await;
+                    let held = hold(&child, &channel, gate, *holdings, asked_for).await;
                     unless_killed(held, &child).await
                 }
             }
@@ -296,7 +297,15 @@ impl Zygote {
         let told = request.when_all_have_ended;
         let transport = transport.name().to_owned();
         let (inbox_spec, outbox_spec) = (inbox.1, outbox.1);
-        let fork = Fork { instance, transport, inbox: inbox_spec, outbox: outbox_spec, payload_max, rewind };
+        let fork = Fork {
+            instance,
+            transport,
+            inbox: inbox_spec,
+            outbox: outbox_spec,
+            payload_max,
+            rewind,
+            scope_signals: self.executor.ability.scopes_signals(),
+        };
         let message = ToZygote::Fork(fork);
         let mut fds: Vec<BorrowedFd<'_>> = handed.iter().map(AsFd::as_fd).collect();
         fds.extend([inbox.0, outbox.0, release_page]);
@@ -433,6 +442,7 @@ async fn hold(
     channel: &Channel,
     gate: &Arc<Gate>,
     holdings: Holdings,
+    asked_for: Instant,
 ) -> Result<(), ForkError> {
     let Greeting::Hold { registers } = greeting(child, channel, Greeting::Hold { registers: 0 }).await?
     else {
@@ -454,7 +464,7 @@ async fn hold(
         // It could not map, or not seal: it has said so in its output.
         exit = child.exited_or_lost() => return Err(refused(format!("it {exit} when it was to be held"))),
     }
-    rewind::check(child.pid, &plan, gate, holdings).map_err(refused)?;
+    rewind::check(child.pid, &plan, gate, holdings, asked_for).map_err(refused)?;
     gate.set_plan(plan);
     Ok(())
 }

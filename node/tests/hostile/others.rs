@@ -91,6 +91,118 @@ fn its_own_zygote_can_not_be_traced_or_read() {
     daemon.stop();
 }
 
+const NUDGER: &str = r#"
+import ctypes, errno, fcntl, os, resource, signal, socket, time
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+def outcome(act):
+    try: act()
+    except OSError as error: return errno.errorcode[error.errno]
+    return "done"
+
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) == -1:
+        raise OSError(ctypes.get_errno(), name)
+
+def by_a_socket(pid):
+    # a signal of one's choice to whoever is said to own it, when there is something to read
+    ours, theirs = socket.socketpair()
+    fcntl.fcntl(ours, fcntl.F_SETOWN, pid)
+    fcntl.fcntl(ours, 10, signal.SIGKILL) # F_SETSIG
+    fcntl.fcntl(ours, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    theirs.send(b"now")
+    time.sleep(0.05)
+
+def signals(pid):
+    queue = lambda: call("sigqueue", pid, signal.SIGUSR1, None)
+    by_descriptor = lambda: signal.pidfd_send_signal(os.pidfd_open(pid), signal.SIGKILL)
+    found = {
+        "ask": outcome(lambda: os.kill(pid, 0)),
+        "stop": outcome(lambda: os.kill(pid, signal.SIGSTOP)),
+        "queue": outcome(queue),
+        "thread": outcome(lambda: call("syscall", 234, pid, pid, int(signal.SIGKILL))), # tgkill
+        "descriptor": outcome(by_descriptor),
+        "kill": outcome(lambda: os.kill(pid, signal.SIGKILL)),
+    }
+    outcome(lambda: by_a_socket(pid)) # nobody is told that it didn't come
+    return found
+
+def settings(pid):
+    return {
+        "nice": outcome(lambda: os.setpriority(os.PRIO_PROCESS, pid, 19)),
+        "everybody nice": outcome(lambda: os.setpriority(os.PRIO_USER, 0, 19)),
+        "its session nice": outcome(lambda: os.setpriority(os.PRIO_PGRP, 0, 19)),
+        "cpus": outcome(lambda: os.sched_setaffinity(pid, {0})),
+        "limits": outcome(lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, (8, 8))),
+    }
+
+def own():
+    # what anybody may do with himself and with what he has started
+    child = os.fork()
+    if child == 0:
+        time.sleep(100)
+        os._exit(0)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.nice(1)
+    os.sched_setaffinity(0, os.sched_getaffinity(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
+    return os.getpid()
+
+def main(params):
+    if "pid" not in params: return {"own": own()}
+    if params["pid"] == os.getpid(): return {}
+    if params["signals"]:
+        os.kill(-1, signal.SIGKILL) # says "done" even if there is nobody whom he may signal
+        return signals(params["pid"])
+    return settings(params["pid"])
+"#;
+
+/// What of a process another could change, as it is from outside.
+fn traits(pid: i32) -> String {
+    let text = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).expect("it lives");
+    let status = text("status");
+    let allowed = status.lines().find(|line| line.starts_with("Cpus_allowed:")).expect("a line");
+    let stat = text("stat");
+    let nice = stat.rsplit_once(')').and_then(|(_, rest)| rest.split(' ').nth(17)).expect("a number");
+    format!("{allowed} nice {nice}\n{}", text("limits"))
+}
+
+/// Its zygote and the other instances have its user. What one request does to them would be in all that come later.
+#[test]
+fn its_own_zygote_and_other_instances_can_not_be_signalled_or_held_back() {
+    need_root_and_cc!();
+    let forked = "[zygotes]\nrewind = \"off\"\n";
+    for (config, isolation) in [("", "instance"), ("", "request"), (forked, "request")] {
+        let daemon = Daemon::start(config);
+        daemon.deploy_python("nudger", NUDGER, &[&format!("isolation={isolation}"), "scale.min=2"]);
+        let scoped = !daemon.spry_ok(&["doctor"]).contains("can signal each other");
+        assert!(scoped || std::env::var_os("SPRY_TEST_ALL").is_none(), "needs Linux 6.12");
+        let own = daemon.post("/function/nudger", b"{}").json()["own"].as_i64().expect("a number");
+        let outside = |number| Some((number, daemon.outside("nudger", number)?));
+        // Without the namespace's init; the zygote is the first.
+        let others: Vec<(i64, i32)> = (2..=own).filter_map(outside).collect();
+        let (zygote, seen) = others[0];
+        let before = traits(seen);
+        for (pid, signals) in others.into_iter().flat_map(|(number, _)| [(number, false), (number, scoped)]) {
+            let body = json!({"pid": pid, "signals": signals}).to_string();
+            let response = daemon.post("/function/nudger", body.as_bytes());
+            assert_eq!(response.status, 200, "{isolation}: {}", response.text());
+            let found = response.json();
+            for (what, outcome) in found.as_object().expect("outcomes") {
+                // (Others than the zygote may have ended meanwhile.)
+                let gone = pid != zygote && outcome == "ESRCH";
+                assert!(outcome == "EPERM" || gone, "{isolation}: {what}: {found}");
+            }
+            assert_eq!(traits(seen), before, "{isolation}");
+        }
+        assert_eq!(daemon.outside("nudger", zygote), Some(seen), "{isolation}");
+        assert_eq!(daemon.post("/function/nudger", b"{}").status, 200);
+        daemon.stop();
+    }
+}
+
 const KILLER: &str = r#"
 import os, signal
 
@@ -130,7 +242,7 @@ fn other_processes_have_no_numbers() {
     daemon.stop();
 }
 
-/// Its zygote, which has its user, dies of it; its init doesn't, and nobody else.
+/// That is what it has started itself; where signals can't be kept in, its zygote too. Nobody else.
 #[test]
 fn who_kills_all_that_he_can_kills_his_own() {
     need_root_and_cc!();

@@ -277,6 +277,12 @@ fn a_load_that_shows_its_memory() {
     is_not_rewound("remains-shown", "PR_SET_DUMPABLE");
 }
 
+#[test]
+fn a_load_that_gives_instances_a_twin() {
+    need_root_and_cc!();
+    is_not_rewound("remains-twin", "made a process or a thread before it served");
+}
+
 /// A function whose every request leaves something isn't rewound any more after a while, and served all the same.
 #[test]
 fn who_always_leaves_something_is_forked() {

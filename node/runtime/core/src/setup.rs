@@ -19,6 +19,9 @@ pub(crate) enum Step {
     /// It dies with spryd: the wish isn't inherited by a fork. Whoever loops in a handler doesn't see the end of
     /// file that tells the others.
     DieWithSpryd,
+    /// No other process of its function can be signalled any more: they have the same user, and the zygote runs what it was
+    /// told to run at a signal while the function was loaded.
+    ScopeSignals,
     /// stdout and stderr become this instance's log pipes.
     RedirectOutput,
     /// The inbox is mapped, read-only.
@@ -37,6 +40,7 @@ impl Step {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::DieWithSpryd => "die with spryd",
+            Self::ScopeSignals => "keep signals in (landlock)",
             Self::RedirectOutput => "redirect output",
             Self::MapInbox => "map inbox",
             Self::MapOutbox => "map and seal outbox",
@@ -92,6 +96,9 @@ pub(crate) fn run(fork: &Fork, handed: Handed) -> (OwnedFd, Result<Instance, Ste
     let steps = || {
         let at = |step| move |cause: Box<dyn Error>| StepFailed { step, cause };
         sys::die_with_parent().map_err(|e| at(Step::DieWithSpryd)(e.into()))?;
+        if fork.scope_signals {
+            sys::landlock::scope_signals().map_err(|e| at(Step::ScopeSignals)(e.into()))?;
+        }
         redirect(stdout, stderr).map_err(at(Step::RedirectOutput))?;
         let inbox = Inbox::map(inbox, &fork.inbox).map_err(|e| at(Step::MapInbox)(e.into()))?;
         let outbox = Outbox::map(outbox, release, &fork.outbox, fork.payload_max)

@@ -5,6 +5,7 @@
 //! thread that doesn't exist, so allocating and using libc is sound there, too.
 
 pub(crate) mod heap;
+pub(crate) mod landlock;
 pub(crate) mod layer;
 pub(crate) mod memory;
 #[cfg(target_arch = "x86_64")]
@@ -346,58 +347,6 @@ pub(crate) fn renumber(fd: OwnedFd, to: RawFd) -> io::Result<OwnedFd> {
     check(unsafe { libc::dup3(fd.as_raw_fd(), to, libc::O_CLOEXEC) })?;
     // SAFETY: it was made just now.
     Ok(unsafe { OwnedFd::from_raw_fd(to) })
-}
-
-/// Puts the pages that `/proc` has about processes out of this process's reach, and of all that it ever starts. They tell
-/// what a process has used before, and what is written to its own stays (its name, its code).
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn hide_processes() -> io::Result<()> {
-    const OF_FILES: u64 = 1 << 1 | 1 << 2;
-    const OF_FOLDERS: u64 = 1 << 3;
-    let handled = OF_FILES | OF_FOLDERS;
-    #[repr(C, packed)]
-    struct Below {
-        allowed: u64,
-        folder: c_int,
-    }
-    // SAFETY: the kernel reads the eight bytes.
-    let ruleset = check(unsafe {
-        libc::syscall(libc::SYS_landlock_create_ruleset, &raw const handled, size_of::<u64>(), 0) as c_int
-    })?;
-    // SAFETY: the kernel has just made it for us.
-    let ruleset = unsafe { OwnedFd::from_raw_fd(ruleset) };
-    let names = |folder: &str| -> io::Result<Vec<_>> {
-        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
-    };
-    let is_of_process = |path: &std::path::PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.bytes().all(|byte| byte.is_ascii_digit()) || ["self", "thread-self"].contains(&&*name)
-    };
-    let visible = names("/")?.into_iter().filter(|path| path.as_os_str() != "/proc");
-    let others = names("/proc")?.into_iter().filter(|path| !is_of_process(path));
-    for path in visible.chain(others) {
-        // Links lead to what is in reach or not by its own rule.
-        let Ok(about) = path.symlink_metadata() else { continue };
-        if about.is_symlink() {
-            continue;
-        }
-        let Ok(name) = std::ffi::CString::new(path.into_os_string().into_encoded_bytes()) else { continue };
-        // SAFETY: a terminated string.
-        let fd = unsafe { libc::open(name.as_ptr(), libc::O_PATH | libc::O_CLOEXEC | libc::O_NOFOLLOW) };
-        let Ok(fd) = check(fd) else { continue };
-        // SAFETY: the kernel has just made it for us.
-        let folder = unsafe { OwnedFd::from_raw_fd(fd) };
-        let allowed = if about.is_dir() { OF_FILES | OF_FOLDERS } else { OF_FILES };
-        let rule = Below { allowed, folder: folder.as_raw_fd() };
-        // SAFETY: the kernel reads the rule, whose layout is its own.
-        check(unsafe {
-            let (call, ruleset) = (libc::SYS_landlock_add_rule, ruleset.as_raw_fd());
-            libc::syscall(call, ruleset, 1, &raw const rule, 0) as c_int
-        })?;
-    }
-    // SAFETY: no memory is involved.
-    check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) as c_int })
-        .map(drop)
 }
 
 /// Ends the process, running nothing: no destructor, no exit handler of the function.

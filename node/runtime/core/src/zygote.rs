@@ -159,6 +159,7 @@ fn live<H: Handler>(
     let runtime = H::runtime();
     // Once, for all instances.
     sys::rseq_offset();
+    sys::landlock::prepare_scope();
     sys::heap::begin();
     let frozen = freeze(&init.freeze, memory);
     if init.rewind {

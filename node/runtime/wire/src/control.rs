@@ -88,6 +88,9 @@ pub struct Fork {
     /// It is to be rewound: it asks for a plan with [`FromInstance::Hold`] instead of saying hello.
     #[serde(default)]
     pub rewind: bool,
+    /// It is to keep its signals to itself and to what it starts. The kernel can see to it (landlock, since Linux 6.12).
+    #[serde(default)]
+    pub scope_signals: bool,
 }
 
 /// How a segment is named in descriptors.

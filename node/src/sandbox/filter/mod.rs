@@ -91,6 +91,24 @@ fn body(check: &Check) -> Vec<Instruction> {
             answer(errno(*otherwise)),
             answer(libc::SECCOMP_RET_ALLOW),
         ],
+        Check::NoneOfNorBoth { argument, bits, both: [one, other], otherwise } => vec![
+            load_argument(*argument),
+            instruction(IF_ANY_BIT, *bits, 2, 0),
+            instruction(IF_ANY_BIT, *one, 0, 2),
+            instruction(IF_ANY_BIT, *other, 0, 1),
+            answer(errno(*otherwise)),
+            answer(libc::SECCOMP_RET_ALLOW),
+        ],
+        Check::Zero { arguments, otherwise } => {
+            let mut body = Vec::new();
+            for argument in *arguments {
+                body.push(load_argument(*argument));
+                body.push(instruction(IF_EQUAL, 0, 1, 0));
+                body.push(answer(errno(*otherwise)));
+            }
+            body.push(answer(libc::SECCOMP_RET_ALLOW));
+            body
+        }
     }
 }
 
@@ -166,6 +184,19 @@ mod tests {
             for flag in [libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWNET, libc::CLONE_NEWPID] {
                 assert_eq!(ask(libc::SYS_clone, (flag | libc::SIGCHLD) as u64, 0), errno(libc::EPERM));
             }
+            let (sibling, memory) = (libc::CLONE_PARENT as u64, libc::CLONE_VM as u64);
+            assert_eq!(ask(libc::SYS_clone, sibling, 0), allowed, "as instances are made");
+            assert_eq!(ask(libc::SYS_clone, memory | libc::CLONE_VFORK as u64, 0), allowed, "posix_spawn");
+            assert_eq!(ask(libc::SYS_clone, sibling | memory, 0), errno(libc::EPERM));
+            for call in [libc::SYS_sched_setaffinity, libc::SYS_setpriority, libc::SYS_prlimit64] {
+                assert_eq!(ask(call, 0, 0), allowed, "its own");
+            }
+            for call in [libc::SYS_sched_setaffinity, libc::SYS_prlimit64] {
+                assert_eq!(ask(call, 0, 8), allowed, "its own");
+                assert_eq!(ask(call, 2, 8), errno(libc::EPERM), "another's");
+            }
+            assert_eq!(ask(libc::SYS_setpriority, libc::PRIO_PROCESS as u64, 2), errno(libc::EPERM));
+            assert_eq!(ask(libc::SYS_setpriority, libc::PRIO_USER as u64, 0), errno(libc::EPERM));
             assert_eq!(ask(libc::SYS_unshare, libc::CLONE_THREAD as u64, 0), allowed);
             assert_eq!(ask(libc::SYS_unshare, libc::CLONE_NEWUSER as u64, 0), errno(libc::EPERM));
             assert_eq!(ask(libc::SYS_clone3, 0, 0), errno(libc::ENOSYS));

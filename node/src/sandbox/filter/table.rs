@@ -29,6 +29,18 @@ pub(super) enum Check {
         bits: u32,
         otherwise: i32,
     },
+    /// The same, and not these two together.
+    NoneOfNorBoth {
+        argument: u32,
+        bits: u32,
+        both: [u32; 2],
+        otherwise: i32,
+    },
+    /// Allowed if these arguments are zero, else it fails.
+    Zero {
+        arguments: &'static [u32],
+        otherwise: i32,
+    },
 }
 
 /// One entry.
@@ -73,11 +85,25 @@ const NAMESPACES: u32 = (libc::CLONE_NEWNS
 const CLONE_NEWTIME: u32 = 0x80;
 
 const CHECKED: &[Rule] = &[
-    // Processes and threads, but no namespaces: a user namespace would bring capabilities back.
+    // Processes and threads, but no namespaces: a user namespace would bring capabilities back. And no sibling with the same
+    // memory: what is spryd's child may be an instance, which would share it with its zygote.
     Rule {
         call: libc::SYS_clone,
-        check: Check::NoneOf { argument: 0, bits: NAMESPACES, otherwise: libc::EPERM },
+        check: Check::NoneOfNorBoth {
+            argument: 0,
+            bits: NAMESPACES,
+            both: [libc::CLONE_PARENT as u32, libc::CLONE_VM as u32],
+            otherwise: libc::EPERM,
+        },
     },
+    // Of oneself only: the other processes of a function have the same user, its zygote too, of which all that come later would
+    // have it. CPUs: the size of a thread pool follows from them. Priority: that of a process, and downwards (RLIMIT_NICE is 0).
+    Rule {
+        call: libc::SYS_sched_setaffinity,
+        check: Check::Zero { arguments: &[0], otherwise: libc::EPERM },
+    },
+    Rule { call: libc::SYS_setpriority, check: Check::Zero { arguments: &[0, 1], otherwise: libc::EPERM } },
+    Rule { call: libc::SYS_prlimit64, check: Check::Zero { arguments: &[0], otherwise: libc::EPERM } },
     // The runtime asks by `CLONE_THREAD`, which makes nothing, whether it has just one thread.
     Rule {
         call: libc::SYS_unshare,
@@ -259,8 +285,6 @@ const PROCESSES: &[c_long] = &[
     libc::SYS_futex_waitv,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
-    // the size of a thread pool follows from it; within the control group's CPUs
-    libc::SYS_sched_setaffinity,
     libc::SYS_sched_getparam,
     libc::SYS_sched_getscheduler,
     libc::SYS_sched_getattr,
@@ -268,9 +292,6 @@ const PROCESSES: &[c_long] = &[
     libc::SYS_sched_get_priority_min,
     libc::SYS_sched_rr_get_interval,
     libc::SYS_getpriority,
-    // downwards only: RLIMIT_NICE is 0
-    libc::SYS_setpriority,
-    libc::SYS_prlimit64,
     libc::SYS_getrusage,
     libc::SYS_times,
     libc::SYS_uname,
@@ -289,7 +310,7 @@ const SIGNALS_AND_TIME: &[c_long] = &[
     libc::SYS_rt_sigqueueinfo,
     libc::SYS_rt_tgsigqueueinfo,
     libc::SYS_sigaltstack,
-    // to its own processes: every other one has another user
+    // to what it has started: landlock keeps an instance's signals in, and without it every process but its function's has another user
     libc::SYS_kill,
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_send_signal,

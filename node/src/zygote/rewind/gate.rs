@@ -131,6 +131,11 @@ impl Gate {
         state.serving && state.answered
     }
 
+    /// It is given requests.
+    pub(super) fn serves(&self) -> bool {
+        self.state.lock().serving
+    }
+
     /// It has made a call whose effects aren't restored. False: it has made too many, and is ended.
     pub(super) fn spoil(&self) -> bool {
         let mut state = self.state.lock();

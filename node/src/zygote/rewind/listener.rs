@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -26,6 +27,12 @@ const AT_ONCE: usize = 32;
 /// Pages that are remembered: copying more takes longer than finding out and dropping them.
 const WRITTEN_MAX: usize = 1024;
 
+/// Processes that are remembered to have made others: those of births that are under way are far fewer.
+const PARENTS_MAX: usize = 4096;
+
+/// More than the timeouts of a birth allow it to take.
+const BIRTH_MAX: Duration = Duration::from_secs(60);
+
 /// Pages of a zygote's instances that requests write to, beside those that differ before any request.
 #[derive(Debug, Clone, Default)]
 pub(in crate::zygote) struct Written {
@@ -41,6 +48,9 @@ pub struct Listener {
     /// Held while one call is taken: two who wait for one call would wait for ever.
     taking: Mutex<()>,
     gates: Mutex<HashMap<i32, Arc<Gate>>>,
+    /// Who made a process or a thread without serving requests, and when: the zygote does, and what a function starts; an instance must
+    /// not.
+    parents: Mutex<HashMap<i32, Instant>>,
     /// Whether a gateway worker looks.
     looked_at: AtomicBool,
     written: Mutex<Written>,
@@ -63,6 +73,7 @@ impl Listener {
             fd,
             taking: Mutex::default(),
             gates: Mutex::default(),
+            parents: Mutex::default(),
             looked_at: AtomicBool::new(false),
             written: Mutex::default(),
             commons: Commons::default(),
@@ -176,11 +187,31 @@ impl Listener {
                 self.tell(asked.id, reply);
                 continue;
             }
+            if gate.as_ref().is_none_or(|gate| !gate.serves()) && makes_a_process(&asked) {
+                self.note_parent(asked.pid);
+            }
             // One that does nothing else costs spryd time that nobody counts.
             let goes_on = gate.is_none_or(|gate| gate.spoil());
             self.tell(asked.id, if goes_on { Reply::GoOn } else { Reply::Fail(Errno::EAGAIN) });
         }
         Ok(true)
+    }
+
+    fn note_parent(&self, pid: i32) {
+        let mut parents = self.parents.lock();
+        // Full, it stays so until those in it are of no birth any more: whoever is born meanwhile counts as a parent.
+        if parents.len() >= PARENTS_MAX {
+            parents.retain(|_, at| at.elapsed() < BIRTH_MAX);
+        }
+        if parents.len() < PARENTS_MAX {
+            parents.insert(pid, Instant::now());
+        }
+    }
+
+    /// Whether this process, which was asked for then, has made another or a thread, for all that is known.
+    pub(super) fn is_parent(&self, pid: i32, asked_for: Instant) -> bool {
+        let parents = self.parents.lock();
+        parents.len() >= PARENTS_MAX || parents.get(&pid).is_some_and(|at| *at >= asked_for)
     }
 
     fn take(&self) -> io::Result<Option<Asked>> {
@@ -203,6 +234,11 @@ impl AsFd for Listener {
 fn is_as_the_stub_asks(asked: &Asked) -> bool {
     let mask = PLAN_AT + at::ALL_SIGNALS as u64;
     asked.arguments[..4] == [libc::SIG_SETMASK as u64, mask, 0, 8]
+}
+
+/// Or a thread.
+fn makes_a_process(asked: &Asked) -> bool {
+    [libc::SYS_clone, libc::SYS_fork, libc::SYS_vfork].contains(&i64::from(asked.number))
 }
 
 /// What a process has used includes what earlier requests have used: it is told zeros.

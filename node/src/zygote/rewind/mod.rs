@@ -29,6 +29,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::OnceLock;
+use std::time::Instant;
 
 use nix::errno::Errno;
 
@@ -70,7 +71,14 @@ pub(super) fn inode(fd: impl AsFd) -> Result<u64, Errno> {
 }
 
 /// Looks at an instance that waits in the stub for the first time: has it anything but what each request may begin with?
-pub(super) fn check(pid: i32, plan: &Plan, gate: &Gate, holdings: Holdings) -> Result<(), String> {
+/// `asked_for`: before its fork.
+pub(super) fn check(
+    pid: i32,
+    plan: &Plan,
+    gate: &Gate,
+    holdings: Holdings,
+    asked_for: Instant,
+) -> Result<(), String> {
     let stub = stub().and_then(|stub| inode(stub).map_err(|errno| errno.to_string()))?;
     let orders = inode(gate.orders()).map_err(|errno| errno.to_string())?;
     plan.check(pid, stub, orders)?;
@@ -82,6 +90,11 @@ pub(super) fn check(pid: i32, plan: &Plan, gate: &Gate, holdings: Holdings) -> R
         return Err(
             "it has a filter of its own on system calls, which could keep it from being rewound".to_owned()
         );
+    }
+    // One that shares its memory needn't be a thread of it, nor its child any more. (That none can come before it is seen to by the
+    // filter: `CLONE_PARENT` goes without `CLONE_VM`.)
+    if gate.listener().is_parent(pid, asked_for) {
+        return Err("it made a process or a thread before it served".to_owned());
     }
     let tasks = fs::read_dir(format!("{process}/task")).map_err(|error| error.to_string())?;
     if tasks.count() != 1 {

@@ -28,7 +28,7 @@ pub(crate) fn prepare(stub: &OwnedFd) -> Result<OwnedFd, String> {
             "the kernel has an area for restartable sequences (rseq) that can't be taken back".to_owned()
         );
     }
-    sys::hide_processes().map_err(at("put /proc out of reach (landlock)"))?;
+    sys::landlock::hide_processes().map_err(at("put /proc out of reach (landlock)"))?;
     rewind::add_asking_filter(&mut filter::compile())
         .map_err(at("filter system calls and be asked about them"))
 }

@@ -125,7 +125,10 @@ fn memory_of_the_layer_is_shared_and_frozen() {
     assert!(shared.iter().all(|line| line.split(' ').nth(1).is_some_and(|modes| modes.ends_with('p'))));
     assert!(!mapped(zygote.pid(), "/memfd:spry-frozen").is_empty(), "{:?}", zygote.frozen);
     let open = fs::read_dir(format!("/proc/{}/fd", zygote.pid())).expect("descriptors").count();
-    assert_eq!(open, 4, "no descriptor of the layer, nor of its files");
+    assert_eq!(
+        open, 5,
+        "standard ones, its socket, what keeps its forks' signals in: none of the layer, nor of its files"
+    );
     assert_eq!(call(&mut zygote.fork(), "{}"), "[2000000]");
 }
 

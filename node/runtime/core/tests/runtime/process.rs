@@ -159,6 +159,7 @@ fn fork_message(transport: &str, outbox_len: u32) -> ToZygote {
         outbox: spec(outbox_len),
         payload_max: 1024,
         rewind: false,
+        scope_signals: false,
     })
 }
 

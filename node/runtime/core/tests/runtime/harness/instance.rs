@@ -180,6 +180,7 @@ impl Instance {
             outbox: SegmentSpec { len: outbox_len, ..OUTBOX },
             payload_max,
             rewind: false,
+            scope_signals: false,
         };
         let mut fds = vec![
             their_control.as_fd(),
