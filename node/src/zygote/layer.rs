@@ -61,6 +61,7 @@ pub struct Layer {
     absent: Absent,
     bytes: u64,
     took: Duration,
+    cpu_time: Duration,
     _promise: Promise,
 }
 
@@ -132,12 +133,14 @@ impl Layer {
         };
         let file = fds.into_iter().next().ok_or(StartError::Protocol)?;
         let (file, bytes) = check(file)?;
+        let took = begun_at.elapsed();
         Ok(Self {
             file,
             imports: made.imports.checked(),
             absent: made.absent.bounded(),
             bytes,
-            took: begun_at.elapsed(),
+            took,
+            cpu_time: if exit.cpu_time.is_zero() { took } else { exit.cpu_time },
             _promise: promise.keep(bytes),
         })
     }
@@ -164,6 +167,11 @@ impl Layer {
     /// How long it took to make.
     pub fn took(&self) -> Duration {
         self.took
+    }
+
+    /// The processor's time for that.
+    pub fn cpu_time(&self) -> Duration {
+        self.cpu_time
     }
 }
 

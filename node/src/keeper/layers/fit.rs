@@ -209,9 +209,9 @@ fn normalized(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
-    use super::super::known::Known;
+    use super::super::known::{Known, TOOK};
     use super::*;
 
     const NUMPY: &str = "/numpy-2.2.6-a";
@@ -233,7 +233,7 @@ mod tests {
             serde_json::json!({"code": "a", "handler": "f:main", "ground": "g", "packages": [other, NUMPY]});
         let key: VersionKey = serde_json::from_value(text).expect("a key");
         let modules = strings(&["os", "numpy", "numpy.core", "numexpr"]);
-        let version = Version::new(modules, Duration::ZERO, 0, 0, Some(strings(own)));
+        let version = Version::new(modules, TOOK, 0, 0, Some(strings(own)));
         let mut known = known;
         known.learn(key.clone(), version.clone(), Instant::now());
         let layer = LayerKey { ground: key.ground.clone(), modules: vec![], packages: strings(&[NUMPY]) };

@@ -31,8 +31,11 @@ const VERSIONS_MAX: usize = 4096;
 pub(super) struct Version {
     /// Not its own ones; sorted.
     pub(super) modules: Vec<String>,
-    /// Of a start by itself.
+    /// Of a start by itself, as long as somebody would have waited for it: for people to read.
     pub(super) start_ns: u64,
+    /// The processor's time for that. (What was written down by an earlier spryd doesn't say.)
+    #[serde(default)]
+    cpu_ns: u64,
     /// That its zygote holds.
     pub(super) bytes: u64,
     /// Its memory limit.
@@ -48,18 +51,33 @@ pub(super) struct Version {
     starts: Starts,
 }
 
+/// What a start has taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Took {
+    pub(super) wall: Duration,
+    pub(super) cpu: Duration,
+}
+
+#[cfg(test)]
+pub(super) const TOOK: Took = Took { wall: Duration::from_millis(900), cpu: Duration::from_millis(300) };
+
 impl Version {
     /// What a version's zygote said and was measured at, after a start by itself.
     pub(super) fn new(
         mut modules: Vec<String>,
-        took: Duration,
+        took: Took,
         bytes: u64,
         limit_bytes: u64,
         own: Option<Vec<String>>,
     ) -> Self {
         modules.sort_unstable();
-        let start_ns = took.as_nanos() as u64;
-        Self { modules, start_ns, bytes, limit_bytes, own, alone: false, starts: Starts::default() }
+        let (start_ns, cpu_ns) = (took.wall.as_nanos() as u64, took.cpu.as_nanos() as u64);
+        Self { modules, start_ns, cpu_ns, bytes, limit_bytes, own, alone: false, starts: Starts::default() }
+    }
+
+    /// What plans go by: how long others were let run meanwhile says nothing of the next start.
+    fn work_ns(&self) -> u64 {
+        if self.cpu_ns == 0 { self.start_ns } else { self.cpu_ns }
     }
 }
 
@@ -191,7 +209,7 @@ impl Known {
             let contents = names.contents(ground as u32, &version.modules, &key.packages, &self.provided);
             let Some(contents) = contents else { continue };
             let starts_per_hour = version.starts.at(now).max(STARTS_PER_HOUR_MIN);
-            let (start_ns, bytes) = (version.start_ns, version.bytes);
+            let (start_ns, bytes) = (version.work_ns(), version.bytes);
             let Contents { ground, modules, packages } = contents.clone();
             let one = alike.entry((contents, version.own.as_deref())).or_insert_with(|| {
                 let function = FunctionId(0);
@@ -278,7 +296,7 @@ mod tests {
 
     fn version(modules: &[&str]) -> Version {
         let modules = modules.iter().map(|name| (*name).to_owned()).collect();
-        Version::new(modules, Duration::from_millis(300), 30 << 20, 128 << 20, Some(vec![]))
+        Version::new(modules, TOOK, 30 << 20, 128 << 20, Some(vec![]))
     }
 
     fn known() -> Known {
@@ -364,5 +382,17 @@ mod tests {
         assert_eq!(planned.iter().map(|planned| planned.versions.len()).sum::<usize>(), 1, "{planned:?}");
         known.retain(|key| key.code != "a");
         assert!(plan(&known, &["g"], 1 << 40).is_empty());
+    }
+    #[test]
+    fn plans_go_by_the_processors_time() {
+        let key = key("slow", "g");
+        let waited = Took { wall: Duration::from_secs(3), cpu: Duration::from_millis(5) };
+        let modules = ["decimal", "os"].map(str::to_owned).to_vec();
+        let version = Version::new(modules, waited, 30 << 20, 128 << 20, Some(vec![]));
+        let mut known = Known::default();
+        known.learn(key.clone(), version.clone(), Instant::now());
+        assert_eq!(plan(&known, &["g"], 1 << 30), [], "others had the processor");
+        known.learn(key, Version { cpu_ns: 0, ..version }, Instant::now());
+        assert_eq!(plan(&known, &["g"], 1 << 30).len(), 1, "nothing else is known");
     }
 }

@@ -105,7 +105,7 @@ impl Built {
     fn measured(&self) -> Measured {
         Measured {
             is_there: true,
-            start_ns: self.layer.took().as_nanos() as u64,
+            start_ns: self.layer.cpu_time().as_nanos() as u64,
             restore_ns: self.restore_ns.get(),
             bytes: self.layer.bytes(),
         }
@@ -281,6 +281,7 @@ impl Layers {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::known::TOOK;
     use super::*;
     use crate::config::raw::RawConfig;
 
@@ -317,7 +318,7 @@ mod tests {
             packages: vec![],
         };
         let modules = ["decimal", "os"].map(str::to_owned).to_vec();
-        let version = Version::new(modules, Duration::from_millis(300), 30 << 20, 128 << 20, Some(vec![]));
+        let version = Version::new(modules, TOOK, 30 << 20, 128 << 20, Some(vec![]));
         let interpreter = PathBuf::from("/usr/bin/python3");
         layers.started(key, Ground { interpreter, whole: None, env: BTreeMap::new() }, Some(version));
         let planned = layers.next().expect("a layer");

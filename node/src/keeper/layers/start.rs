@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::super::{Keeper, memory};
 use super::fit;
-use super::known::Version;
+use super::known::{Took, Version};
 use crate::api::ZygoteStart;
 use crate::function::Function;
 use crate::zygote::{StartError, Zygote, ZygoteSpec};
@@ -29,7 +29,7 @@ impl Keeper {
             match Zygote::start_on(&self.executor, spec, layer).await {
                 Ok(zygote) => {
                     let took = begun.elapsed();
-                    self.layers.restored(layer, zygote.restored_after().unwrap_or(took));
+                    self.layers.restored(layer, zygote.restored_by().unwrap_or(took));
                     let alone_ns = self.layers.known.borrow().get(&key).map(|version| version.start_ns);
                     function.set_start(ZygoteStart {
                         took_ms: took.as_secs_f64() * 1e3,
@@ -57,7 +57,7 @@ impl Keeper {
         let own = if zygote.imports().elsewhere { None } else { fit::own_names(&spec.code) };
         let version = Version::new(
             zygote.imports().modules.clone(),
-            took,
+            Took { wall: took, cpu: zygote.cpu_time().unwrap_or(took) },
             memory::held_bytes(zygote.pid()).unwrap_or(limit_bytes),
             limit_bytes,
             own,

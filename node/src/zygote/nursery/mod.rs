@@ -33,6 +33,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -68,6 +69,11 @@ impl Child {
         if self.placed.clone().wait_for(|placed| *placed).await.is_err() {
             std::future::pending().await
         }
+    }
+
+    /// The processor's time that it has had.
+    pub(super) fn cpu_time(&self) -> Option<Duration> {
+        self.process.cpu_ns().map(Duration::from_nanos)
     }
 
     pub(super) fn kill(&self) {
