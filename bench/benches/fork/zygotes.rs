@@ -3,6 +3,7 @@
 //! - *fork to hello*: from the request to the zygote until the new process has said that it can serve (it has mapped
 //!   its segments, sealed its outbox, opened its end of the bus). What an invocation waits for when no instance is
 //!   there and none is ready.
+//! - *fork to hello, one more of eight*: the same for a zygote that has never had so many, so that each has a control group made for it.
 //! - *whole life*: also the place on the bus and the memory before, and killing and reaping after: to be compared
 //!   with the `process` group, whose cases end and reap too.
 //!
@@ -158,6 +159,9 @@ impl Node {
                 lives.sum()
             });
         });
+        group.bench_function(format!("fork to hello, one more of eight, {language}"), |bencher| {
+            bencher.iter_custom(|count| (0..count).map(|_| self.grow(spec, inbox.as_fd())).sum());
+        });
         group.bench_function(format!("whole life, {language}"), |bencher| {
             bencher.iter_custom(|count| {
                 let lives = (0..count).map(|_| {
@@ -172,6 +176,20 @@ impl Node {
         group.finish();
         zygote.kill();
         self.events.block_on(zygote.exited());
+    }
+
+    /// One of eight that live at the same time, on average.
+    fn grow(&mut self, spec: &ZygoteSpec, inbox: std::os::fd::BorrowedFd<'_>) -> Duration {
+        const TOGETHER: u32 = 8;
+        // With control groups of its own: those of other zygotes of that name would be used again.
+        let spec = ZygoteSpec { name: format!("{}-more", spec.name), ..spec.clone() };
+        let zygote = self.events.block_on(Zygote::start(&self.executor, &spec)).expect("start a zygote");
+        let lives: Vec<Life> = (0..TOGETHER).map(|_| self.begin(&zygote, inbox)).collect();
+        let sum: Duration = lives.iter().map(|life| life.fork).sum();
+        lives.into_iter().for_each(|life| self.finish(life));
+        zygote.kill();
+        self.events.block_on(zygote.exited());
+        sum / TOGETHER
     }
 
     /// What `spry_node::keeper` does for a birth, up to the hello.

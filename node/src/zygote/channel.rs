@@ -33,6 +33,13 @@ pub enum ChannelError {
     Descriptors(usize),
 }
 
+/// spryd's end, and the one for the process (blocking); both close on exec.
+pub(super) fn sockets() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((ours, theirs))
+}
+
 /// spryd's end.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -40,12 +47,15 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// A pair: this end, and the one for the process (blocking, close-on-exec).
+    /// This end, and the one for the process.
     pub(super) fn pair() -> io::Result<(Self, OwnedFd)> {
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok((Self { socket: sys::watch(ours)? }, theirs))
+        let (ours, theirs) = sockets()?;
+        Ok((Self::new(ours)?, theirs))
+    }
+
+    /// Of the first of two [`sockets`].
+    pub(super) fn new(ours: OwnedFd) -> io::Result<Self> {
+        Ok(Self { socket: sys::watch(ours)? })
     }
 
     pub(super) async fn send<M: Serialize>(

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use spry_sched::backend::{Backend, Process, Standing};
 
+use super::kit::SpareKit;
 use super::nursery::{Nursery, Steward};
 use crate::cgroup::{Arrangement, Controller, Tree};
 use crate::sandbox::{Ability, Probe, null_input};
@@ -88,6 +89,7 @@ pub struct Executor {
     pub(super) tree: Arc<Tree>,
     pub(super) ability: Ability,
     pub(super) null: OwnedFd,
+    pub(super) kit: SpareKit,
     /// Where spryd itself may run.
     pub(super) cpus: CpuSet,
 }
@@ -111,7 +113,7 @@ impl Executor {
         }
         let null = null_input().map_err(ExecutorError::Prepare)?;
         let cpus = CpuSet::mine().map_err(ExecutorError::Prepare)?;
-        Ok(Arc::new(Self { config, nursery, steward, tree, ability, null, cpus }))
+        Ok(Arc::new(Self { config, nursery, steward, tree, ability, null, kit: SpareKit::default(), cpus }))
     }
 
     /// From now on this backend hears of every process, from its birth to its end. For once, before any is made.

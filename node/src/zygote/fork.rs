@@ -26,8 +26,8 @@ use spry_wire::control::{Fork, FromInstance, FromZygote, SegmentSpec, ToInstance
 use super::channel::{Channel, ChannelError};
 use super::exit::{Exit, ExitHow};
 use super::instance::InstanceProcess;
+use super::kit::Kit;
 use super::nursery::{AdoptError, Adoption, Child};
-use super::output;
 use super::rewind::{self, Gate, Holdings, Plan, Subject};
 use super::start::Zygote;
 use crate::cgroup::{CgroupError, GroupLimits, Leaf, WhenEmpty};
@@ -200,12 +200,9 @@ impl Zygote {
     ) -> Result<InstanceProcess, ForkError> {
         let os = |operation| move |source| ForkError::Os { operation, source };
         let (timeout, asked_for) = (self.executor.config.fork_timeout, Instant::now());
-        let leaf = self.group.lease("instance", &GroupLimits::from(&self.limits))?;
-        let (channel, control) = Channel::pair().map_err(os("make a control socket"))?;
-        let (stdout, stdout_writer) = output::pipe().map_err(os("make a pipe"))?;
-        let (stderr, stderr_writer) = output::pipe().map_err(os("make a pipe"))?;
-        let watch = spry_wire::output::watch([stdout.as_fd(), stderr.as_fd()]);
-        let watch = watch.map_err(os("watch the pipes"))?;
+        let kit = self.executor.kit.take().map_err(os("make an instance's sockets and pipes"))?;
+        let Kit { control, stdout, stderr, theirs: handed } = kit;
+        let channel = Channel::new(control).map_err(os("watch an instance's control socket"))?;
         let instance = request.instance;
         let outbox = request.outbox.0;
         let held = match (&self.listener, self.rewinding()) {
@@ -222,9 +219,8 @@ impl Zygote {
             }
             _ => None,
         };
-        let handed = [control, stdout_writer, stderr_writer, watch];
         let asked = Asked { request, handed, rewind: held.is_some() };
-        let child = self.ask(asked, leaf, under_way).await.inspect_err(|error| {
+        let child = self.ask(asked, under_way).await.inspect_err(|error| {
             if error.ends_zygote() {
                 self.kill();
             }
@@ -268,10 +264,10 @@ impl Zygote {
     }
 
     /// The exchange with the zygote, and the adoption of what it made. The time runs from this request's turn.
-    async fn ask(&self, asked: Asked<'_>, leaf: Leaf, under_way: impl FnOnce()) -> Result<Child, ForkError> {
+    async fn ask(&self, asked: Asked<'_>, under_way: impl FnOnce()) -> Result<Child, ForkError> {
         let mut link = self.link.lock().await;
         let _under_way = self.executor.nursery.fork_begins(&self.group);
-        let exchange = self.exchange(&mut link, asked, leaf, under_way);
+        let exchange = self.exchange(&mut link, asked, under_way);
         let exchange = tokio::time::timeout(self.executor.config.fork_timeout, exchange);
         tokio::select! {
             biased;
@@ -287,7 +283,6 @@ impl Zygote {
         &self,
         link: &mut Link,
         Asked { request, handed, rewind }: Asked<'_>,
-        leaf: Leaf,
         under_way: impl FnOnce(),
     ) -> Result<Child, ForkError> {
         self.settle(link).await?;
@@ -322,6 +317,9 @@ impl Zygote {
         if !rewind {
             under_way();
         }
+        // Meanwhile the zygote forks.
+        let leaf = self.group.lease("instance", &GroupLimits::from(&self.limits))?;
+        self.executor.kit.refill();
         match answer(link).await? {
             Answer::Failed { step, errno } => {
                 Err(ForkError::Refused { step, errno: nix::errno::Errno::from_raw(errno) })

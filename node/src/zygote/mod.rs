@@ -23,6 +23,7 @@ mod exit;
 mod fork;
 mod instance;
 mod interpreter;
+mod kit;
 mod layer;
 mod nursery;
 mod output;
