@@ -4,21 +4,11 @@ use serde_json::json;
 
 use super::daemon::Daemon;
 use super::neighbour::Neighbour;
+use super::outcomes_of;
 use crate::need_root_and_cc;
 
 const ESCAPER: &str = r#"
-import ctypes, errno, os, socket
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-def outcome(act):
-    try: act()
-    except OSError as error: return errno.errorcode[error.errno]
-    return "done"
-
-def call(name, *arguments):
-    if getattr(libc, name)(*arguments) == -1:
-        raise OSError(ctypes.get_errno(), name)
+import socket
 
 def read(path): return outcome(lambda: open(path, "rb").read(1))
 def write(path): return outcome(lambda: open(path, "wb", buffering=0).write(b"1"))
@@ -100,7 +90,7 @@ def main(place): return globals()[place["how"]](place)
 fn escape(how: &str) {
     let daemon = Daemon::start("");
     let neighbour = Neighbour::move_in(&daemon);
-    daemon.deploy_python("escaper", ESCAPER, &[]);
+    daemon.deploy_python("escaper", &outcomes_of(ESCAPER), &[]);
     let body = json!({
         "how": how,
         "state": daemon.state(),

@@ -21,3 +21,22 @@ mod others;
 mod outside;
 mod rewinding;
 mod rewinding_python;
+
+/// A function that calls the kernel, after what tells it how that went.
+fn outcomes_of(function: &str) -> String {
+    const OUTCOMES: &str = r#"
+import ctypes, errno, os
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+def outcome(act):
+    try: act()
+    except OSError as error: return errno.errorcode[error.errno]
+    return "done"
+
+def call(name, *arguments):
+    if getattr(libc, name)(*arguments) == -1:
+        raise OSError(ctypes.get_errno(), name)
+"#;
+    format!("{OUTCOMES}{function}")
+}

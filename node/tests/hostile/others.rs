@@ -4,21 +4,11 @@ use serde_json::json;
 
 use super::daemon::Daemon;
 use super::neighbour::Neighbour;
+use super::outcomes_of;
 use crate::need_root_and_cc;
 
 const INTRUDER: &str = r#"
-import ctypes, errno, os, signal
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-def outcome(act):
-    try: act()
-    except OSError as error: return errno.errorcode[error.errno]
-    return "done"
-
-def call(name, *arguments):
-    if getattr(libc, name)(*arguments) == -1:
-        raise OSError(ctypes.get_errno(), name)
+import signal
 
 def reach(pid):
     return {
@@ -57,7 +47,7 @@ fn another_functions_process_can_not_be_traced_killed_or_read() {
     need_root_and_cc!();
     let daemon = Daemon::start("");
     let neighbour = Neighbour::move_in(&daemon);
-    daemon.deploy_python("intruder", INTRUDER, &[]);
+    daemon.deploy_python("intruder", &outcomes_of(INTRUDER), &[]);
     attack(&daemon, neighbour.pid(), true);
     neighbour.was_undisturbed(&daemon);
     daemon.stop();
@@ -68,7 +58,7 @@ fn spryd_its_parent_can_not_be_signalled_or_read() {
     need_root_and_cc!();
     let daemon = Daemon::start("");
     let neighbour = Neighbour::move_in(&daemon);
-    daemon.deploy_python("intruder", INTRUDER, &[]);
+    daemon.deploy_python("intruder", &outcomes_of(INTRUDER), &[]);
     let found = attack(&daemon, daemon.pid(), true);
     assert_eq!(found["parent"], 0, "spryd isn't to be seen from there");
     neighbour.was_undisturbed(&daemon);
@@ -80,7 +70,7 @@ fn spryd_its_parent_can_not_be_signalled_or_read() {
 fn its_own_zygote_can_not_be_traced_or_read() {
     need_root_and_cc!();
     let daemon = Daemon::start("");
-    daemon.deploy_python("intruder", INTRUDER, &["scale.max=1"]);
+    daemon.deploy_python("intruder", &outcomes_of(INTRUDER), &["scale.max=1"]);
     let own = attack(&daemon, daemon.pid(), false)["self"].as_i64().expect("a pid");
     // The init of the namespace they live in, which is the host's as to files; the zygote; itself.
     let numbers: Vec<i64> = (1..=own).filter(|pid| daemon.outside("intruder", *pid).is_some()).collect();
@@ -92,18 +82,7 @@ fn its_own_zygote_can_not_be_traced_or_read() {
 }
 
 const NUDGER: &str = r#"
-import ctypes, errno, fcntl, os, resource, signal, socket, time
-
-libc = ctypes.CDLL(None, use_errno=True)
-
-def outcome(act):
-    try: act()
-    except OSError as error: return errno.errorcode[error.errno]
-    return "done"
-
-def call(name, *arguments):
-    if getattr(libc, name)(*arguments) == -1:
-        raise OSError(ctypes.get_errno(), name)
+import fcntl, resource, signal, socket, time
 
 def by_a_socket(pid):
     # a signal of one's choice to whoever is said to own it, when there is something to read
@@ -176,7 +155,11 @@ fn its_own_zygote_and_other_instances_can_not_be_signalled_or_held_back() {
     let forked = "[zygotes]\nrewind = \"off\"\n";
     for (config, isolation) in [("", "instance"), ("", "request"), (forked, "request")] {
         let daemon = Daemon::start(config);
-        daemon.deploy_python("nudger", NUDGER, &[&format!("isolation={isolation}"), "scale.min=2"]);
+        daemon.deploy_python(
+            "nudger",
+            &outcomes_of(NUDGER),
+            &[&format!("isolation={isolation}"), "scale.min=2"],
+        );
         let scoped = !daemon.spry_ok(&["doctor"]).contains("can signal each other");
         assert!(scoped || std::env::var_os("SPRY_TEST_ALL").is_none(), "needs Linux 6.12");
         let own = daemon.post("/function/nudger", b"{}").json()["own"].as_i64().expect("a number");
