@@ -16,8 +16,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 pub use child::{
     ExecImage, Forked, SignalsBlocked, change_directory, clear_ambient_set, clone3_fork, close_from,
     die_with_parent, drop_bounding_set, drop_capabilities, drop_groups, exit_now, has_reader,
-    ignore_children, install_fd, limit_resource, make_mounts_private, new_session, reset_signals, set_gid,
-    set_hostname, set_no_new_privileges, set_uid, set_umask, write_file, write_once,
+    ignore_children, install_fd, limit_resource, make_mounts_private, new_session, parent_by_proc,
+    reset_signals, set_gid, set_hostname, set_no_new_privileges, set_uid, set_umask, write_file, write_once,
 };
 use nix::errno::Errno;
 pub use process::{

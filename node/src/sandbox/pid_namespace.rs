@@ -53,7 +53,7 @@ impl PidNamespace {
         }
         steps.push(Step::InstallFd { from: OutOfTheWay::copy(program()?)?, to: PROGRAM_FD });
         steps.push(Step::CloseFrom(spawn::REPORT_FD as u32 + 1));
-        steps.push(Step::EndUnwatched);
+        steps.push(Step::EndUnwatched(number_by_proc()));
         let name = CString::new(NAME)?;
         steps.push(Step::BecomeInit { program: PROGRAM_FD, image: ExecImage::new(name, vec![], vec![]) });
         let plan = Plan { namespaces: libc::CLONE_NEWPID as u64, init: None, steps };
@@ -76,6 +76,11 @@ impl PidNamespace {
         setns(&self.init, CloneFlags::CLONE_NEWPID)?;
         Ok(Inside)
     }
+}
+
+/// This process, as the `/proc` that is mounted here knows it.
+fn number_by_proc() -> Option<i32> {
+    std::fs::read_link("/proc/self").ok()?.to_str()?.parse().ok()
 }
 
 impl Drop for PidNamespace {
@@ -205,5 +210,26 @@ mod tests {
             return;
         }
         assert_eq!(try_one((65534, 65534)).expect("tried"), Ok(()));
+    }
+
+    /// Nobody but `/proc` can tell it there.
+    #[test]
+    fn the_first_of_a_namespace_knows_whether_its_parent_is_spryd() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let own = number_by_proc().expect("there is a /proc");
+        assert_eq!(sys::parent_by_proc(), Some(std::os::unix::process::parent_id() as i32));
+        let goes_on = ("enter the code folder", Errno::ENOENT);
+        for (spryd, ends) in [(Some(own), goes_on), (None, goes_on), (Some(1), ("find spryd", Errno::ESRCH))]
+        {
+            let steps = vec![Step::EndUnwatched(spryd), Step::ChangeDirectory(c"/nowhere".to_owned())];
+            let plan = Plan { namespaces: libc::CLONE_NEWPID as u64, init: None, steps };
+            let spawned = spawn::spawn(&plan, None).expect("spawn");
+            super::super::await_death(&spawned.pidfd).expect("its end");
+            let failed = spawned.report.read().expect("a report").expect("a step failed");
+            sys::wait(sys::Which::Child(spawned.pidfd.as_fd()), true).expect("reaped");
+            assert_eq!((failed.step, failed.errno), ends, "{spryd:?}");
+        }
     }
 }

@@ -142,9 +142,10 @@ pub enum Step {
     /// Die with the thread of spryd that made this process. After [`Self::SetUser`], which would clear it. spryd's number
     /// here; 0 in a pid namespace, from where it isn't to be seen.
     DieWithParent(i32),
-    /// The same for who is the first in his namespace, where a parent that is gone has the same number as before: spryd holds
-    /// the other end of the report's pipe.
-    EndUnwatched,
+    /// The same for who is the first in his namespace, where a parent that is gone has the same number as before. `/proc` tells
+    /// (this is spryd's number there); where it doesn't, whether anybody holds the other end of the report's pipe. (That a thread of spryd's
+    /// may do a little longer than the one that made this process lives.)
+    EndUnwatched(Option<i32>),
     /// The working directory, entered with the function's own rights.
     ChangeDirectory(CString),
     /// Descriptor `to` is this one.
@@ -207,7 +208,7 @@ impl Step {
             Self::NoNewPrivileges => "forbid new privileges",
             Self::RestrictFiles(_) => "restrict files",
             Self::DieWithParent(_) => "die with the parent",
-            Self::EndUnwatched => "find spryd",
+            Self::EndUnwatched(_) => "find spryd",
             Self::ChangeDirectory(_) => "enter the code folder",
             Self::InstallFd { .. } => "install a descriptor",
             Self::CloseFrom(_) => "close descriptors",
@@ -284,7 +285,10 @@ impl Step {
             Self::NoNewPrivileges => sys::set_no_new_privileges(),
             Self::RestrictFiles(landlock) => landlock.apply(),
             Self::DieWithParent(parent) => sys::die_with_parent(*parent),
-            Self::EndUnwatched => sys::has_reader(spawn::report_at_its_place()),
+            Self::EndUnwatched(spryd) => match (spryd, sys::parent_by_proc()) {
+                (Some(spryd), Some(parent)) if *spryd != parent => Err(Errno::ESRCH),
+                _ => sys::has_reader(spawn::report_at_its_place()),
+            },
             Self::ChangeDirectory(path) => sys::change_directory(path),
             Self::InstallFd { from, to } => sys::install_fd(from.as_fd(), *to, false),
             Self::CloseFrom(first) => sys::close_from(*first),

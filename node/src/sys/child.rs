@@ -246,6 +246,33 @@ pub fn die_with_parent(parent: i32) -> Result<(), Errno> {
     if unsafe { libc::getppid() } == parent { Ok(()) } else { Err(Errno::ESRCH) }
 }
 
+/// This process's parent, by the number that the `/proc` which is mounted here knows it by: where this process is the first in a
+/// pid namespace, `getppid` says 0 whoever that is. `None`: there is none. Child-safe.
+pub fn parent_by_proc() -> Option<i32> {
+    let mut text = [0_u8; 512];
+    // SAFETY: a terminated string; the kernel writes at most as many bytes as there are; the descriptor is this function's.
+    let len = unsafe {
+        let fd = libc::open(c"/proc/self/stat".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if fd < 0 {
+            return None;
+        }
+        let len = libc::read(fd, text.as_mut_ptr().cast(), text.len());
+        libc::close(fd);
+        len
+    };
+    parent_in(text.get(..usize::try_from(len).ok()?)?)
+}
+
+/// By the line of proc(5): what follows the name, which may hold anything, is the state and the parent.
+fn parent_in(stat: &[u8]) -> Option<i32> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let digits = stat.get(name_end..)?.split(|byte| *byte == b' ').nth(2)?;
+    digits.iter().try_fold(0_i32, |number, digit| {
+        let digit = digit.is_ascii_digit().then(|| i32::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })
+}
+
 /// `EPIPE`: whoever read from this pipe is gone. Child-safe.
 pub fn has_reader(pipe: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut polled = libc::pollfd { fd: pipe.as_raw_fd(), events: 0, revents: 0 };
