@@ -221,7 +221,8 @@ mod tests {
         let own = number_by_proc().expect("there is a /proc");
         assert_eq!(sys::parent_by_proc(), Some(std::os::unix::process::parent_id() as i32));
         let goes_on = ("enter the code folder", Errno::ENOENT);
-        for (spryd, ends) in [(Some(own), goes_on), (None, goes_on), (Some(1), ("find spryd", Errno::ESRCH))]
+        for (spryd, ends) in
+            [(Some(own), goes_on), (None, goes_on), (Some(own + 1), ("find spryd", Errno::ESRCH))]
         {
             let steps = vec![Step::EndUnwatched(spryd), Step::ChangeDirectory(c"/nowhere".to_owned())];
             let plan = Plan { namespaces: libc::CLONE_NEWPID as u64, init: None, steps };

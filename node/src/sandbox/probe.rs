@@ -5,7 +5,8 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::{Credentials, Plan, Root, Step, StepFailed, landlock, pid_namespace};
+use super::landlock::SCOPES_SINCE;
+use super::{Credentials, Plan, Root, Step, StepFailed, pid_namespace};
 use crate::cgroup;
 use crate::sys::{self, Forked, SignalsBlocked};
 
@@ -161,7 +162,7 @@ impl Ability {
 
     /// Can an instance be kept from signalling others of its function?
     pub fn scopes_signals(&self) -> bool {
-        self.landlock.is_ok_and(|version| version >= landlock::SCOPES_SINCE)
+        self.landlock.is_ok_and(|version| version >= SCOPES_SINCE)
     }
 
     /// Can system calls be filtered?
@@ -320,18 +321,12 @@ pub fn probe() -> Vec<Probe> {
     probes.push(Probe {
         name: "landlock",
         outcome: match sys::landlock_version() {
-            Ok(version) => {
-                let since = landlock::SCOPES_SINCE;
-                let lacks = match version {
-                    ..landlock::SCOPES_SINCE => {
-                        format!(
-                            "; instances of one function can signal each other (version {since}, Linux 6.12)"
-                        )
-                    }
-                    _ => String::new(),
-                };
-                Outcome::Yes { detail: format!("version {version}{lacks}") }
-            }
+            Ok(version) if version < SCOPES_SINCE => Outcome::Yes {
+                detail: format!(
+                    "version {version}; instances of one function can signal each other (version {SCOPES_SINCE}, Linux 6.12)"
+                ),
+            },
+            Ok(version) => Outcome::Yes { detail: format!("version {version}") },
             Err(Errno::ENOSYS) => lacks("not in this kernel"),
             Err(Errno::EOPNOTSUPP) => lacks("switched off at boot (lsm=)"),
             Err(errno) => Outcome::Error { what: errno.desc().to_owned() },

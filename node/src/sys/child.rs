@@ -344,3 +344,16 @@ impl ExecImage {
         Errno::last()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_is_what_follows_the_state_whatever_the_name_is() {
+        assert_eq!(parent_in(b"7 (a) S 2 (b)) R 41 7 7 0\n"), Some(41));
+        for odd in [&b""[..], b"7 (a", b"7 (a) S", b"7 (a) S -1 7", b"7 (a) S 99999999999 7"] {
+            assert_eq!(parent_in(odd), None);
+        }
+    }
+}

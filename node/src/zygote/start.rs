@@ -44,7 +44,7 @@ pub struct Zygote {
     imports: Imports,
     /// What it began from.
     pub(super) layer: Option<Arc<Layer>>,
-    restored_by: Option<Duration>,
+    restore_cpu_time: Option<Duration>,
     loading_output: String,
     output: Mutex<Option<OwnedFd>>,
     /// Where its processes ask, if they do.
@@ -78,12 +78,12 @@ impl Zygote {
         let group = executor.tree.function(&spec.name)?;
         let beginning = if layer.is_some() { Beginning::Layer } else { Beginning::Runtime };
         let Begun { child, report, channel, mut output } = begin(executor, spec, beginning, &group).await?;
-        let restored_by = Cell::new(None);
+        let restore_cpu_time = Cell::new(None);
         let loading =
-            load(&child, report, &channel, &mut output, spec, layer.map(|layer| (layer, &restored_by)));
+            load(&child, report, &channel, &mut output, spec, layer.map(|layer| (layer, &restore_cpu_time)));
         let loaded = tokio::time::timeout(executor.config.start_timeout, loading).await;
         let by_layer = |error: StartError| match layer {
-            Some(_) if restored_by.get().is_none() && !matches!(error, StartError::Layer { .. }) => {
+            Some(_) if restore_cpu_time.get().is_none() && !matches!(error, StartError::Layer { .. }) => {
                 StartError::Layer { why: error.to_string() }
             }
             _ => error,
@@ -126,7 +126,7 @@ impl Zygote {
             frozen,
             imports,
             layer: layer.cloned(),
-            restored_by: restored_by.get(),
+            restore_cpu_time: restore_cpu_time.get(),
             loading_output: output.text(),
             output: Mutex::new(Some(output.into_pipe())),
             listener,
@@ -167,8 +167,8 @@ impl Zygote {
     }
 
     /// The processor's time that beginning from its layer took, before its function was loaded.
-    pub fn restored_by(&self) -> Option<Duration> {
-        self.restored_by
+    pub fn restore_cpu_time(&self) -> Option<Duration> {
+        self.restore_cpu_time
     }
 
     /// The processor's time that it has had.
@@ -274,14 +274,14 @@ async fn load(
         let stub = spec.rewind.clone().and_then(|()| rewind::stub());
         let beside = stub.as_ref().map_or(&[][..], std::slice::from_ref);
         let mut asks = None;
-        if let Some((layer, restored_by)) = layer {
+        if let Some((layer, restore_cpu_time)) = layer {
             // The packages have run code in what it is going to be: it is filtered before.
             let files: Vec<_> = [layer.file().as_fd()].into_iter().chain(beside.iter().copied()).collect();
             channel.send(&ToZygote::Restore { rewind: stub.is_ok() }, &files).await.map_err(failed)?;
             let asks = asks.insert(filtered(channel, child, stub.clone().map(drop)).await?);
             match answer_to(channel, child, asks).await? {
                 (FromZygote::Restored, fds) if fds.is_empty() => {
-                    restored_by.set(Some(child.cpu_time().unwrap_or_else(|| begun.elapsed())));
+                    restore_cpu_time.set(Some(child.cpu_time().unwrap_or_else(|| begun.elapsed())));
                 }
                 (FromZygote::NoLayer { why }, _) => return Err(LoadFailure::Layer(why)),
                 _ => return Err(LoadFailure::Protocol),

@@ -82,7 +82,7 @@ fn its_own_zygote_can_not_be_traced_or_read() {
 }
 
 const NUDGER: &str = r#"
-import fcntl, resource, signal, socket, time
+import fcntl, resource, signal, socket
 
 def by_a_socket(pid):
     # a signal of one's choice to whoever is said to own it, when there is something to read
@@ -91,7 +91,6 @@ def by_a_socket(pid):
     fcntl.fcntl(ours, 10, signal.SIGKILL) # F_SETSIG
     fcntl.fcntl(ours, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
     theirs.send(b"now")
-    time.sleep(0.05)
 
 def signals(pid):
     queue = lambda: call("sigqueue", pid, signal.SIGUSR1, None)
@@ -118,12 +117,11 @@ def settings(pid):
 
 def own():
     # what anybody may do with himself and with what he has started
-    child = os.fork()
-    if child == 0:
-        time.sleep(100)
-        os._exit(0)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    for kill in [lambda child: os.kill(child, signal.SIGKILL), by_a_socket]:
+        child = os.fork()
+        while child == 0: signal.pause()
+        kill(child)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     os.nice(1)
     os.sched_setaffinity(0, os.sched_getaffinity(0))
     resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE))
@@ -138,14 +136,18 @@ def main(params):
     return settings(params["pid"])
 "#;
 
-/// What of a process another could change, as it is from outside.
+/// What of a process another could change, as it is from outside: also what it is about to die of.
 fn traits(pid: i32) -> String {
     let text = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).expect("it lives");
     let status = text("status");
-    let allowed = status.lines().find(|line| line.starts_with("Cpus_allowed:")).expect("a line");
+    let of_status = ["Cpus_allowed:", "SigPnd:", "ShdPnd:"];
+    let of_status = status.lines().filter(|line| of_status.iter().any(|name| line.starts_with(name)));
+    let of_status = of_status.collect::<Vec<_>>().join(" ");
+    let state = status.lines().find(|line| line.starts_with("State:")).expect("a line");
+    assert!(!["T (", "Z (", "X ("].iter().any(|ended| state.contains(ended)), "{state}");
     let stat = text("stat");
     let nice = stat.rsplit_once(')').and_then(|(_, rest)| rest.split(' ').nth(17)).expect("a number");
-    format!("{allowed} nice {nice}\n{}", text("limits"))
+    format!("{of_status} nice {nice}\n{}", text("limits"))
 }
 
 /// Its zygote and the other instances have its user. What one request does to them would be in all that come later.

@@ -200,15 +200,12 @@ impl Node {
 
     /// Waits until all of them are in SCHED_EXT, or none; how many. (Under load some are just being born.)
     pub(crate) fn until_all(&self, extensible: bool) -> usize {
-        let started = Instant::now();
-        loop {
-            let processes = self.processes();
-            if processes.iter().all(|(_, class)| *class == extensible) {
-                return processes.len();
-            }
-            assert!(started.elapsed() < WATCHDOG, "watchdog: all {extensible}, not {processes:?}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        let mut processes = Vec::new();
+        until(if extensible { "all are in SCHED_EXT" } else { "none is in SCHED_EXT" }, || {
+            processes = self.processes();
+            processes.iter().all(|(_, class)| *class == extensible)
+        });
+        processes.len()
     }
 
     /// SIGTERM, to the end.

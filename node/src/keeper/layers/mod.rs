@@ -96,7 +96,8 @@ impl Built {
         fit::unfit(&self.key, &self.found, key, version, &known.provided).is_none()
     }
 
-    /// What it saves a zygote, for all of its memory.
+    /// What it saves a zygote, for all of its memory. (In the processor's time, which is how long it takes when nobody else runs; other
+    /// processes' costs are as long as they took.)
     fn cost(&self) -> Cost {
         let Measured { start_ns, restore_ns, bytes, .. } = self.measured();
         Cost { start_ns: start_ns.saturating_sub(restore_ns), bytes }

@@ -29,7 +29,7 @@ impl Keeper {
             match Zygote::start_on(&self.executor, spec, layer).await {
                 Ok(zygote) => {
                     let took = begun.elapsed();
-                    self.layers.restored(layer, zygote.restored_by().unwrap_or(took));
+                    self.layers.restored(layer, zygote.restore_cpu_time().unwrap_or(took));
                     let alone_ns = self.layers.known.borrow().get(&key).map(|version| version.start_ns);
                     function.set_start(ZygoteStart {
                         took_ms: took.as_secs_f64() * 1e3,

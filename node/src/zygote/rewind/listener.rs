@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::common::Commons;
 use super::gate::Gate;
+use super::parents::Parents;
 use crate::sys::rewind::{self as sys, Asked, Reply};
 
 /// Calls that are answered in one go: whoever asks without end must not keep a thread from its other work.
@@ -26,12 +27,6 @@ const AT_ONCE: usize = 32;
 
 /// Pages that are remembered: copying more takes longer than finding out and dropping them.
 const WRITTEN_MAX: usize = 1024;
-
-/// Processes that are remembered to have made others: those of births that are under way are far fewer.
-const PARENTS_MAX: usize = 4096;
-
-/// More than the timeouts of a birth allow it to take.
-const BIRTH_MAX: Duration = Duration::from_secs(60);
 
 /// Pages of a zygote's instances that requests write to, beside those that differ before any request.
 #[derive(Debug, Clone, Default)]
@@ -48,9 +43,7 @@ pub struct Listener {
     /// Held while one call is taken: two who wait for one call would wait for ever.
     taking: Mutex<()>,
     gates: Mutex<HashMap<i32, Arc<Gate>>>,
-    /// Who made a process or a thread without serving requests, and when: the zygote does, and what a function starts; an instance must
-    /// not.
-    parents: Mutex<HashMap<i32, Instant>>,
+    parents: Parents,
     /// Whether a gateway worker looks.
     looked_at: AtomicBool,
     written: Mutex<Written>,
@@ -73,7 +66,7 @@ impl Listener {
             fd,
             taking: Mutex::default(),
             gates: Mutex::default(),
-            parents: Mutex::default(),
+            parents: Parents::default(),
             looked_at: AtomicBool::new(false),
             written: Mutex::default(),
             commons: Commons::default(),
@@ -187,8 +180,8 @@ impl Listener {
                 self.tell(asked.id, reply);
                 continue;
             }
-            if gate.as_ref().is_none_or(|gate| !gate.serves()) && makes_a_process(&asked) {
-                self.note_parent(asked.pid);
+            if makes_a_process(&asked) && gate.as_ref().is_none_or(|gate| !gate.serves()) {
+                self.parents.note(asked.pid, Instant::now());
             }
             // One that does nothing else costs spryd time that nobody counts.
             let goes_on = gate.is_none_or(|gate| gate.spoil());
@@ -197,21 +190,9 @@ impl Listener {
         Ok(true)
     }
 
-    fn note_parent(&self, pid: i32) {
-        let mut parents = self.parents.lock();
-        // Full, it stays so until those in it are of no birth any more: whoever is born meanwhile counts as a parent.
-        if parents.len() >= PARENTS_MAX {
-            parents.retain(|_, at| at.elapsed() < BIRTH_MAX);
-        }
-        if parents.len() < PARENTS_MAX {
-            parents.insert(pid, Instant::now());
-        }
-    }
-
-    /// Whether this process, which was asked for then, has made another or a thread, for all that is known.
+    /// See [`Parents::has`].
     pub(super) fn is_parent(&self, pid: i32, asked_for: Instant) -> bool {
-        let parents = self.parents.lock();
-        parents.len() >= PARENTS_MAX || parents.get(&pid).is_some_and(|at| *at >= asked_for)
+        self.parents.has(pid, asked_for)
     }
 
     fn take(&self) -> io::Result<Option<Asked>> {

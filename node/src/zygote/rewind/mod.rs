@@ -14,6 +14,7 @@
 //!
 //! - [`listener`]: who asks, and what is answered.
 //! - [`gate`]: one instance's state between answer and next request.
+//! - [`parents`]: who may have left a process that shares its memory.
 //! - [`plan`], [`mappings`], [`pages`], [`copies`], [`common`]: what it goes back to, and what a request has changed.
 
 mod common;
@@ -22,6 +23,7 @@ mod gate;
 mod listener;
 mod mappings;
 mod pages;
+mod parents;
 mod plan;
 
 use std::fs;

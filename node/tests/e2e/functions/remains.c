@@ -7,9 +7,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/filter.h>
 #include <linux/futex.h>
-#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -60,42 +58,6 @@ static void note(int number, siginfo_t *info, void *context) {
 static void *kept;
 #endif
 
-#ifdef HOSTILE_TWIN
-static int zygote;
-
-static void twin(void) {
-    for (;;) pause();
-}
-
-/* In place of a function that the runtime calls while it sets an instance up. */
-static int on_dup2(int from, int to) {
-    static char stack[2][16384] __attribute__((aligned(16)));
-    static int made;
-    if (getpid() != zygote && !made) {
-        made = 1;
-        /* A child of a child, which ends. */
-        int child = vfork();
-        if (child == 0) {
-            clone((int (*)(void *))(void (*)(void))twin, stack[0] + sizeof stack[0], CLONE_VM | SIGCHLD, NULL);
-            _exit(0);
-        }
-        waitpid(child, NULL, 0);
-    }
-    return (int)syscall(SYS_dup3, from, to, 0);
-}
-
-static void replace_dup2(void) {
-    unsigned char *at = (unsigned char *)dup2, code[12] = {0x48, 0xb8, [10] = 0xff, [11] = 0xe0};
-    void *to = (void *)on_dup2;
-    memcpy(code + 2, &to, sizeof to);
-    zygote = getpid();
-    char *page = (char *)((unsigned long)at & -4096ul);
-    if (mprotect(page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC) != 0) abort();
-    memcpy(at, code, sizeof code);
-    if (mprotect(page, 8192, PROT_READ | PROT_EXEC) != 0) abort();
-}
-#endif
-
 static struct rseq area;
 
 static int sends, sent;
@@ -128,35 +90,8 @@ __attribute__((constructor)) static void load(void) {
     area.cpu_id = -1u;
     syscall(SYS_rseq, (char *)__builtin_thread_pointer() + __rseq_offset, 32, RSEQ_FLAG_UNREGISTER, RSEQ_SIG);
     syscall(SYS_rseq, &area, 32, 0, RSEQ_SIG);
-#ifdef HOSTILE_FILTER
-    /* Whatever the stub has to put back is said to be put back. */
-    struct sock_filter program[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 12),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, STUB >> 32, 0, 7),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 8),
-        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, 4096, 5, 0),
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_munmap, 2, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_madvise, 1, 0),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_close_range, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    struct sock_fprog filter = {sizeof program / sizeof *program, program};
-    syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter);
-#endif
-#ifdef HOSTILE_SHOWS
-    prctl(PR_SET_DUMPABLE, 1);
-#endif
 #ifdef HOSTILE_INIT
     kept = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-#endif
-#ifdef HOSTILE_TWIN
-    replace_dup2();
-#endif
-#ifdef VAST_INIT
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    if (mmap(NULL, 1ul << 45, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED) abort();
 #endif
 }
 

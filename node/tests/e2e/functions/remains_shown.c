@@ -1,3 +1,4 @@
 /* The same, and its load shows its memory to all who have its user. */
-#define HOSTILE_SHOWS
 #include "remains.c"
+
+__attribute__((constructor)) static void show(void) { prctl(PR_SET_DUMPABLE, 1); }

@@ -31,28 +31,29 @@ const REFER: u64 = 1 << 13;
 const SIGNALS: u64 = 1 << 1;
 
 /// What [`scope_signals`] takes, made once for all forks: making and closing one takes three times as long as using it.
-static SCOPE: OnceLock<io::Result<OwnedFd>> = OnceLock::new();
+static SCOPE: OnceLock<OwnedFd> = OnceLock::new();
 
-/// In the zygote, ahead of its forks. Where the kernel has none, nobody asks for it.
+/// In the zygote, ahead of its forks. If it can't be done (before Linux 6.12), whoever needs it hears why.
 pub(crate) fn prepare_scope() {
-    SCOPE.get_or_init(|| {
-        // What no rule set can leave alone: unless it allows files to change their folder, they can't.
-        let wanted = Ruleset { files: REFER, scoped: SIGNALS, ..Ruleset::default() };
-        let scope = ruleset(&wanted, size_of::<Ruleset>())?;
-        allow(&scope, &open_path(c"/")?, REFER)?;
-        Ok(scope)
-    });
+    if let Ok(scope) = scope() {
+        SCOPE.get_or_init(|| scope);
+    }
 }
 
-/// From now on signals reach only this process and what it starts. Linux 6.12.
+/// From now on signals reach only this process and what it starts.
 pub(crate) fn scope_signals() -> io::Result<()> {
     match SCOPE.get() {
-        Some(Ok(scope)) => restrict(scope),
-        Some(Err(error)) => {
-            Err(error.raw_os_error().map_or(io::ErrorKind::Other.into(), io::Error::from_raw_os_error))
-        }
-        None => Err(io::ErrorKind::NotFound.into()),
+        Some(scope) => restrict(scope),
+        None => restrict(&scope()?),
     }
+}
+
+fn scope() -> io::Result<OwnedFd> {
+    // What no rule set can leave alone: unless it allows files to change their folder, they can't.
+    let wanted = Ruleset { files: REFER, scoped: SIGNALS, ..Ruleset::default() };
+    let scope = ruleset(&wanted, size_of::<Ruleset>())?;
+    allow(&scope, &open_path(c"/")?, REFER)?;
+    Ok(scope)
 }
 
 /// `known`: bytes of the attributes that the kernel is told of.
