@@ -313,11 +313,17 @@ impl Daemon {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
     }
 
+    /// What its descriptors are of, but for those that it closes meanwhile.
+    pub(crate) fn open_files(&self) -> Vec<PathBuf> {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).into_iter().flatten().flatten();
+        fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).collect()
+    }
+
     /// Waits until `condition` holds; the watchdog panics, and says how the node is.
     pub(crate) fn until(&self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let started = std::time::Instant::now();
         while !condition(self) {
-            if started.elapsed().as_secs() >= 60 {
+            if started.elapsed().as_secs() >= 120 {
                 panic!("watchdog: {what}\n{}", String::from_utf8_lossy(&self.spry(&["status"]).stdout));
             }
             std::thread::sleep(PAUSE);
