@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use super::served::Route;
 use crate::activation::Start;
-use crate::dispatch::Ended;
-use crate::gateway::milliseconds;
+use crate::dispatch::{Ended, Outcome};
+use crate::gateway::{Refusal, milliseconds};
 
 /// Entries that are told; what comes after them is counted.
 const ENTRIES_MAX: usize = 64;
@@ -63,7 +63,12 @@ impl Timeline {
                 }
             }
         }
-        self.first_sent.get_or_insert(ended.sent_at);
+        // (One that nobody could serve has waited for all of the time.)
+        let never_sent = matches!(
+            ended.outcome,
+            Outcome::Refused(Refusal::QueueTimeout(_) | Refusal::StartFailed(_)) if ended.visits.is_empty()
+        );
+        self.first_sent.get_or_insert_with(|| if never_sent { Instant::now() } else { ended.sent_at });
     }
 
     fn entries(&self) -> usize {
@@ -146,5 +151,24 @@ mod tests {
         let header = text(&timeline);
         assert!(!header.contains(", s63;") && header.contains(", s62;dur=0.000;desc=\"x\""));
         assert!(header.ends_with(", more;desc=\"2 further entries\""));
+    }
+
+    #[test]
+    fn what_was_never_sent_has_waited_for_all_of_its_time() {
+        let route = Route { index: shm_bus::ids::RouteIndex(0), steps: Vec::new() };
+        let waited = std::time::Duration::from_secs(5);
+        let submitted_at = Instant::now() - waited;
+        let waits = |refusal: Refusal, sent_at: Instant| {
+            let outcome = Outcome::Refused(refusal);
+            let mut timeline = Timeline::default();
+            timeline.note(&route, 0, &Ended { outcome, block: None, visits: vec![], submitted_at, sent_at });
+            timeline.waits()
+        };
+        for refusal in [Refusal::QueueTimeout(waited), Refusal::StartFailed("no memory".into())] {
+            let (queue_ns, start_ns) = waits(refusal, submitted_at);
+            assert!(queue_ns >= waited.as_nanos() as u64 && start_ns == 0, "{queue_ns} {start_ns}");
+        }
+        let sent_at = submitted_at + waited / 5;
+        assert_eq!(waits(Refusal::ChainTimedOut(waited), sent_at), (1_000_000_000, 0), "it was at work");
     }
 }

@@ -61,10 +61,14 @@ impl Dispatcher {
         let again = Instant::now() + SEARCH_PAUSE;
         let finished = {
             let mut inner = self.inner.borrow_mut();
+            let mut refusal = Refusal::TimedOut(limit);
             if let Some(pending) = inner.pending.get(id) {
                 pending.leave_in_hands(again);
+                if pending.run().is_some() {
+                    refusal = Refusal::ChainTimedOut(limit);
+                }
             }
-            inner.pending.finish(id, Outcome::Refused(Refusal::TimedOut(limit)))
+            inner.pending.finish(id, Outcome::Refused(refusal))
         };
         self.watch(again);
         if let Some(finished) = finished {
