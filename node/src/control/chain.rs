@@ -9,7 +9,7 @@ use http_body_util::Full;
 
 use super::deploy::{DRAIN_MAX, next};
 use super::{Asker, Control, Refused, answer, blocking, json};
-use crate::chain::spec::{ChainError, ChainSpec, FILE_MAX};
+use crate::chain::spec::{ChainError, FILE_MAX};
 use crate::manifest::Name;
 use crate::store::StoreError;
 
@@ -30,8 +30,7 @@ where
         return Err(Refused::OtherChain { path: name.into(), text: planned.plan.name.to_string() });
     }
     // Who may call a chain may call all that it leads to, so a token for it alone must not lead it elsewhere.
-    let spec = ChainSpec::parse(&planned.source).map_err(StoreError::Chain)?;
-    for reached in planned.plan.functions.iter().chain(spec.uses()) {
+    for reached in planned.plan.functions.iter().chain(&planned.uses) {
         asker.may_deploy(control, reached.as_str()).map_err(|_| Refused::Beyond(reached.to_string()))?;
     }
     let engine = Arc::clone(&control.engine);

@@ -37,6 +37,8 @@ pub struct PlannedChain {
     pub source: String,
     /// What it comes to.
     pub plan: Plan,
+    /// The functions and chains that its text names.
+    pub uses: Vec<Name>,
     /// What the chains come to that go through it, and will from its commit on. Those that stay as they are, are not
     /// here.
     pub dependents: Vec<Plan>,
@@ -84,21 +86,20 @@ impl Store {
     /// would come out differently.
     pub fn commit_chain(&self, planned: &PlannedChain) -> Result<StoredChain, StoreError> {
         self.shared.seam.pass(Step::BeforeApply)?;
-        let spec = ChainSpec::parse(&planned.source)?;
         let mut database = self.shared.database.lock();
         match self.shared.plan(&planned.source, &database) {
             Ok(now) if now == *planned => {}
             Err(failed @ (StoreError::Database { .. } | StoreError::NameIsFunction(_))) => {
                 return Err(failed);
             }
-            _ => return Err(StoreError::ChainOvertaken(spec.name.to_string())),
+            _ => return Err(StoreError::ChainOvertaken(planned.plan.name.to_string())),
         }
         let row = ChainRow {
-            name: spec.name.to_string(),
+            name: planned.plan.name.to_string(),
             source: planned.source.clone(),
             applied_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64),
         };
-        let uses: Vec<&str> = spec.uses().into_iter().map(Name::as_str).collect();
+        let uses: Vec<&str> = planned.uses.iter().map(Name::as_str).collect();
         database.apply(&row, &uses)?;
         drop(database);
         self.shared.seam.pass(Step::AfterApply)?;
@@ -159,7 +160,8 @@ impl Shared {
                 Err(source) => return Err(StoreError::Dependent { chain: other.name.to_string(), source }),
             }
         }
-        Ok(PlannedChain { source: source.to_owned(), plan, dependents })
+        let uses = spec.uses().into_iter().cloned().collect();
+        Ok(PlannedChain { source: source.to_owned(), plan, uses, dependents })
     }
 }
 
