@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use shm_bus::Descriptor;
 use shm_bus::begun;
 use shm_bus::ids::{InvocationId, PeerId};
-use shm_bus::release::ReleaseWriter;
+use shm_bus::release::{OUTSTANDING_MAX, ReleaseWriter};
 use shm_bus::segment::{Reader, SegmentName};
 use shm_bus::transport::FaultKind;
 use spry_sched::backend::Process;
@@ -65,6 +65,10 @@ const NOWHERE: u32 = u32::MAX;
 /// who share one instance don't toss it about.
 const MOVE_AFTER: u32 = 16;
 
+/// Blocks of one outbox that chains keep where they lie. The rest is for runs under way, whose answers are counted when they
+/// have ended.
+const KEPT_BLOCKS_MAX: u32 = OUTSTANDING_MAX / 4;
+
 /// One instance, as the workers know it.
 #[derive(Debug)]
 pub struct Instance {
@@ -113,6 +117,7 @@ pub struct Instance {
     memory_looked_unix_ms: AtomicU64,
     output: Mutex<Output>,
     has_output: AtomicBool,
+    kept_blocks: AtomicU32,
 }
 
 /// What an instance is made of.
@@ -187,6 +192,7 @@ impl Instance {
             used_unix_ms: AtomicU64::new(crate::activation::unix_ms()),
             memory_bytes: AtomicU64::new(0),
             memory_looked_unix_ms: AtomicU64::new(0),
+            kept_blocks: AtomicU32::new(0),
             output: Mutex::new(Output {
                 pipes: vec![parts.stdout, parts.stderr],
                 held: Vec::new(),
@@ -379,6 +385,27 @@ impl Instance {
         if (answer.segment, answer.generation) == (self.outbox_name.id, self.outbox_name.generation) {
             self.release.post(answer.offset);
         }
+    }
+
+    /// A chain keeps a block of the outbox, until [`Self::give_back`].
+    pub fn keep_block(&self) {
+        self.kept_blocks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A chain keeps the block at `offset` no longer: the instance may use it again.
+    pub fn give_back(&self, offset: u32) {
+        self.keep_block_once();
+        self.release.post(offset);
+    }
+
+    /// A chain has noted twice that it keeps a block.
+    pub fn keep_block_once(&self) {
+        self.kept_blocks.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether chains keep so many blocks of the outbox that the instance may soon have none for its next answer.
+    pub fn is_short_of_blocks(&self) -> bool {
+        self.kept_blocks.load(Ordering::Relaxed) >= KEPT_BLOCKS_MAX
     }
 
     /// Reads what is in the pipes into memory, so that the writer isn't held up.

@@ -14,10 +14,11 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use spry_ebpf_common::status;
 use spry_wire::frame::Place;
 
+use super::fields::Fields;
 use super::served::{Chain, Route, Stage};
 use super::timeline::Timeline;
 use super::value::{Part, Values};
-use super::{Holdings, split};
+use super::{Holdings, Scope, split};
 use crate::dispatch::{Dispatcher, Ended, Job, Outcome, Request, Run, place_of, place_of_hop};
 use crate::gateway::call_id::CallId;
 use crate::gateway::{Failed, Refusal, failure_in};
@@ -32,7 +33,6 @@ pub struct Call {
     /// How many triggers lie between it and a client's call.
     depth: u8,
     values: Values,
-    holdings: Rc<RefCell<Holdings>>,
     timeline: RefCell<Timeline>,
 }
 
@@ -56,22 +56,20 @@ impl Call {
         request: Block,
     ) -> Self {
         let origin = request.place();
-        let mut holdings = Holdings::new(&chain.domain);
-        holdings.keep(request);
-        let holdings = Rc::new(RefCell::new(holdings));
-        let values = Values::new(&chain, origin, Rc::clone(&holdings));
-        Self { dispatcher, chain, call_id, deadline, depth, values, holdings, timeline: RefCell::default() }
+        let keeps = Scope::new(&chain.domain);
+        keeps.keep(request);
+        let values = Values::new(&chain, origin, keeps);
+        Self { dispatcher, chain, call_id, deadline, depth, values, timeline: RefCell::default() }
     }
 
     /// Goes through `stages` with what lies at `input`. The result is a frame of any kind, which the call keeps.
     pub async fn go(&self, stages: &[Stage], input: Place) -> Result<Place, Failed> {
-        self.stages(stages, input).await
+        self.stages(&self.values, stages, input).await
     }
 
     /// What keeps the result.
     pub fn into_holdings(self) -> Holdings {
-        // (Runs that were left alone may hold the cell until they have ended.)
-        std::mem::replace(&mut *self.holdings.borrow_mut(), Holdings::new(&self.chain.domain))
+        self.values.keeps().take()
     }
 
     /// Its values.
@@ -84,57 +82,70 @@ impl Call {
         self.timeline.borrow()
     }
 
-    fn stages<'a>(&'a self, stages: &'a [Stage], input: Place) -> LocalBoxFuture<'a, Result<Place, Failed>> {
+    fn stages<'a>(
+        &'a self,
+        values: &'a Values,
+        stages: &'a [Stage],
+        input: Place,
+    ) -> LocalBoxFuture<'a, Result<Place, Failed>> {
         Box::pin(async move {
             let mut value = input;
             for stage in stages {
-                value = self.stage(stage, value).await?;
+                value = self.stage(values, stage, value).await?;
             }
             Ok(value)
         })
     }
 
-    async fn stage(&self, stage: &Stage, input: Place) -> Result<Place, Failed> {
+    async fn stage(&self, values: &Values, stage: &Stage, input: Place) -> Result<Place, Failed> {
         match stage {
-            Stage::Run(route) => self.run(route, input).await,
+            Stage::Run(route) => self.run(values, route, input).await,
             Stage::Parallel(branches) => {
-                let results = branches.iter().map(|branch| self.stages(branch, input));
+                let results = branches.iter().map(|branch| self.stages(values, branch, input));
                 let results = try_join_all(results).await?;
-                self.gather(&results)
+                let parts: Result<Vec<Part>, Refusal> =
+                    results.into_iter().map(|place| values.part(place)).collect();
+                Ok(gather(values, &parts?)?)
             }
-            Stage::Map { each, at_once } => self.map(each, *at_once, input).await,
+            Stage::Map { each, at_once } => self.map(values, each, *at_once, input).await,
             Stage::When { cases, otherwise } => {
-                let value = self.values.json(input)?;
-                let case = value.and_then(|value| cases.iter().find(|case| case.test.applies(&value)));
-                self.stages(case.map_or(otherwise, |case| &case.then), input).await
+                let fields = values.fields(input, cases.iter().map(|case| case.test.pointer.as_str()))?;
+                let fits = |fields: Fields| {
+                    let mut tried = cases.iter().enumerate();
+                    tried
+                        .find(|(index, case)| fields.at(*index).is_some_and(|found| case.test.applies(found)))
+                };
+                let case = fields.and_then(fits).map(|(_, case)| case);
+                self.stages(values, case.map_or(otherwise, |case| &case.then), input).await
             }
         }
     }
 
     /// Every element by itself, so many at a time; the results in the order of the elements.
-    async fn map(&self, each: &[Stage], at_once: usize, input: Place) -> Result<Place, Failed> {
-        let (elements, content_type) = self.values.elements(input)?;
+    async fn map(
+        &self,
+        values: &Values,
+        each: &[Stage],
+        at_once: usize,
+        input: Place,
+    ) -> Result<Place, Failed> {
+        let (elements, content_type) = values.elements(input)?;
         let results = elements.into_iter().map(|element| async move {
-            let view = self.values.view(element, content_type)?;
-            self.stages(each, view).await
+            let within = values.within();
+            let view = within.view(element, content_type)?;
+            let result = self.stages(&within, each, view).await?;
+            Ok::<Part, Failed>(within.leave(result)?)
         });
-        let results: Vec<Place> = stream::iter(results).buffered(at_once).try_collect().await?;
-        self.gather(&results)
-    }
-
-    /// The list of some results.
-    fn gather(&self, results: &[Place]) -> Result<Place, Failed> {
-        let parts: Result<Vec<Part>, Refusal> =
-            results.iter().map(|place| self.values.part(*place)).collect();
-        Ok(self.values.list(parts?.iter().map(|part| ("", *part)))?)
+        let results: Vec<Part> = stream::iter(results).buffered(at_once).try_collect().await?;
+        Ok(gather(values, &results)?)
     }
 
     /// A run over a route, until it has come to the end, or can't.
-    async fn run(&self, route: &Arc<Route>, input: Place) -> Result<Place, Failed> {
+    async fn run(&self, values: &Values, route: &Arc<Route>, input: Place) -> Result<Place, Failed> {
         let (mut first, mut input) = (0, input);
         let mut attempts = vec![0_u8; route.steps.len()];
         loop {
-            let stopped = match self.send(route, first, input).await? {
+            let stopped = match self.send(values, route, first, input).await? {
                 Ok(result) => return Ok(result),
                 Err(stopped) => stopped,
             };
@@ -149,8 +160,8 @@ impl Call {
             let Some(handler) = step.on_error.as_ref().filter(|_| stopped.mendable) else {
                 return Err(failed);
             };
-            let error = self.values.error(&step.name, &failed.refusal)?;
-            let mended = Box::pin(self.run(handler, error)).await?;
+            let error = values.error(&step.name, &failed.refusal)?;
+            let mended = Box::pin(self.run(values, handler, error)).await?;
             if usize::from(stopped.step) + 1 == route.steps.len() {
                 return Ok(mended);
             }
@@ -161,13 +172,14 @@ impl Call {
     /// Sends a run and awaits it. The outer error is the call's end.
     async fn send(
         &self,
+        values: &Values,
         route: &Arc<Route>,
         first: u8,
         input: Place,
     ) -> Result<Result<Place, Stopped>, Failed> {
         let (chain, route_) = (Arc::clone(&self.chain), Arc::clone(route));
-        let (depth, holdings) = (self.depth, Rc::clone(&self.holdings));
-        let run = Run { chain, route: route_, first, input, depth, holdings };
+        let (depth, keeps) = (self.depth, Rc::clone(values.keeps()));
+        let run = Run { chain, route: route_, first, input, depth, keeps };
         let job = Job::Run(run.clone());
         let sent = self.dispatcher.submit(Request { call_id: self.call_id, deadline: self.deadline, job });
         let ended =
@@ -211,6 +223,11 @@ impl Call {
             }
         }
     }
+}
+
+/// The list of some results.
+fn gather(values: &Values, parts: &[Part]) -> Result<Place, Refusal> {
+    values.list(parts.iter().map(|part| ("", *part)))
 }
 
 impl From<split::SplitError> for Refusal {

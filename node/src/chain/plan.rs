@@ -87,10 +87,9 @@ pub struct Case {
 }
 
 impl Case {
-    /// Whether the case's field of this value is what the case names. Numbers are compared by what they count: `1`
+    /// Whether what was found in the case's field is what the case names. Numbers are compared by what they count: `1`
     /// is `1.0`.
-    pub fn applies(&self, value: &serde_json::Value) -> bool {
-        let Some(found) = value.pointer(&self.pointer) else { return false };
+    pub fn applies(&self, found: &serde_json::Value) -> bool {
         match (found.as_number(), self.equals.as_number()) {
             (Some(found), Some(wanted)) => {
                 // Whole numbers exactly: two that differ may have the same nearest float.
@@ -146,28 +145,21 @@ mod tests {
 
     #[test]
     fn a_case_applies_when_its_field_is_what_it_says() {
-        let case = |pointer: &str, equals| Case { pointer: pointer.into(), equals, then: vec![] };
-        let value = json!({"kind": "image", "size": 1, "a/b": [true, 2.0], "none": null, "big": u64::MAX});
-        for (pointer, equals, applies) in [
-            ("/kind", json!("image"), true),
-            ("/kind", json!("imagE"), false),
-            ("/absent", json!("image"), false),
-            ("/kind/deeper", json!("image"), false),
-            ("/size", json!(1), true),
-            ("/size", json!(1.0), true),
-            ("/size", json!("1"), false),
-            ("/size", json!(true), false),
-            ("/a~1b/0", json!(true), true),
-            ("/a~1b/1", json!(2), true),
-            ("/a~1b/2", json!(2), false),
-            ("/none", json!(false), false),
-            ("/big", json!(u64::MAX), true),
-            ("/big", json!(u64::MAX - 1), false),
-            ("/big", json!(-1), false),
+        let case = |equals| Case { pointer: "/any".into(), equals, then: vec![] };
+        for (found, equals, applies) in [
+            (json!("image"), json!("image"), true),
+            (json!("image"), json!("imagE"), false),
+            (json!(1), json!(1), true),
+            (json!(1), json!(1.0), true),
+            (json!(1), json!("1"), false),
+            (json!(1), json!(true), false),
+            (json!(true), json!(true), true),
+            (json!(2.0), json!(2), true),
+            (json!(u64::MAX), json!(u64::MAX), true),
+            (json!(u64::MAX), json!(u64::MAX - 1), false),
+            (json!(u64::MAX), json!(-1), false),
         ] {
-            assert_eq!(case(pointer, equals.clone()).applies(&value), applies, "{pointer} {equals}");
+            assert_eq!(case(equals.clone()).applies(&found), applies, "{found} {equals}");
         }
-        assert!(case("", json!("x")).applies(&json!("x")), "the value itself");
-        assert!(!case("/0", json!("x")).applies(&json!("x")));
     }
 }

@@ -49,23 +49,32 @@ enum Kept {
     Copy { _block: Block },
 }
 
+impl Kept {
+    fn in_outbox(outbox: Arc<Outbox>, offset: u32) -> Arc<Self> {
+        outbox.instance.keep_block();
+        Arc::new(Self::Outbox(outbox, offset))
+    }
+}
+
 impl Drop for Kept {
     fn drop(&mut self) {
         if let Self::Outbox(outbox, offset) = self {
-            outbox.instance.release.post(*offset);
+            outbox.instance.give_back(*offset);
         }
     }
 }
 
 impl Emitted {
     /// A value that waits while its instance has died is copied: an outbox takes descriptors and memory that nobody
-    /// accounts for, a block in the inbox doesn't. False: there is no room for it.
+    /// accounts for, a block in the inbox doesn't. So is one of an instance that has lent as many blocks as it can, and could not
+    /// answer any more. False: it must be copied, and there is no room for it.
     fn outlive(&mut self, domain: &Domain) -> bool {
-        match &*self.keep {
-            Kept::Outbox(outbox, _) if outbox.instance.has_ended() => {}
-            _ => return true,
+        let Kept::Outbox(outbox, _) = &*self.keep else { return true };
+        let has_ended = outbox.instance.has_ended();
+        if !has_ended && !outbox.instance.is_short_of_blocks() {
+            return true;
         }
-        let Ok(block) = value::copy_to_inbox(domain, self.part.place) else { return false };
+        let Ok(block) = value::copy_to_inbox(domain, self.part.place) else { return !has_ended };
         self.part.place = block.place();
         self.keep = Arc::new(Kept::Copy { _block: block });
         true
@@ -84,7 +93,7 @@ pub fn emitted(dispatcher: &Rc<Dispatcher>, run: &Run, call_id: CallId, by: &Arc
     let Some(outbox) = chain.domain.outbox(by.outbox_name) else {
         return drop_it(1, "an emitted value was dropped: its function's process has ended");
     };
-    let keep = Arc::new(Kept::Outbox(outbox, place.offset));
+    let keep = Kept::in_outbox(outbox, place.offset);
     let read = if run.depth >= DEPTH_MAX {
         Err(format!("{DEPTH_MAX} triggers have led to it, one by the other's value"))
     } else if own {
@@ -116,9 +125,11 @@ pub fn emitted(dispatcher: &Rc<Dispatcher>, run: &Run, call_id: CallId, by: &Arc
         start(dispatcher, chain, fired);
     }
     for (trigger, closes) in added.windows {
-        let (dispatcher, chain) = (Rc::clone(dispatcher), Arc::clone(chain));
+        // (A version that has ended meanwhile is not kept for this: what waited has gone with it.)
+        let (dispatcher, chain) = (Rc::clone(dispatcher), Arc::downgrade(chain));
         tokio::task::spawn_local(async move {
             tokio::time::sleep_until(closes.into()).await;
+            let Some(chain) = chain.upgrade() else { return };
             let fired = chain.bucket.lock().close(trigger);
             if let Some(fired) = fired {
                 start(&dispatcher, &chain, fired);
@@ -154,8 +165,12 @@ impl Drop for Started {
     }
 }
 
-async fn run(dispatcher: Rc<Dispatcher>, started: Started, begun: Begun, fired: Fired<Emitted>) {
+async fn run(dispatcher: Rc<Dispatcher>, started: Started, begun: Begun, mut fired: Fired<Emitted>) {
     let chain = &started.0;
+    for (_, value) in &mut fired.values {
+        // (Without room for a copy it is read where it lies, which stays for this call.)
+        value.outlive(&chain.domain);
+    }
     let trigger = &chain.triggers[fired.trigger];
     let deadline = begun.since + chain.plan.timeout;
     let depth = fired.values.iter().map(|(_, value)| value.depth).max().unwrap_or_default() + 1;

@@ -4,7 +4,6 @@
 //! Whoever wrote a frame may still be writing to it. Everything that is decided on is decided on a private copy, and every
 //! place is checked against its segment when it is read.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,8 +14,9 @@ use spry_wire::frame::{
     Place, RequestHead, Shape, ViewHead,
 };
 
+use super::fields::Fields;
 use super::served::Chain;
-use super::{Domain, Holdings, split};
+use super::{Domain, Scope, split};
 use crate::gateway::Refusal;
 use crate::gateway::call_id::CallId;
 use crate::inbox::{Block, Inbox};
@@ -39,7 +39,7 @@ pub struct Values {
     domain: Arc<Domain>,
     origin: Origin,
     payload_max: u64,
-    holdings: Rc<RefCell<Holdings>>,
+    keeps: Rc<Scope>,
 }
 
 /// What a frame holds.
@@ -50,15 +50,47 @@ enum Opened {
 
 impl Values {
     /// For a call whose request lies at `request`.
-    pub fn new(chain: &Chain, request: Place, holdings: Rc<RefCell<Holdings>>) -> Self {
+    pub fn new(chain: &Chain, request: Place, keeps: Rc<Scope>) -> Self {
         let origin = Origin { offset: request.offset, length: request.length };
-        Self { domain: Arc::clone(&chain.domain), origin, payload_max: chain.plan.payload_bytes, holdings }
+        Self { domain: Arc::clone(&chain.domain), origin, payload_max: chain.plan.payload_bytes, keeps }
     }
 
-    /// The value in a frame, parsed; `None` when it isn't JSON.
-    pub fn json(&self, frame: Place) -> Result<Option<serde_json::Value>, Refusal> {
+    /// For one element of a list in the same call: what it takes can go before the call has ended ([`Self::leave`]).
+    pub fn within(&self) -> Self {
+        let (domain, keeps) = (Arc::clone(&self.domain), self.keeps.within());
+        Self { domain, keeps, ..*self }
+    }
+
+    /// What keeps them.
+    pub fn keeps(&self) -> &Rc<Scope> {
+        &self.keeps
+    }
+
+    /// The value in the frame that an element came to. It stays; all else that the element took goes if that is worth a
+    /// copy of the value: the blocks of an outbox are few, and a list may be long.
+    pub fn leave(self, frame: Place) -> Result<Part, Refusal> {
+        let part = self.part(frame)?;
+        self.check_size(part.place.length.into())?;
+        if let Some(outer) = self.keeps.better_copied(part.place.length.into())
+            // (Without room for it, all stays.)
+            && let Ok(copy) = copy_to_inbox(&self.domain, part.place)
+        {
+            let place = copy.place();
+            outer.keep(copy);
+            return Ok(Part { place, ..part });
+        }
+        self.keeps.hand_over();
+        Ok(part)
+    }
+
+    /// What the value in a frame has at these JSON pointers; `None` when it isn't JSON.
+    pub fn fields<'p>(
+        &self,
+        frame: Place,
+        pointers: impl Iterator<Item = &'p str>,
+    ) -> Result<Option<Fields>, Refusal> {
         let text = self.read(self.part(frame)?.place)?;
-        Ok(serde_json::from_slice(&text).ok())
+        Ok(Fields::read(&text, pointers))
     }
 
     /// The value in a frame. A list is joined for it.
@@ -182,7 +214,7 @@ impl Values {
     fn write(&self, bytes: &[u8]) -> Result<Place, Refusal> {
         let block = write(self.domain.inbox(), bytes)?;
         let place = block.place();
-        self.holdings.borrow_mut().keep(block);
+        self.keeps.keep(block);
         Ok(place)
     }
 }

@@ -192,7 +192,7 @@ impl Pending {
     pub(super) fn settle(&mut self, visits: Vec<Visit>) {
         self.trail = None;
         if let Job::Run(run) = &self.request.job {
-            run.holdings.borrow_mut().collect(&visits);
+            run.keeps.collect(&visits);
         }
         self.visits = visits;
     }

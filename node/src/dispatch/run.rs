@@ -3,7 +3,6 @@
 //! The bus moves it from step to step by itself and notes in its trail where it was. spryd hears of it again when it has
 //! ended, or when it can't go on alone: then it is sent on from here.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +14,7 @@ use spry_wire::frame::Place;
 
 use super::pending::Pending;
 use super::{Dispatcher, Job, Request};
-use crate::chain::{Chain, Holdings, Route};
+use crate::chain::{Chain, Route, Scope};
 use crate::function::Function;
 use crate::gateway::Refusal;
 use crate::instance::Instance;
@@ -34,8 +33,8 @@ pub struct Run {
     pub input: Place,
     /// How many triggers lie between its call and a client's.
     pub depth: u8,
-    /// What its call keeps until it has ended.
-    pub holdings: Rc<RefCell<Holdings>>,
+    /// What is kept for it, longer than it takes.
+    pub keeps: Rc<Scope>,
 }
 
 /// What a descriptor names.

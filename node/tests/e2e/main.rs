@@ -9,6 +9,7 @@ mod daemon;
 
 mod access;
 mod callbacks;
+mod chain_bounds;
 mod chain_isolation;
 mod chains;
 mod crash;
