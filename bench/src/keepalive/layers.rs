@@ -31,11 +31,11 @@ const RESTORE_MS: f64 = 19.0;
 const SHARED: f64 = 0.28;
 /// Plans are made so far apart.
 const PLANNED_EVERY_NS: u64 = 600 * 1_000_000_000;
-const HOUR_NS: f64 = 3.6e12;
 /// As a node has it.
 const PUSHED_OUT_FOR_NS: u64 = 3_600_000_000_000;
 /// As a node counts them.
 const STARTS_PER_HOUR_MIN: f64 = 0.05;
+const FADES_HOURS: f64 = 24.0;
 
 /// Who may share a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,7 +263,7 @@ impl Layers {
             built.users += 1;
         }
         let one = &mut self.functions[function];
-        one.starts = (faded(one.starts, now_ns) + 1.0, now_ns);
+        one.starts = (faded(one.starts, now_ns) + 1.0 / FADES_HOURS, now_ns);
         let was_known = std::mem::replace(&mut one.is_known, true);
         one.began = best;
         self.is_changed = true;
@@ -363,7 +363,8 @@ impl Layers {
 }
 
 fn faded((per_hour, at_ns): (f64, u64), now_ns: u64) -> f64 {
-    per_hour * (-(now_ns.saturating_sub(at_ns) as f64) / HOUR_NS).exp()
+    let hours = now_ns.saturating_sub(at_ns) as f64 / 3.6e12;
+    per_hour * (-hours / FADES_HOURS).exp()
 }
 
 /// What one function imports: sorted.

@@ -19,8 +19,8 @@ use super::fit::Provided;
 use super::key::{GroundKey, LayerKey, VersionKey};
 use super::numbers::Names;
 
-/// Starts of long ago count less.
-const FADES: Duration = Duration::from_secs(3600);
+/// Starts of long ago count less. (By the hour, what is worth a layer among functions that are called every few hours went back and forth.)
+const FADES_HOURS: f64 = 24.0;
 /// Every function may be started again some time.
 const STARTS_PER_HOUR_MIN: f64 = 0.05;
 /// Versions that are remembered.
@@ -90,11 +90,11 @@ struct Starts {
 impl Starts {
     fn at(&self, now: Instant) -> f64 {
         let age = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        self.per_hour * (-age.as_secs_f64() / FADES.as_secs_f64()).exp()
+        self.per_hour * (-age.as_secs_f64() / 3600.0 / FADES_HOURS).exp()
     }
 
     fn add(&mut self, now: Instant) {
-        self.per_hour = self.at(now) + 1.0;
+        self.per_hour = self.at(now) + 1.0 / FADES_HOURS;
         self.at = Some(now);
     }
 }
