@@ -262,6 +262,9 @@ fn request(ended: &Ended, target: &Target) -> Request<Full<Bytes>> {
     if let Some(kind) = outcome.headers.get(CONTENT_TYPE) {
         headers.insert(CONTENT_TYPE, kind.clone());
     }
+    if outcome.truncated {
+        headers.insert(HeaderName::from_static("x-spry-truncated"), HeaderValue::from_static("true"));
+    }
     let started_unix_ms = ended.ended_unix_ms.saturating_sub(outcome.took.as_millis() as u64);
     for (name, value) in [
         ("x-call-id", ended.id.to_string()),

@@ -17,7 +17,8 @@ use super::call::{Call, remaining};
 use super::rows::{CALL_COLUMNS, Callback, read_call};
 use crate::gateway::call_id::CallId;
 use crate::store::{StoreError, sqlite};
-pub(super) use batch::Batch;
+use batch::END_WEIGHT;
+pub(super) use batch::{Batch, Trimmed};
 pub use reader::Reader;
 
 /// What each version of the schema adds to the one before. Never changed once it is released, only added to.
@@ -187,9 +188,9 @@ type Sql<T> = rusqlite::Result<T>;
 impl Database {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let connection = sqlite::open(path, APPLICATION_ID, &SCHEMA)?;
-        let bytes = "SELECT coalesce(sum(128 + length(body)), 0) FROM ends";
+        let bytes = format!("SELECT coalesce(sum({END_WEIGHT}), 0) FROM ends");
         let end_bytes = connection
-            .query_row(bytes, [], |row| row.get(0))
+            .query_row(&bytes, [], |row| row.get(0))
             .map_err(|source| StoreError::Database { operation: "read the calls", source })?;
         Ok(Self { connection, end_bytes })
     }
@@ -227,7 +228,13 @@ impl Database {
 
     pub(super) fn begin(&mut self) -> Sql<Batch<'_>> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        Ok(Batch { transaction, end_bytes: &mut self.end_bytes, added: 0 })
+        let end_bytes_then = self.end_bytes;
+        Ok(Batch { transaction, end_bytes: &mut self.end_bytes, end_bytes_then })
+    }
+
+    /// Bytes of the ends that are remembered.
+    pub(super) fn end_bytes(&self) -> u64 {
+        self.end_bytes
     }
 }
 

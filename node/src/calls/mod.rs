@@ -72,6 +72,9 @@ pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
 /// A call can't be put off for longer.
 pub const DELAY_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Bytes of a call's body, and of an answer for a callback, at most. SQLite stores no row of a billion bytes (with what else is in
+/// it), and one that it refuses would take everything in its transaction along.
+pub const BODY_MAX: u64 = 900 << 20;
 /// Bytes of an idempotency key.
 pub const KEY_MAX: usize = 255;
 
@@ -169,9 +172,14 @@ impl Calls {
         Ok(self.reader.lock().ended(id)?)
     }
 
-    /// Dead letters, the newest first. Blocks on the disk.
-    pub fn dead(&self, function: Option<&str>, limit: usize) -> Result<Vec<DeadLetter>, CallsError> {
-        Ok(self.reader.lock().dead(function, limit)?)
+    /// Dead letters, those that have died by this instant, the newest first. Blocks on the disk.
+    pub fn dead(
+        &self,
+        function: Option<&str>,
+        until_unix_ms: u64,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, CallsError> {
+        Ok(self.reader.lock().dead(function, until_unix_ms, limit)?)
     }
 
     /// Makes a dead letter a call again, with all its chances.

@@ -117,7 +117,7 @@ impl Ended {
 
     /// Bytes that it takes on disk, roughly.
     pub(super) fn weight(&self) -> u64 {
-        128 + self.outcome.body.len() as u64
+        128 + self.bytes()
     }
 }
 

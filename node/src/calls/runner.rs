@@ -134,7 +134,9 @@ pub(super) struct Parts {
     pub callees: Arc<dyn Callees>,
     pub defaults: Policy,
     pub in_flight_max: usize,
+    /// Bytes of an answer that are kept, and that a callback gets.
     pub body_max: usize,
+    pub told_max: usize,
     pub memory_max: u64,
     pub clock: Clock,
     pub room: Arc<Room>,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::BODY_MAX;
 use super::database::Keep;
 use super::policy::Policy;
 use super::target::Rules;
@@ -95,6 +96,8 @@ pub struct CallbackSettings {
     pub rules: Rules,
     /// Whom those over TLS trust: a PEM file.
     pub roots: PathBuf,
+    /// Bytes of an answer that they get.
+    pub body_max: usize,
     /// For one of them.
     pub timeout: Duration,
     /// How they are retried.
@@ -151,6 +154,7 @@ impl RawSettings {
             keep,
             callback: CallbackSettings {
                 rules,
+                body_max: BODY_MAX as usize,
                 roots: absolute("async.callback.roots", callback.roots, SYSTEM_ROOTS)?,
                 timeout: period(
                     "async.callback.timeout",

@@ -106,6 +106,7 @@ impl Calls {
             defaults,
             in_flight_max: self.settings.in_flight,
             body_max: self.settings.result_max,
+            told_max: self.settings.callback.body_max,
             memory_max: self.settings.memory,
             clock: Arc::clone(&self.clock),
             room: Arc::clone(&self.room),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::atomic::AtomicBool;
 
-use http::{HeaderMap, Method, Response};
+use http::{HeaderMap, HeaderValue, Method, Response};
 use http_body_util::Full;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -18,6 +18,8 @@ use crate::dispatch::ToWorker;
 use crate::store::StoreError;
 use crate::store::fault::Step;
 use crate::units::Period;
+
+mod kept;
 
 struct Everybody(Policy);
 
@@ -170,9 +172,9 @@ async fn failures_are_retried_then_buried_and_can_be_revived() {
     }
     let ended = rig.over(id).await;
     assert!(ended.dead && ended.attempts == 3, "{ended:?}");
-    let dead = rig.calls.dead(None, 10).expect("readable");
+    let dead = rig.calls.dead(None, u64::MAX, 10).expect("readable");
     assert_eq!((dead.len(), dead[0].reason.as_str(), dead[0].attempts), (1, "boom", 3));
-    assert!(rig.calls.dead(Some("other"), 10).expect("readable").is_empty());
+    assert!(rig.calls.dead(Some("other"), u64::MAX, 10).expect("readable").is_empty());
     rig.calls.revive(id).await.expect("it is there");
     assert_eq!(rig.calls.revive(id).await, Err(CallsError::NoSuchDead(id)));
     let launch = rig.launch().await;
@@ -378,6 +380,20 @@ async fn what_waits_is_bounded_by_count_and_by_bytes() {
     rig.over(id).await;
 }
 
+#[test]
+fn the_longest_body_can_be_stored() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = database::path(folder.path());
+    drop(Database::open(&path).expect("opens"));
+    let database = rusqlite::Connection::open(&path).expect("opens");
+    let fits = |bytes: u64| {
+        // (Nothing is written, and no memory taken.)
+        database.query_row("SELECT length(zeroblob(?1))", [bytes], |row| row.get::<_, u64>(0)).is_ok()
+    };
+    let beside = 1 << 20; // a head, a URL
+    assert!(fits(BODY_MAX + beside) && !fits(1 << 30), "what may be sent may be more");
+}
+
 /// Takes callbacks, and says what each of them brought.
 fn receiver(listener: std::net::TcpListener) -> std::sync::mpsc::Receiver<Vec<u8>> {
     let (sender, received) = std::sync::mpsc::channel();
@@ -430,50 +446,19 @@ async fn an_answer_holds_room_until_its_callback_is_made() {
     rig.over(id).await;
 }
 
-#[test]
-fn what_is_over_is_forgotten_by_count_age_and_bytes() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut database = Database::open(&database::path(folder.path())).expect("opens");
-    let ended = |n: u64| Ended {
-        id: CallId::new(7, n),
-        function: "f".into(),
-        outcome: Outcome {
-            status: 200,
-            headers: HeaderMap::new(),
-            body: Bytes::from(vec![b'x'; 1000]),
-            truncated: false,
-            error: None,
-            took: Duration::ZERO,
-        },
-        attempts: 1,
-        accepted_unix_ms: 0,
-        ended_unix_ms: n * 1000,
-        dead: false,
-    };
-    let mut batch = database.begin().expect("begins");
-    (1..=200).for_each(|n| batch.end(&ended(n)).expect("written"));
-    batch.commit().expect("commits");
-    let reader = Reader::open(&database::path(folder.path())).expect("opens");
-    let mut left = |count, bytes, age_s, now_s: u64| {
-        let keep = database::Keep {
-            count,
-            bytes,
-            age: Duration::from_secs(age_s),
-            dead_count: 10,
-            key_age: Duration::from_secs(1),
-        };
-        let mut batch = database.begin().expect("begins");
-        batch.trim(&keep, now_s * 1000).expect("trims");
-        batch.commit().expect("commits");
-        let known: HashMap<u64, bool> =
-            (1..=200).map(|n| (n, reader.ended(CallId::new(7, n)).expect("readable").is_some())).collect();
-        (known.values().filter(|known| **known).count(), known[&200])
-    };
-    assert_eq!(left(150, u64::MAX >> 1, 1 << 30, 200), (150, true));
-    assert_eq!(left(150, u64::MAX >> 1, 99, 200), (100, true));
-    let (count, newest) = left(150, 50_000, 1 << 30, 200);
-    assert!(count <= 50_000 / 1000 && count > 0 && newest, "{count}");
-    assert_eq!(left(150, u64::MAX >> 1, 1, 10_000), (0, false));
+#[tokio::test]
+async fn an_answer_that_is_too_long_to_be_stored_is_cut_for_its_callback_as_well() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", listener.local_addr().expect("an address"));
+    let mut settings = Settings { result_max: 10, ..Settings::default() };
+    settings.callback.rules = Rules::parse(&["127.0.0.1".into()]).expect("a rule");
+    settings.callback.body_max = 20;
+    let mut rig = Rig::on(tempfile::tempdir().expect("a folder"), settings, 1);
+    let id = rig.calls.accept(NewCall { callback: Some(url), ..new("x") }).await.expect("accepted").id;
+    rig.launch().await.answer(response(200, "a hundred of these is what it says")).await;
+    let kept = rig.over(id).await.outcome;
+    assert_eq!((&*kept.body, kept.truncated), (&b"a hundred "[..], true));
+    assert_eq!(receiver(listener).recv().expect("it comes"), b"a hundred of these i");
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 use super::call::Call;
-use super::database::{Batch, Database, Keep, Key, Known};
+use super::database::{Batch, Database, Keep, Key, Known, Trimmed};
 use super::rows::{Callback, Ended, StoredTrigger};
 use super::runner::{Stats, ToRunner};
 use super::{CallsError, Clock, Room};
@@ -30,8 +30,12 @@ const BATCH_MAX: usize = 4096;
 const BATCH_BYTES: u64 = 32 << 20;
 /// What is owed is tried again this often, and sooner when something new comes.
 const OWED_RETRY: Duration = Duration::from_millis(250);
-/// Ends between two looks for what can be forgotten.
+/// Ends between two looks for what can be forgotten, unless they have too many bytes or something gets too old before.
 const TRIM_EVERY: u64 = 1024;
+/// A look that something's age calls for comes no sooner after the one before.
+const TRIM_PAUSE: Duration = Duration::from_secs(1);
+/// A look that failed is tried again after so long.
+const TRIM_FAILED_PAUSE: Duration = Duration::from_secs(60);
 
 /// What the writer is asked for.
 pub(super) enum Op {
@@ -172,11 +176,14 @@ impl Writer {
     /// Works until it is told to close.
     pub(super) fn run(mut self) {
         let mut owed: VecDeque<Op> = VecDeque::new();
-        let mut ends_since_trim = TRIM_EVERY;
+        let (mut ends_since_trim, mut trim_failed_until) = (0, Instant::now());
+        let mut trim_at = Some(trim_failed_until);
         loop {
-            let first = match owed.is_empty() {
-                true => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                false => self.inbox.recv_timeout(OWED_RETRY),
+            let until_trim = trim_at.map(|at| at.saturating_duration_since(Instant::now()));
+            let patience = if owed.is_empty() { until_trim } else { Some(OWED_RETRY) };
+            let first = match patience {
+                None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(patience) => self.inbox.recv_timeout(patience),
             };
             let mut closed = matches!(first, Err(RecvTimeoutError::Disconnected));
             let mut batch: Vec<Op> = owed.drain(..).chain(first.ok()).collect();
@@ -190,13 +197,25 @@ impl Writer {
                 closed |= matches!(op, Op::Close);
                 !matches!(op, Op::Close)
             });
-            ends_since_trim += batch.iter().filter(|op| matches!(op, Op::End { .. })).count() as u64;
+            ends_since_trim += batch.iter().filter(|op| op.is_end()).count() as u64;
             if !batch.is_empty() {
                 owed = self.write(batch);
             }
-            if ends_since_trim >= TRIM_EVERY && owed.is_empty() {
+            // (The last look found nothing that could get too old.)
+            if ends_since_trim > 0 && trim_at.is_none() {
+                trim_at = Some(Instant::now() + self.keep.age.min(self.keep.key_age).max(TRIM_PAUSE));
+            }
+            let now = Instant::now();
+            let is_much = ends_since_trim >= TRIM_EVERY || self.database.end_bytes() > self.keep.bytes;
+            let is_due = trim_at.is_some_and(|at| at <= now) || is_much && trim_failed_until <= now;
+            if is_due && owed.is_empty() && !closed {
                 ends_since_trim = 0;
-                self.trim();
+                let trimmed = self.trim();
+                if trimmed.is_err() {
+                    trim_failed_until = now + TRIM_FAILED_PAUSE;
+                }
+                let again_in = trimmed.unwrap_or(Some(TRIM_FAILED_PAUSE));
+                trim_at = again_in.map(|again_in| now + again_in.max(TRIM_PAUSE));
             }
             if closed {
                 if !owed.is_empty() {
@@ -318,17 +337,21 @@ impl Writer {
         None
     }
 
-    fn trim(&mut self) {
+    /// Forgets what is beyond its bounds; says after how long something gets too old.
+    fn trim(&mut self) -> rusqlite::Result<Option<Duration>> {
         let now_unix_ms = (self.clock)();
         let trimmed = self.database.begin().and_then(|mut batch| {
-            let dropped = batch.trim(&self.keep, now_unix_ms)?;
-            batch.commit().map(|()| dropped)
+            let trimmed = batch.trim(&self.keep, now_unix_ms)?;
+            batch.commit().map(|()| trimmed)
         });
-        match trimmed {
-            Ok(0) => {}
-            Ok(dropped) => tracing::warn!(dropped, "the oldest dead letters made room (`async.dead`)"),
+        match &trimmed {
+            Ok(Trimmed { dead: 0, .. }) => {}
+            Ok(Trimmed { dead, .. }) => {
+                tracing::warn!(dead, "the oldest dead letters made room (`async.dead`)");
+            }
             Err(error) => tracing::warn!(%error, "old calls could not be forgotten; tried again later"),
         }
+        trimmed.map(|trimmed| trimmed.again_in)
     }
 }
 
@@ -341,6 +364,11 @@ impl Op {
             }
             _ => 0,
         }
+    }
+
+    /// Whether it adds to the ends that are remembered.
+    fn is_end(&self) -> bool {
+        matches!(self, Self::End { .. } | Self::Cancel { .. })
     }
 
     fn step(&self) -> Step {

@@ -188,8 +188,8 @@ fn parse(id: &str) -> Result<CallId, Refused> {
 
 pub(super) async fn dead(query: &Query, control: &Control) -> Answer {
     let (calls, limit) = (calls(control)?, limit(query)?);
-    let function = query.text("function").map(str::to_owned);
-    json(&blocking(move || calls.dead(function.as_deref(), limit)).await??)
+    let (function, until) = (query.text("function").map(str::to_owned), query.number("until")?);
+    json(&blocking(move || calls.dead(function.as_deref(), until.unwrap_or(u64::MAX), limit)).await??)
 }
 
 pub(super) async fn revive(id: &str, control: &Control) -> Answer {

@@ -214,6 +214,7 @@ fn blame_of_store(error: &StoreError) -> (StatusCode, &'static str) {
         StoreError::InUse { .. } => (StatusCode::CONFLICT, "in_use"),
         StoreError::NameIsChain(_) | StoreError::NameIsFunction(_) => (StatusCode::CONFLICT, "name_taken"),
         StoreError::Overtaken { .. } | StoreError::ChainOvertaken(_) => (StatusCode::CONFLICT, "overtaken"),
+        StoreError::SecretRemoved { .. } => (StatusCode::BAD_REQUEST, "secret_missing"),
         StoreError::NoSlot => (StatusCode::SERVICE_UNAVAILABLE, "node_full"),
         _ => (StatusCode::INTERNAL_SERVER_ERROR, "store_failed"),
     }

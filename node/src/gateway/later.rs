@@ -24,7 +24,7 @@ use super::service::{Worker, name, refuse};
 use super::timing::Timing;
 use crate::access::Caller;
 use crate::calls::call::Head;
-use crate::calls::{CallsError, DELAY_MAX, KEY_MAX, NewCall};
+use crate::calls::{BODY_MAX, CallsError, DELAY_MAX, KEY_MAX, NewCall};
 use crate::control::later::{Found, answered, find, view};
 use crate::units::Period;
 
@@ -94,7 +94,8 @@ impl Worker {
         }
         let head = Head { method, rest, headers: kept };
         self.fits(&head)?;
-        let body = whole(request.into_body(), limit_bytes, self.ending().cut.subscribe()).await?;
+        let body =
+            whole(request.into_body(), limit_bytes.min(BODY_MAX), self.ending().cut.subscribe()).await?;
         let accepted = self.calls.accept(NewCall { function, head, body, callback, delay, key }).await?;
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::ACCEPTED;

@@ -66,12 +66,13 @@ impl Keeper {
         let _turn = turn.lock().await;
         let (store, leaving) = (Arc::clone(&self.store), name.clone());
         let _retired = super::off_the_loop(move || store.retire(&leaving)).await?;
-        self.end_chain(name.as_str()).await;
+        // A removal that fails (the disk is full) changes nothing.
         let (store, gone) = (Arc::clone(&self.store), name.clone());
         match super::off_the_loop(move || store.remove_chain(&gone)).await {
             Err(StoreError::NoSuchChain(name)) => return Err(RemoveError::NoSuchChain(name)),
             removed => removed?,
         }
+        self.end_chain(name.as_str()).await;
         tracing::info!(chain = name.as_str(), "removed");
         Ok(())
     }

@@ -137,7 +137,13 @@ impl Keeper {
         // Before anything ends: what a chain uses stays, and from now on none begins to use it.
         let (store, leaving) = (Arc::clone(&self.store), name.clone());
         let _retired = off_the_loop(move || store.retire(&leaving)).await?;
-        // (It isn't served if it could not be, or if an earlier removal got no further than this.)
+        // A removal that fails (the disk is full) changes nothing.
+        let (store, gone) = (Arc::clone(&self.store), name.clone());
+        let leaving = match off_the_loop(move || store.remove(&gone)).await {
+            Err(StoreError::NoSuchFunction(name)) => return Err(RemoveError::NoSuchFunction(name)),
+            removed => removed?,
+        };
+        // (It isn't served if it could not be.)
         if let Some(function) = self.node.unpublish(name.as_str()) {
             function.supersede();
         }
@@ -146,10 +152,8 @@ impl Keeper {
             // Closed when its task has ended everything.
             tender.closed().await;
         }
-        let (store, gone) = (Arc::clone(&self.store), name.clone());
-        match off_the_loop(move || store.remove(&gone)).await {
-            Err(StoreError::NoSuchFunction(name)) => return Err(RemoveError::NoSuchFunction(name)),
-            removed => removed?,
+        if let Err(error) = off_the_loop(move || leaving.clear()).await {
+            tracing::warn!(function = name.as_str(), %error, "a removed function's files stay behind until the next start");
         }
         self.noted_uses.borrow_mut().remove(name.as_str());
         self.layers_changed();

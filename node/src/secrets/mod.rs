@@ -178,16 +178,11 @@ impl Secrets {
 
     /// Forgets one that no function lists.
     pub fn remove(&self, name: &SecretName) -> Result<(), SecretError> {
-        let mut functions = Vec::new();
-        for stored in self.store.functions()? {
-            if stored.manifest.secrets.contains(name) {
-                functions.push(stored.manifest.name.to_string());
-            }
+        match self.store.remove_secret(name)? {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(SecretError::Missing(name.clone())),
+            Err(functions) => Err(SecretError::InUse { name: name.clone(), functions }),
         }
-        if !functions.is_empty() {
-            return Err(SecretError::InUse { name: name.clone(), functions });
-        }
-        if self.store.remove_secret(name)? { Ok(()) } else { Err(SecretError::Missing(name.clone())) }
     }
 
     /// Opens these.

@@ -1,6 +1,6 @@
 //! Chains in a real store: what excludes what, what a change reaches, what a crash leaves.
 
-use super::super::tests::{deploy, failing_after, name, open, options, stage};
+use super::super::tests::{deploy, failing_after, name, open, options, remove, stage};
 use super::*;
 use crate::chain::plan::Stage;
 
@@ -54,8 +54,8 @@ fn applying_again_replaces_the_text_and_what_is_used() {
     apply(&store, &calls("x", &["a"])).expect("applied");
     apply(&store, &calls("x", &["b"])).expect("applied again");
     assert_eq!(sources(&store), [calls("x", &["b"])]);
-    store.remove(&name("a")).expect("nobody uses it any more");
-    assert!(matches!(store.remove(&name("b")), Err(StoreError::InUse { .. })));
+    remove(&store, &name("a")).expect("nobody uses it any more");
+    assert!(matches!(remove(&store, &name("b")), Err(StoreError::InUse { .. })));
 }
 
 #[test]
@@ -111,18 +111,18 @@ fn what_a_chain_uses_can_not_be_removed() {
     for used in ["branch", "each", "case", "other", "mend", "store"] {
         let error = store.retire(&name(used)).expect_err(used).to_string();
         assert_eq!(error, format!("\"{used}\" is used by the chain \"every\"; change or remove that first"));
-        assert!(matches!(store.remove(&name(used)), Err(StoreError::InUse { .. })), "{used}");
+        assert!(matches!(remove(&store, &name(used)), Err(StoreError::InUse { .. })), "{used}");
         assert!(store.function(used).expect("answers").is_some());
     }
     let error = store.retire(&name("step")).expect_err("two use it").to_string();
     assert!(error.contains("is used by the chains \"every\", \"second\""), "{error}");
     let error = store.remove_chain(&name("every")).expect_err("a chain uses it").to_string();
     assert!(error.contains("is used by the chain \"outer\""), "{error}");
-    store.remove(&name("free")).expect("nobody uses it");
+    remove(&store, &name("free")).expect("nobody uses it");
     for chain in ["outer", "every", "second"] {
         store.remove_chain(&name(chain)).expect("from the outside in");
     }
-    store.remove(&name("step")).expect("nobody uses it now");
+    remove(&store, &name("step")).expect("nobody uses it now");
     assert!(matches!(store.remove_chain(&name("every")), Err(StoreError::NoSuchChain(_))));
 }
 

@@ -15,6 +15,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use super::{StoreError, sqlite};
 use crate::config::raw::UID_COUNT;
+use crate::secrets::SecretName;
 
 pub(super) use chains::ChainRow;
 
@@ -115,8 +116,8 @@ impl Database {
         Err(StoreError::NoSlot)
     }
 
-    /// Makes `row` the current version of its function. False when a later one was deployed already.
-    pub(super) fn commit(&mut self, row: &Row) -> Result<bool, StoreError> {
+    /// Makes `row`, which lists these secrets, the current version of its function. False when a later one was deployed already.
+    pub(super) fn commit(&mut self, row: &Row, secrets: &[SecretName]) -> Result<bool, StoreError> {
         let failed = failed("commit a version");
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
@@ -130,6 +131,7 @@ impl Database {
         if chains::is_chain(&transaction, &row.name)? {
             return Err(StoreError::NameIsChain(row.name.clone()));
         }
+        secrets::refuse_if_missing(&transaction, &row.name, secrets)?;
         let function = "INSERT INTO functions (name, slot, current, last) VALUES (?1, ?2, ?3, ?3) \
                         ON CONFLICT (name) DO UPDATE SET current = excluded.current, last = excluded.last";
         transaction.execute(function, params![row.name, row.slot, row.version]).map_err(failed)?;

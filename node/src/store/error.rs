@@ -147,6 +147,16 @@ pub enum StoreError {
     /// What a chain names changed between its check and its commit.
     #[error("what the chain \"{0}\" names was changed meanwhile by somebody else; apply it again")]
     ChainOvertaken(String),
+    /// A secret that it lists was removed after its processes had been given it.
+    #[error(
+        "the secret \"{secret}\" of \"{name}\" was removed meanwhile; set it with `spry secret set {secret}`"
+    )]
+    SecretRemoved {
+        /// Which function.
+        name: String,
+        /// Which secret.
+        secret: String,
+    },
     /// A newer upload of the same function was committed first.
     #[error("version {version} of \"{name}\" was overtaken by a later deploy")]
     Overtaken {

@@ -55,7 +55,7 @@ pub use chains::{PlannedChain, Retired, StoredChain, StoredPlan};
 use database::Database;
 pub use error::StoreError;
 use fault::{Seam, Step};
-pub use stage::{Staged, Upload};
+pub use stage::{Leaving, Staged, Upload};
 pub use sweep::Opened;
 pub use unpack::{UnpackError, Unpacked};
 pub use versions::Recalled;
@@ -112,7 +112,8 @@ pub struct Store {
 #[derive(Debug)]
 struct Shared {
     database: Mutex<Database>,
-    /// Versions and slots that are held by uploads before they are committed, and by a removal until the folders are gone.
+    /// Versions and slots that are held by uploads before they are committed, by rollbacks, and by a removal until the folders are
+    /// gone.
     reserved: Mutex<BTreeMap<String, Reserved>>,
     /// Names that are being removed: no chain may begin to use them.
     retired: Mutex<BTreeSet<Name>>,
@@ -165,10 +166,19 @@ impl Store {
         &self.options.state_dir
     }
 
-    /// The current version of every function, by name.
+    /// The current version of every function, by name. One whose manifest can't be read (another version of spry wrote it) is
+    /// told to the log, and no other misses anything by it.
     pub fn functions(&self) -> Result<Vec<StoredFunction>, StoreError> {
         let rows = self.shared.database.lock().functions()?;
-        rows.into_iter().map(|row| self.stored(row)).collect()
+        Ok(self.readable(rows))
+    }
+
+    fn readable(&self, rows: Vec<database::Row>) -> Vec<StoredFunction> {
+        let stored = rows.into_iter().map(|row| self.stored(row));
+        let told = stored.map(|one| {
+            one.inspect_err(|error| tracing::error!(%error, "a stored version of a function can't be served"))
+        });
+        told.filter_map(Result::ok).collect()
     }
 
     /// The current version of one function.
@@ -183,17 +193,12 @@ impl Store {
         stage::commit(self, staged)
     }
 
-    /// Removes a function with all its versions. Call it when its last process is gone: its user id is free
-    /// from then on.
-    pub fn remove(&self, name: &Name) -> Result<(), StoreError> {
+    /// Removes a function with all its versions, durably; if that fails, nothing has changed. Its files stay, and its user id is
+    /// nobody else's, until its last process is gone and [`Leaving::clear`] is called.
+    pub fn remove(&self, name: &Name) -> Result<Leaving, StoreError> {
         self.shared.seam.pass(Step::RemoveRow)?;
         let folder = self.state_dir().join("functions").join(name.as_str());
-        let (versions, _numbers) = stage::remove_rows(&self.shared, name.as_str(), folder)?;
-        self.shared.seam.pass(Step::RemoveFolder)?;
-        // By version: an upload of the same name may be staged beside them.
-        versions
-            .iter()
-            .try_for_each(|version| remove_folder(&version_folder(self.state_dir(), name.as_str(), *version)))
+        stage::remove_rows(&self.shared, name.as_str(), folder)
     }
 
     fn uid_of(&self, slot: u32) -> u32 {

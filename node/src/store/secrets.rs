@@ -26,8 +26,18 @@ impl Store {
         self.shared.database.lock().secret(name.as_str())
     }
 
-    /// Forgets one; says whether it was there.
-    pub fn remove_secret(&self, name: &SecretName) -> Result<bool, StoreError> {
-        self.shared.database.lock().remove_secret(name.as_str())
+    /// Forgets one that the current version of no function lists; says whether it was there, or else who lists it.
+    pub fn remove_secret(&self, name: &SecretName) -> Result<Result<bool, Vec<String>>, StoreError> {
+        // Under one lock, so that none becomes the current one in between.
+        let database = self.shared.database.lock();
+        let functions = database.functions()?.into_iter().map(|row| self.stored(row));
+        let mut users = Vec::new();
+        for stored in functions {
+            let manifest = stored?.manifest;
+            if manifest.secrets.contains(name) {
+                users.push(manifest.name.to_string());
+            }
+        }
+        if users.is_empty() { database.remove_secret(name.as_str()).map(Ok) } else { Ok(Err(users)) }
     }
 }

@@ -1,5 +1,6 @@
 //! From an upload to a staged version, and from there to the current one.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -117,13 +118,24 @@ impl Drop for Staged {
     }
 }
 
-/// The numbers and the user id of a function that is removed. They aren't given out anew while this value lives: an upload of the
-/// same name gets a folder that is none of those that go.
+/// A function that was removed and whose processes may run yet. Its numbers and its user id aren't given out anew while this value
+/// lives: an upload of the same name gets a folder that is none of those that go.
 #[derive(Debug)]
-pub(super) struct Leaving {
+#[must_use = "its files stay"]
+pub struct Leaving {
     name: String,
     folder: PathBuf,
+    versions: Vec<u64>,
     shared: Arc<Shared>,
+}
+
+impl Leaving {
+    /// Removes its files. What can't be removed now is swept at the next open.
+    pub fn clear(self) -> Result<(), StoreError> {
+        self.shared.seam.pass(Step::RemoveFolder)?;
+        // By version: an upload of the same name may be staged beside them.
+        self.versions.iter().try_for_each(|version| remove_folder(&self.folder.join(version.to_string())))
+    }
 }
 
 impl Drop for Leaving {
@@ -132,21 +144,15 @@ impl Drop for Leaving {
     }
 }
 
-/// Removes a function's rows. The versions that it had are to be removed from its folder before the other value is dropped.
-pub(super) fn remove_rows(
-    shared: &Arc<Shared>,
-    name: &str,
-    folder: PathBuf,
-) -> Result<(Vec<u64>, Leaving), StoreError> {
+/// Removes a function's rows.
+pub(super) fn remove_rows(shared: &Arc<Shared>, name: &str, folder: PathBuf) -> Result<Leaving, StoreError> {
     let mut reserved = shared.reserved.lock();
     let mut database = shared.database.lock();
     let known = database.slot_and_version(name)?;
     let (slot, last_version) = known.ok_or_else(|| StoreError::NoSuchFunction(name.into()))?;
     let versions = database.remove(name)?;
-    let held = reserved.entry(name.to_owned()).or_insert(Reserved { users: 0, last_version: 0, slot });
-    held.users += 1;
-    held.last_version = held.last_version.max(last_version);
-    Ok((versions, Leaving { name: name.to_owned(), folder, shared: Arc::clone(shared) }))
+    Reserved::hold(&mut reserved, name, slot, last_version);
+    Ok(Leaving { name: name.to_owned(), folder, versions, shared: Arc::clone(shared) })
 }
 
 impl Store {
@@ -239,13 +245,22 @@ pub(super) fn commit(store: &Store, mut staged: Staged) -> Result<StoredFunction
         deployed_unix_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_millis() as u64),
     };
     seam.pass(Step::BeforeCommit)?;
-    if !store.shared.database.lock().commit(&row)? {
+    if !store.shared.database.lock().commit(&row, &staged.manifest.secrets)? {
         return Err(StoreError::Overtaken { name: row.name, version: row.version });
     }
     // From here on the row names the folder.
     staged.sweep = false;
     seam.pass(Step::AfterCommit)?;
     store.stored(row)
+}
+
+impl Reserved {
+    /// Holds a function's user id, and the numbers that it has had, until [`Shared::release`].
+    pub(super) fn hold(reserved: &mut BTreeMap<String, Self>, name: &str, slot: u32, last_version: u64) {
+        let held = reserved.entry(name.to_owned()).or_insert(Self { users: 0, last_version: 0, slot });
+        held.users += 1;
+        held.last_version = held.last_version.max(last_version);
+    }
 }
 
 impl Shared {
@@ -271,7 +286,7 @@ impl Shared {
     }
 
     /// Gives a reservation back. The last one takes the function's folder along, if nothing is in it.
-    fn release(&self, name: &str, folder: &Path) {
+    pub(super) fn release(&self, name: &str, folder: &Path) {
         let mut reserved = self.reserved.lock();
         let Some(held) = reserved.get_mut(name) else { return };
         held.users -= 1;

@@ -41,6 +41,10 @@ pub(super) fn sweep(state: &Path, database: &mut Database, keep: usize) -> Resul
             opened.folders_swept += 1;
             continue;
         }
+        // What a link leads to was put there by somebody else, and may not be there now.
+        if folder.is_symlink() {
+            continue;
+        }
         for path in entries(&folder)? {
             if !kept.contains(&path) {
                 remove_any(&path)?;

@@ -18,7 +18,7 @@ pub(super) fn open(folder: &Path) -> Store {
     Store::open(options(folder)).expect("the store opens")
 }
 
-fn archive(text: &str) -> Vec<u8> {
+pub(super) fn archive(text: &str) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     header.set_size(text.len() as u64);
@@ -37,6 +37,10 @@ pub(super) fn stage(store: &Store, name: &str, text: &str) -> Result<Staged, Sto
 
 pub(super) fn deploy(store: &Store, name: &str, text: &str) -> Result<StoredFunction, StoreError> {
     store.commit(stage(store, name, text)?)
+}
+
+pub(super) fn remove(store: &Store, name: &Name) -> Result<(), StoreError> {
+    store.remove(name)?.clear()
 }
 
 pub(super) fn name(text: &str) -> Name {
@@ -147,7 +151,7 @@ fn user_ids_are_distinct_and_come_back_as_late_as_can_be() {
     let staged = stage(&store, "b", MAIN).expect("b is on its way");
     let c = deploy(&store, "c", MAIN).expect("c");
     assert_eq!((a.slot, staged.slot(), c.slot), (0, 1, 2));
-    store.remove(&name("a")).expect("removed");
+    remove(&store, &name("a")).expect("removed");
     drop(staged);
     assert_eq!(deploy(&store, "d", MAIN).expect("d").slot, 3, "a's id rests");
     drop(store);
@@ -161,11 +165,61 @@ fn removing_takes_everything_along() {
     let store = open(folder.path());
     deploy(&store, "hello", MAIN).expect("first");
     deploy(&store, "hello", MAIN).expect("second");
-    store.remove(&name("hello")).expect("removed");
+    remove(&store, &name("hello")).expect("removed");
     assert_eq!(store.functions().expect("listed"), []);
     assert_eq!(everything(&store.state_dir().join("functions")), Vec::<PathBuf>::new());
-    assert!(matches!(store.remove(&name("hello")), Err(StoreError::NoSuchFunction(_))));
+    assert!(matches!(remove(&store, &name("hello")), Err(StoreError::NoSuchFunction(_))));
     assert_eq!(deploy(&store, "hello", MAIN).expect("again").version, 1);
+}
+
+#[test]
+fn nothing_is_swept_behind_a_link() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path());
+    let [moved, lost] = ["moved", "lost"].map(|name| deploy(&store, name, MAIN).expect("deployed"));
+    let functions = store.state_dir().join("functions");
+    drop(store);
+    let elsewhere = folder.path().join("elsewhere");
+    fs::rename(functions.join("moved"), &elsewhere).expect("moved");
+    std::os::unix::fs::symlink(&elsewhere, functions.join("moved")).expect("linked");
+    fs::write(elsewhere.join("precious"), "").expect("written");
+    fs::remove_dir_all(functions.join("lost")).expect("removed");
+    std::os::unix::fs::symlink(folder.path().join("nowhere"), functions.join("lost")).expect("linked");
+    let store = open(folder.path());
+    assert!(elsewhere.join("precious").exists());
+    assert_eq!(store.opened().missing, ["lost"]);
+    store.check(&moved).expect("its files are there");
+    assert!(store.check(&lost).is_err());
+}
+
+#[test]
+fn a_manifest_that_can_not_be_read_is_its_own_functions_matter() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path());
+    for name in ["a", "b", "c"] {
+        deploy(&store, name, MAIN).expect("deployed");
+    }
+    drop(store);
+    let database =
+        rusqlite::Connection::open(options(folder.path()).state_dir.join("spry.db")).expect("opens");
+    database
+        .execute("UPDATE versions SET manifest = '{\"of\": \"later\"}' WHERE name = 'b'", [])
+        .expect("written");
+    drop(database);
+    let store = open(folder.path());
+    let names = || -> Vec<String> {
+        store.functions().expect("listed").into_iter().map(|one| one.manifest.name.to_string()).collect()
+    };
+    assert_eq!(names(), ["a", "c"]);
+    assert!(matches!(store.function("b"), Err(StoreError::StoredManifest { .. })));
+    // What it lists is not known: no secret goes.
+    let secret = "A".parse().expect("a name");
+    assert!(matches!(store.remove_secret(&secret), Err(StoreError::StoredManifest { .. })));
+    assert_eq!(deploy(&store, "b", MAIN).expect("deployed again").version, 2);
+    let kept = store.versions("b").expect("listed");
+    assert_eq!(kept.iter().map(|one| one.version).collect::<Vec<_>>(), [2]);
+    assert_eq!(names(), ["a", "b", "c"]);
+    remove(&store, &name("b")).expect("removed");
 }
 
 /// Between its rows and its folders, the name is as good as new.
@@ -185,12 +239,12 @@ fn what_is_uploaded_while_a_function_is_removed_stays() {
     let store = Arc::new(Store::open_with(options(folder.path()), seam).expect("opens"));
     opened.set(Arc::downgrade(&store)).expect("once");
     let old = deploy(&store, "hello", MAIN).expect("deployed");
-    store.remove(&name("hello")).expect("removed");
+    remove(&store, &name("hello")).expect("removed");
     assert!(!old.code.exists());
     let staged = uploaded.lock().take().expect("uploaded meanwhile");
     let new = store.commit(staged).expect("committed");
     store.check(&new).expect("its files are there");
-    store.remove(&name("hello")).expect("removed");
+    remove(&store, &name("hello")).expect("removed");
     drop(uploaded.lock().take());
     assert_eq!(deploy(&store, "hello", MAIN).expect("again").version, 1, "the numbers are free again");
 }
@@ -339,7 +393,7 @@ fn cut_off_at_every_step_the_store_is_whole() {
             };
             let done = run("old", "def main(p): return 'new'\n")
                 .and_then(|()| run("fresh", MAIN))
-                .and_then(|()| store.remove(&name("gone")));
+                .and_then(|()| remove(&store, &name("gone")));
             finished |= done.is_ok();
             drop(store);
             whole_after_reopening(folder.path());

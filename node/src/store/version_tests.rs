@@ -6,8 +6,10 @@ use std::path::Path;
 
 use super::super::Options;
 use super::super::database::SCHEMA;
-use super::super::tests::{deploy, failing_after, name, open, options, stage};
+use super::super::tests::{archive, deploy, failing_after, name, open, options, remove, stage};
 use super::*;
+use crate::manifest::Defaults;
+use crate::secrets::SecretName;
 
 /// A Python text that tells its versions apart.
 fn text(version: u64) -> String {
@@ -101,6 +103,58 @@ fn who_was_deployed_last_wins_over_who_went_back() {
     go_back(&store, Some(2)).expect("back");
     let error = store.commit(earlier).expect_err("4 came after it, though it doesn't serve now");
     assert!(matches!(error, StoreError::Overtaken { version: 3, .. }), "{error}");
+}
+
+#[test]
+fn no_version_becomes_current_without_its_secrets() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = open(folder.path());
+    let secret: SecretName = "A".parse().expect("a name");
+    let set = || store.set_secret(&secret, b"sealed").expect("set");
+    let lists = |n: u64| {
+        let mut upload = store.upload().expect("a file");
+        upload.write(&archive(&text(n))).expect("written");
+        let overrides = ["secrets=A".parse().expect("an override")];
+        store.stage(upload, Some("hello"), &overrides, &Defaults::default()).expect("staged")
+    };
+    // It was there when the function's first process began, and nobody listed it.
+    set();
+    let staged = lists(1);
+    assert_eq!(store.remove_secret(&secret).expect("asked"), Ok(true));
+    let error = store.commit(staged).expect_err("its secret is gone");
+    assert!(matches!(error, StoreError::SecretRemoved { .. }), "{error}");
+    assert!(store.function("hello").expect("asked").is_none());
+    set();
+    store.commit(lists(2)).expect("deployed");
+    assert_eq!(store.remove_secret(&secret).expect("asked"), Err(vec!["hello".to_owned()]));
+    // A version that is kept and doesn't serve holds none, and doesn't serve again without.
+    deploy(&store, "hello", &text(3)).expect("deployed");
+    let recalled = store.recall(&name("hello"), None).expect("held");
+    assert_eq!(store.remove_secret(&secret).expect("asked"), Ok(true));
+    let error = store.roll_back(&recalled).expect_err("its secret is gone");
+    assert!(matches!(error, StoreError::SecretRemoved { .. }), "{error}");
+    set();
+    store.roll_back(&recalled).expect("back");
+}
+
+#[test]
+fn what_was_recalled_is_not_mistaken_for_what_came_after_a_removal() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = with_versions(folder.path(), 2);
+    let recalled = store.recall(&name("hello"), Some(1)).expect("held");
+    let uid = recalled.function().uid;
+    remove(&store, &name("hello")).expect("removed");
+    // As many as before, under the same name; and another function, that gets a user id.
+    let ours: Vec<_> = (3..=4).map(|n| deploy(&store, "hello", &text(n)).expect("deployed")).collect();
+    let other = deploy(&store, "other", &text(1)).expect("deployed");
+    let error = store.roll_back(&recalled).expect_err("that version is gone");
+    assert!(matches!(error, StoreError::Overtaken { version: 1, .. }), "{error}");
+    assert_eq!(current(&store), ours[1].version);
+    assert!(ours.iter().all(|ours| ours.version > 2 && ours.uid == uid) && other.uid != uid);
+    drop(recalled);
+    remove(&store, &name("hello")).expect("removed");
+    assert!(!store.state_dir().join("functions/hello").exists(), "nothing is held any more");
+    assert_eq!(deploy(&store, "hello", &text(5)).expect("deployed").version, 1);
 }
 
 #[test]

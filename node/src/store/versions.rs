@@ -4,19 +4,21 @@
 //! number that nobody has had. What is about to serve, or still does, is held or `busy`, and isn't swept.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::database::Database;
 use super::fault::Step;
-use super::{Shared, Store, StoreError, StoredFunction, digest, remove_folder, version_folder};
+use super::{Reserved, Shared, Store, StoreError, StoredFunction, digest, remove_folder, version_folder};
 use crate::manifest::Name;
 
-/// A version that is kept, and may be served again. It isn't swept while this value lives.
+/// A version that is kept, and may be served again. It isn't swept while this value lives; nor, if the function is removed
+/// meanwhile, are its numbers and its user id given out anew: what comes under its name then is never taken for what was recalled.
 #[derive(Debug)]
 pub struct Recalled {
     function: StoredFunction,
     from: u64,
+    folder: PathBuf,
     shared: Arc<Shared>,
 }
 
@@ -34,23 +36,27 @@ impl Drop for Recalled {
         if let Some(at) = held.iter().position(|one| *one == key) {
             held.swap_remove(at);
         }
+        drop(held);
+        self.shared.release(self.function.manifest.name.as_str(), &self.folder);
     }
 }
 
 impl Store {
-    /// Every version of a function that is kept, the newest first.
+    /// Every version of a function that is kept and can be read, the newest first.
     pub fn versions(&self, name: &str) -> Result<Vec<StoredFunction>, StoreError> {
         let rows = self.shared.database.lock().versions(name)?;
-        rows.into_iter().map(|row| self.stored(row)).collect()
+        Ok(self.readable(rows))
     }
 
     /// Holds a version to go back to: `to`, or the newest before the current one.
     pub fn recall(&self, name: &Name, to: Option<u64>) -> Result<Recalled, StoreError> {
+        let mut reserved = self.shared.reserved.lock();
         let mut held = self.shared.held.lock();
         let database = self.shared.database.lock();
-        let from = database.current(name.as_str())?;
-        let from = from.ok_or_else(|| StoreError::NoSuchFunction(name.to_string()))?;
+        let gone = || StoreError::NoSuchFunction(name.to_string());
+        let from = database.current(name.as_str())?.ok_or_else(gone)?;
         let rows = database.versions(name.as_str())?;
+        let (slot, last_version) = database.slot_and_version(name.as_str())?.ok_or_else(gone)?;
         drop(database);
         if to == Some(from) {
             return Err(StoreError::IsCurrent { name: name.to_string(), version: from });
@@ -61,8 +67,9 @@ impl Store {
         let row = row.ok_or_else(|| StoreError::NoSuchVersion { name: name.to_string(), to, kept })?;
         let function = self.stored(row)?;
         held.push((name.to_string(), function.version));
-        drop(held);
-        Ok(Recalled { function, from, shared: Arc::clone(&self.shared) })
+        Reserved::hold(&mut reserved, name.as_str(), slot, last_version);
+        let folder = self.state_dir().join("functions").join(name.as_str());
+        Ok(Recalled { function, from, folder, shared: Arc::clone(&self.shared) })
     }
 
     /// Makes a version the current one, durably and at once, unless another one was deployed since it was recalled.
@@ -71,7 +78,8 @@ impl Store {
         self.shared.seam.pass(Step::BeforeRollback)?;
         let name = function.manifest.name.as_str();
         let database = self.shared.database.lock();
-        if !database.make_current(name, recalled.from, function.version)? {
+        let secrets = &function.manifest.secrets;
+        if !database.make_current(name, recalled.from, function.version, secrets)? {
             return Err(StoreError::Overtaken { name: name.into(), version: function.version });
         }
         drop(database);

@@ -11,17 +11,17 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 
 use super::Shared;
 use super::spec::{Schedule, Source, Spec};
-use super::spool::Spool;
+use super::spool::{Refused, Spool};
 use crate::activation::unix_ms;
 use crate::calls::call::Head;
 use crate::calls::runner::Callees;
-use crate::calls::{Calls, CallsError, NewCall};
+use crate::calls::{BODY_MAX, Calls, CallsError, NewCall};
 
 /// Missed instants that are made up for.
 const MISSED_MAX: usize = 1000;
 /// How late an instant may be noticed and not be a missed one.
 const GRACE_MS: u64 = 60_000;
-/// When the queue is full or the disk is, this is how long the next try waits.
+/// When the queue is full or the disk is, or there are no descriptors, this is how long the next try waits.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
 /// A trigger at work.
@@ -79,21 +79,48 @@ impl Firing {
     async fn watch(&self, folder: &Path, done: Option<&Path>) -> std::io::Result<()> {
         let spool = Spool::open(folder, done)?;
         let ready = crate::sys::watch_readable(spool.fd()?)?;
-        let mut names = spool.all();
+        let mut names = None;
         loop {
-            for name in names {
+            let here = match names.take() {
+                Some(names) => names,
+                None => self.patiently(|| spool.all()).await?,
+            };
+            for name in here {
                 self.take(&spool, &name).await;
             }
             let mut guard = ready.readable().await?;
             guard.clear_ready();
-            names = spool.news();
+            names = spool.news()?;
+        }
+    }
+
+    /// Tries again what fails because the node has no more descriptors or memory: nobody would say of a file a second time that it
+    /// is there.
+    pub(super) async fn patiently<T>(
+        &self,
+        mut what: impl FnMut() -> std::io::Result<T>,
+    ) -> std::io::Result<T> {
+        loop {
+            match what() {
+                Err(error)
+                    if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM)) =>
+                {
+                    *self.shared.problem.lock() = Some(error.to_string());
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+                done => return done,
+            }
         }
     }
 
     /// Makes a call of a file, which goes once that is accepted.
     pub(super) async fn take(&self, spool: &Spool, name: &str) {
-        let limit = self.callees.payload(self.spec.call.as_str()).unwrap_or(0);
-        let found = match spool.read(name, limit) {
+        let limit = self.callees.payload(self.spec.call.as_str()).unwrap_or(0).min(BODY_MAX);
+        let read = || match spool.read(name, limit) {
+            Err(Refused::Os(error)) => Err(error),
+            read => Ok(read),
+        };
+        let found = match self.patiently(read).await.map_err(Refused::Os).flatten() {
             Ok(Some(found)) => found,
             Ok(None) => return,
             Err(error) => {

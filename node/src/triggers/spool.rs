@@ -56,7 +56,10 @@ pub(super) struct Spool {
 impl Spool {
     pub(super) fn open(folder: &Path, done: Option<&Path>) -> std::io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        let events = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR;
+        let events = AddWatchFlags::IN_CLOSE_WRITE
+            | AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_MOVE_SELF
+            | AddWatchFlags::IN_ONLYDIR;
         inotify.add_watch(folder, events)?;
         if let Some(done) = done {
             std::fs::create_dir_all(done)?;
@@ -69,29 +72,35 @@ impl Spool {
         self.inotify.as_fd().try_clone_to_owned()
     }
 
-    /// Names of what has arrived; all there is when too much has.
-    pub(super) fn news(&self) -> Vec<String> {
-        let mut names = Vec::new();
+    /// Names of what has arrived; `None`: so much has that some of it was missed. An error when nothing can arrive any more: who
+    /// watches a folder that was removed hears nothing of the next one at its place.
+    pub(super) fn news(&self) -> std::io::Result<Option<Vec<String>>> {
+        let gone = AddWatchFlags::IN_IGNORED | AddWatchFlags::IN_UNMOUNT | AddWatchFlags::IN_MOVE_SELF;
+        let (mut names, mut too_much) = (Vec::new(), false);
         while let Ok(events) = self.inotify.read_events() {
             for event in events {
-                if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    return self.all();
+                if event.mask.intersects(gone) {
+                    let text = format!("{} was removed, moved or unmounted", self.folder.display());
+                    return Err(std::io::Error::new(std::io::ErrorKind::NotFound, text));
                 }
+                too_much |= event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
                 names.extend(event.name.and_then(|name| name.into_string().ok()));
             }
         }
         names.retain(|name| !name.starts_with('.'));
         names.dedup();
-        names
+        Ok((!too_much).then_some(names))
     }
 
     /// Names of what is there, in order. Those that begin with a dot are being written.
-    pub(super) fn all(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    pub(super) fn all(&self) -> std::io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            names.extend(entry?.file_name().into_string().ok());
+        }
         names.retain(|name| !name.starts_with('.'));
         names.sort();
-        names
+        Ok(names)
     }
 
     /// Reads a file; `None`: it is gone.
@@ -157,8 +166,8 @@ mod tests {
         std::fs::create_dir(at("folder")).expect("made");
         std::os::unix::fs::symlink("/etc/passwd", at("link")).expect("made");
         nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("made");
-        assert_eq!(spool.all(), ["folder", "good", "link", "long", "pipe"]);
-        assert_eq!(spool.news(), ["good", "long"]);
+        assert_eq!(spool.all().expect("listed"), ["folder", "good", "link", "long", "pipe"]);
+        assert_eq!(spool.news().expect("watched").expect("all of it"), ["good", "long"]);
         let found = spool.read("good", 10).expect("readable").expect("there");
         assert_eq!(found.content, b"content");
         assert!(matches!(spool.read("long", 99), Err(Refused::TooLarge(99))));
@@ -200,6 +209,28 @@ mod tests {
         assert!(path.exists(), "what was never read stays");
         spool.finish(&two).expect("removed");
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_goes_is_missed_whatever_comes_in_its_place() {
+        let parent = tempfile::tempdir().expect("a folder");
+        let (folder, aside) = (parent.path().join("in"), parent.path().join("aside"));
+        type Going<'a> = &'a dyn Fn() -> std::io::Result<()>;
+        let going: [Going<'_>; 2] =
+            [&|| std::fs::remove_dir_all(&folder), &|| std::fs::rename(&folder, &aside)];
+        for go in going {
+            std::fs::create_dir(&folder).expect("made");
+            let spool = Spool::open(&folder, None).expect("opens");
+            assert!(spool.news().expect("watched").expect("all of it").is_empty());
+            std::fs::write(folder.join("a"), b"x").expect("written");
+            go().expect("gone");
+            std::fs::create_dir(&folder).expect("made");
+            std::fs::write(folder.join("b"), b"x").expect("written");
+            let error = spool.news().expect_err("nothing is heard of the new one");
+            assert!(error.to_string().contains("was removed"), "{error}");
+            std::fs::remove_dir_all(&folder).expect("removed");
+            assert!(spool.all().is_err(), "a folder that can't be listed isn't an empty one");
+        }
     }
 
     #[test]

@@ -83,3 +83,21 @@ async fn a_file_goes_when_its_call_is_accepted_and_not_before() {
     assert!(spool.path().join("kept").exists());
     assert!(firing.shared.problem.lock().is_some());
 }
+
+#[tokio::test]
+async fn a_file_is_not_given_up_for_want_of_descriptors() {
+    let (state, spool) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let calls = calls(state.path());
+    let firing = firing(&calls, spool.path());
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+        let mut waits =
+            std::pin::pin!(firing.patiently(|| Err::<(), _>(std::io::Error::from_raw_os_error(errno))));
+        assert!(waits.as_mut().poll(&mut context).is_pending(), "{errno}");
+        assert!(firing.shared.problem.lock().take().is_some(), "it is said");
+    }
+    let other = firing.patiently(|| Err::<(), _>(std::io::Error::from_raw_os_error(libc::EACCES))).await;
+    assert_eq!(other.expect_err("said at once").kind(), std::io::ErrorKind::PermissionDenied);
+    assert_eq!(firing.patiently(|| Ok(7)).await.expect("done"), 7);
+    calls.close();
+}

@@ -13,7 +13,7 @@ use spry_node::api::{
 use spry_node::manifest::Name;
 use spry_node::progress::Progress;
 use spry_node::records::{Filter, StoredResult};
-use spry_node::store::{PlannedChain, Recalled, Staged, Store, StoredFunction};
+use spry_node::store::{Leaving, PlannedChain, Recalled, Staged, Store, StoredFunction};
 use spry_node::units::Size;
 use tokio::sync::watch;
 
@@ -161,7 +161,7 @@ impl Engine for Shelf {
     fn remove<'a>(&'a self, name: &'a Name) -> Reply<'a, Result<(), RemoveError>> {
         let known = self.store.function(name.as_str()).expect("the store answers").is_some();
         now(match known {
-            true => self.store.remove(name).map_err(RemoveError::from),
+            true => self.store.remove(name).and_then(Leaving::clear).map_err(RemoveError::from),
             false => Err(RemoveError::NoSuchFunction(name.to_string())),
         })
     }

@@ -106,7 +106,7 @@ fn of_two_deploys_the_one_that_was_stored_last_serves() {
 }
 
 #[test]
-fn a_removal_that_failed_can_be_asked_for_again() {
+fn a_removal_that_failed_changes_nothing_and_can_be_asked_for_again() {
     need_root_and_cc!();
     let mut daemon = Daemon::start("");
     daemon.deploy_python("f", &stays(1), &[]);
@@ -121,6 +121,7 @@ fn a_removal_that_failed_can_be_asked_for_again() {
         let failed = daemon.spry(&remove);
         let said = String::from_utf8_lossy(&failed.stderr).into_owned();
         assert!(failed.status.code() == Some(2) && said.contains("the disk is full"), "{said}");
+        assert_eq!(daemon.post(&format!("/function/{name}"), b"{}").json()["v"], 1, "it serves as before");
         database.execute_batch("DROP TRIGGER full").expect("dropped");
         daemon.spry_ok(&remove);
         let gone = daemon.spry(&remove);

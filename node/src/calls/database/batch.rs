@@ -11,18 +11,21 @@ use crate::gateway::call_id::CallId;
 
 /// Bytes of an answer that a dead letter shows.
 const REASON_MAX: usize = 4096;
+/// SQL for [`Ended::weight`].
+pub(super) const END_WEIGHT: &str = "128 + length(headers) + length(body)";
 
 /// One transaction: many operations, one flush.
 pub(in crate::calls) struct Batch<'a> {
     pub(super) transaction: Transaction<'a>,
     pub(super) end_bytes: &'a mut u64,
-    pub(super) added: u64,
+    /// What `end_bytes` will be when this is on disk.
+    pub(super) end_bytes_then: u64,
 }
 
 impl Batch<'_> {
     pub(in crate::calls) fn commit(self) -> Sql<()> {
         self.transaction.commit()?;
-        *self.end_bytes += self.added;
+        *self.end_bytes = self.end_bytes_then;
         Ok(())
     }
 
@@ -97,7 +100,7 @@ impl Batch<'_> {
         let mut statement = self.transaction.prepare_cached(&sql)?;
         ended.bind(&mut statement)?;
         statement.raw_execute()?;
-        self.added += ended.weight();
+        self.end_bytes_then += ended.weight();
         Ok(())
     }
 
@@ -198,28 +201,58 @@ impl Batch<'_> {
         Ok(self.transaction.execute("DELETE FROM triggers WHERE name = ?1", [name])? > 0)
     }
 
-    /// Forgets what is beyond its bounds; says how many dead letters went.
-    pub(in crate::calls) fn trim(&mut self, keep: &Keep, now_unix_ms: u64) -> Sql<usize> {
+    /// Forgets what is beyond its bounds.
+    pub(in crate::calls) fn trim(&mut self, keep: &Keep, now_unix_ms: u64) -> Sql<Trimmed> {
         let before = |age: Duration| now_unix_ms.saturating_sub(age.as_millis() as u64);
         let tx = &self.transaction;
         tx.execute("DELETE FROM keys WHERE unix_ms < ?1", [before(keep.key_age)])?;
-        let by_count = "DELETE FROM ends WHERE n <= (SELECT max(n) FROM ends) - ?1";
-        tx.execute(by_count, [keep.count])?;
         // The oldest are first; the clock may have been set meanwhile, which costs an end its place at worst.
         let by_age = "DELETE FROM ends WHERE n < (SELECT coalesce(min(n), 9223372036854775807) FROM ends WHERE ended_unix_ms >= ?1)";
         tx.execute(by_age, [before(keep.age)])?;
-        let sum = "SELECT coalesce(sum(128 + length(body)), 0) FROM ends";
-        let mut bytes: u64 = tx.query_row(sum, [], |row| row.get(0))?;
-        while bytes > keep.bytes {
-            let sql = "DELETE FROM ends WHERE n IN (SELECT n FROM ends ORDER BY n LIMIT 64)";
-            if tx.execute(sql, [])? == 0 {
-                break;
-            }
-            bytes = tx.query_row(sum, [], |row| row.get(0))?;
+        let (bytes, beyond) = self.newest_ends(keep)?;
+        if let Some(beyond) = beyond {
+            tx.execute("DELETE FROM ends WHERE n <= ?1", [beyond])?;
         }
-        *self.end_bytes = bytes;
-        self.added = 0;
-        let sql = "DELETE FROM dead WHERE n <= (SELECT max(n) FROM dead) - ?1";
-        tx.execute(sql, [keep.dead_count])
+        self.end_bytes_then = bytes;
+        // By their number, not by the numbers that they have: many have been tried again or dropped since.
+        let by_count = "DELETE FROM dead WHERE n <= (SELECT n FROM dead ORDER BY n DESC LIMIT 1 OFFSET ?1)";
+        let dead = tx.execute(by_count, [keep.dead_count])?;
+        let oldest = |sql: &str| tx.query_row(sql, [], |row| row.get::<_, Option<u64>>(0));
+        let end = oldest("SELECT ended_unix_ms FROM ends ORDER BY n LIMIT 1").optional()?.flatten();
+        let key = oldest("SELECT min(unix_ms) FROM keys")?;
+        let left = |unix_ms: u64, age: Duration| {
+            age.saturating_sub(Duration::from_millis(now_unix_ms.saturating_sub(unix_ms)))
+        };
+        let ends = end.map(|unix_ms| left(unix_ms, keep.age));
+        let again_in = ends.into_iter().chain(key.map(|unix_ms| left(unix_ms, keep.key_age))).min();
+        Ok(Trimmed { dead, again_in })
     }
+
+    /// Bytes of the ends that are kept, and the newest that isn't. When there are too many bytes, an eighth goes with them: not
+    /// every end that comes is to cost a look at all of them.
+    fn newest_ends(&self, keep: &Keep) -> Sql<(u64, Option<i64>)> {
+        let sql = format!("SELECT n, {END_WEIGHT} FROM ends ORDER BY n DESC");
+        let mut statement = self.transaction.prepare_cached(&sql)?;
+        let mut rows = statement.query([])?;
+        let most = if self.end_bytes_then > keep.bytes { keep.bytes - keep.bytes / 8 } else { keep.bytes };
+        let (mut count, mut bytes) = (0, 0_u64);
+        while let Some(row) = rows.next()? {
+            let (n, weight): (i64, u64) = (row.get(0)?, row.get(1)?);
+            let most = if count == 0 { keep.bytes } else { most };
+            if count == keep.count || bytes + weight > most {
+                return Ok((bytes, Some(n)));
+            }
+            (count, bytes) = (count + 1, bytes + weight);
+        }
+        Ok((bytes, None))
+    }
+}
+
+/// What a look for what can be forgotten came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::calls) struct Trimmed {
+    /// Dead letters that had to make room.
+    pub(in crate::calls) dead: usize,
+    /// When the next thing gets too old.
+    pub(in crate::calls) again_in: Option<Duration>,
 }

@@ -39,14 +39,16 @@ impl Reader {
         self.connection.prepare_cached(&sql)?.query_row([id], Ended::read).optional()
     }
 
-    /// Dead letters, the newest first.
-    pub fn dead(&self, function: Option<&str>, limit: usize) -> Sql<Vec<DeadLetter>> {
+    /// Dead letters, those that have died by this instant, the newest first.
+    pub fn dead(&self, function: Option<&str>, until_unix_ms: u64, limit: usize) -> Sql<Vec<DeadLetter>> {
         let sql = format!(
-            "SELECT {} FROM dead WHERE ?1 IS NULL OR function = ?1 ORDER BY n DESC LIMIT ?2",
+            "SELECT {} FROM dead WHERE (?1 IS NULL OR function = ?1) AND died_unix_ms <= ?2 \
+             ORDER BY n DESC LIMIT ?3",
             DeadLetter::COLUMNS
         );
         let mut statement = self.connection.prepare_cached(&sql)?;
-        statement.query_map(params![function, limit as i64], DeadLetter::read)?.collect()
+        let until = until_unix_ms.min(i64::MAX as u64);
+        statement.query_map(params![function, until, limit as i64], DeadLetter::read)?.collect()
     }
 
     /// All triggers, by name.

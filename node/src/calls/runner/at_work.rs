@@ -137,7 +137,7 @@ impl AtWork {
                 return self.ran(id, None);
             }
         };
-        let body_max = if call.callback.is_some() { usize::MAX } else { self.parts.body_max };
+        let body_max = if call.callback.is_some() { self.parts.told_max } else { self.parts.body_max };
         let mut launch = Some(Launch::new(&call, body, body_max, self.parts.own.clone()));
         self.running.insert(id, call);
         self.next_worker = (self.next_worker + 1) % self.parts.workers.len().max(1);

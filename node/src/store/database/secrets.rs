@@ -1,8 +1,9 @@
 //! The rows of secrets: names, and what [`crate::secrets`] made of the values.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Database, StoreError, failed};
+use crate::secrets::SecretName;
 
 /// What this version of the schema adds.
 pub(super) const SECRETS: &str = "
@@ -49,4 +50,20 @@ impl Database {
         let removed = self.connection.execute(sql, [name]).map_err(failed("remove a secret"))?;
         Ok(removed > 0)
     }
+}
+
+/// What becomes a function's current version has all that it lists: whoever removes one asks the current versions.
+pub(super) fn refuse_if_missing(
+    connection: &Connection,
+    name: &str,
+    secrets: &[SecretName],
+) -> Result<(), StoreError> {
+    let failed = failed("look for a secret");
+    let mut statement = connection.prepare_cached("SELECT 1 FROM secrets WHERE name = ?1").map_err(failed)?;
+    for secret in secrets {
+        if !statement.exists([secret.as_str()]).map_err(failed)? {
+            return Err(StoreError::SecretRemoved { name: name.into(), secret: secret.as_str().into() });
+        }
+    }
+    Ok(())
 }

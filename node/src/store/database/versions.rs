@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, TransactionBehavior, params};
 
 use super::{Database, Row, StoreError, failed, row};
+use crate::secrets::SecretName;
 
 /// What version 5 of the schema adds. `last` is the highest number that was given out, so that none comes twice;
 /// `code_sha256` is of the files, or nothing for those that an earlier spryd stored; `used_unix_ms` 0 is never.
@@ -33,8 +34,15 @@ impl Database {
         found.optional().map_err(failed("look up a function"))
     }
 
-    /// Makes a version that is kept the current one, if `from` still is. False when it isn't.
-    pub(in crate::store) fn make_current(&self, name: &str, from: u64, to: u64) -> Result<bool, StoreError> {
+    /// Makes a version that is kept, and lists these secrets, the current one, if `from` still is. False when it isn't.
+    pub(in crate::store) fn make_current(
+        &self,
+        name: &str,
+        from: u64,
+        to: u64,
+        secrets: &[SecretName],
+    ) -> Result<bool, StoreError> {
+        super::secrets::refuse_if_missing(&self.connection, name, secrets)?;
         let sql = "UPDATE functions SET current = ?3 WHERE name = ?1 AND current = ?2 \
                    AND EXISTS (SELECT 1 FROM versions WHERE name = ?1 AND version = ?3)";
         let changed = self.connection.execute(sql, params![name, from, to]);
