@@ -60,12 +60,15 @@ pub(super) async fn dead(client: &Client, wanted: Dead, output: Output) -> Resul
     // Those that there are now, page by page: one that dies again meanwhile is a new one.
     let path = list_of(Some(&name), PAGE)?;
     let now_ms = crate::activation::unix_ms();
+    let mut none = true;
     loop {
         let page: Vec<DeadLetter> = client::read(&client.call(Method::GET, &path).await?)?;
         let old: Vec<_> = page.iter().filter(|dead| dead.died_unix_ms <= now_ms).collect();
         if old.is_empty() {
-            return Ok(());
+            let silent = output != Output::Text || !none;
+            return if silent { Ok(()) } else { print(&format!("no call of {name:?} was given up\n")) };
         }
+        none = false;
         for dead in old {
             each(&dead.call_id).await?;
         }
