@@ -25,6 +25,8 @@ pub use own::{Given, OwnInboxes};
 const BLOCKS: u64 = 64;
 const CAPACITY_MIN: u64 = 64 << 20;
 const CAPACITY_MAX: u64 = 2 << 30;
+/// What is set aside for a body in an inbox that fills up, before any of it has come.
+const FIRST: usize = 4 << 10;
 
 /// One function's inbox.
 #[derive(Debug)]
@@ -82,11 +84,42 @@ impl NodeBytes {
     }
 }
 
+/// Bytes of the node's that somebody holds elsewhere; given back with this value.
+#[derive(Debug)]
+pub struct Held {
+    node: Arc<NodeBytes>,
+    bytes: u64,
+}
+
+impl Held {
+    /// None yet.
+    pub fn new(node: Arc<NodeBytes>) -> Self {
+        Self { node, bytes: 0 }
+    }
+
+    /// Takes more, if the node has them.
+    pub fn take(&mut self, bytes: u64) -> Result<(), Full> {
+        if !self.node.take(bytes) {
+            return Err(Full::Node);
+        }
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.node.give(self.bytes);
+    }
+}
+
 /// Why a block takes no more bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     /// They are over the block's own size.
     Block,
+    /// The inbox has no place for a larger block.
+    Inbox,
     /// The node holds too much.
     Node,
 }
@@ -111,7 +144,39 @@ impl Inbox {
     /// Takes a block of at least `len` bytes; `None` when the inbox is full.
     pub fn allocate(self: &Arc<Self>, len: usize) -> Option<Block> {
         let block = self.blocks.lock().allocate(u32::try_from(len).ok()?)?;
-        Some(Block { inbox: Arc::clone(self), offset: block.offset, capacity: block.len, len: 0 })
+        Some(self.block(block, block.len))
+    }
+
+    /// Takes a block for a head of `head` bytes and a body of at most `body` that is yet to come; `None` when the inbox is full.
+    ///
+    /// One for all of it, as long as that leaves half of the inbox to others. Beyond, it begins small and grows with what
+    /// has really come: clients that only say that they will send much don't keep others out.
+    pub fn open(self: &Arc<Self>, head: usize, body: usize) -> Option<Block> {
+        let most = u32::try_from(head + body).ok()?;
+        let mut blocks = self.blocks.lock();
+        let (in_use, half) = (blocks.in_use(), blocks.capacity() / 2);
+        let has_room = in_use == 0 || u64::from(in_use) + u64::from(most).next_power_of_two() <= half.into();
+        let now = if has_room { most } else { most.min((head + FIRST) as u32) };
+        let block = blocks.allocate(now)?;
+        drop(blocks);
+        Some(self.block(block, most))
+    }
+
+    fn block(self: &Arc<Self>, taken: shm_bus::alloc::Block, most: u32) -> Block {
+        Block { inbox: Arc::clone(self), offset: taken.offset, capacity: taken.len, most, len: 0 }
+    }
+
+    /// What the node's requests hold.
+    pub fn node_bytes(&self) -> &Arc<NodeBytes> {
+        &self.node
+    }
+
+    /// Gives a block back in which `len` bytes were written.
+    fn clear(&self, offset: u32, len: u32) {
+        if self.readers == Readers::Instances(Isolation::Request) {
+            zero(&self.writer, offset, len);
+        }
+        self.blocks.lock().free(offset);
     }
 
     /// Bytes in blocks that are taken.
@@ -145,15 +210,22 @@ impl Inbox {
 pub struct Block {
     inbox: Arc<Inbox>,
     offset: u32,
+    /// Bytes that it has place for now.
     capacity: u32,
+    /// Bytes that it may come to have.
+    most: u32,
     len: u32,
 }
 
 impl Block {
     /// Appends `bytes`, or nothing.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Full> {
-        if bytes.len() > (self.capacity - self.len) as usize {
+        if bytes.len() > (self.most - self.len) as usize {
             return Err(Full::Block);
+        }
+        let wanted = self.len + bytes.len() as u32;
+        if wanted > self.capacity {
+            self.grow(wanted)?;
         }
         if !self.inbox.node.take(bytes.len() as u64) {
             return Err(Full::Node);
@@ -161,6 +233,21 @@ impl Block {
         let at = u64::from(self.offset + self.len);
         self.len += bytes.len() as u32;
         self.inbox.writer.write_at(at, bytes).map_err(|_| Full::Block)
+    }
+
+    /// Moves to a block of at least `wanted` bytes, and of twice the size, so that a body is copied twice at most.
+    fn grow(&mut self, wanted: u32) -> Result<(), Full> {
+        let larger = wanted.max(self.capacity.saturating_mul(2)).min(self.most);
+        let block = self.inbox.blocks.lock().allocate(larger).ok_or(Full::Inbox)?;
+        let moved =
+            self.region().and_then(|old| self.inbox.writer.write_at(block.offset.into(), old.as_ref()));
+        if moved.is_err() {
+            self.inbox.blocks.lock().free(block.offset);
+            return Err(Full::Block);
+        }
+        self.inbox.clear(self.offset, self.len);
+        (self.offset, self.capacity) = (block.offset, block.len);
+        Ok(())
     }
 
     /// Overwrites eight bytes at `at`, counted from the block's start (the deadline, known last).
@@ -230,11 +317,8 @@ fn zero(writer: &Writer, offset: u32, len: u32) {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if self.inbox.readers == Readers::Instances(Isolation::Request) {
-            zero(&self.inbox.writer, self.offset, self.len);
-        }
         self.inbox.node.give(u64::from(self.len));
-        self.inbox.blocks.lock().free(self.offset);
+        self.inbox.clear(self.offset, self.len);
     }
 }
 
@@ -256,6 +340,47 @@ mod tests {
         drop(block);
         assert_eq!((node.used(), inbox.in_use_bytes()), (0, 0));
         inbox.region(place.offset.into(), len as u64).expect("within").as_ref().to_vec()
+    }
+
+    #[test]
+    fn who_announces_much_and_sends_little_leaves_room_for_others() {
+        let node = NodeBytes::new(8 << 20);
+        let payload: usize = 6 << 20;
+        let name = SegmentName { id: 1, generation: 1 };
+        let readers = Readers::Instances(Isolation::Request);
+        let inbox = Inbox::new("idle", name, payload as u64, Arc::clone(&node), readers).expect("an inbox");
+        let idle: Vec<_> =
+            (0..8192).map(|_| inbox.open(100, payload).expect("room for one that sends nothing")).collect();
+        // Somebody who really sends that much.
+        let body: Vec<u8> = (0..payload).map(|at| (at % 251) as u8).collect();
+        let mut block = inbox.open(100, payload).expect("room");
+        let mut places = std::collections::BTreeSet::new();
+        for piece in [&[7; 100][..], &body].concat().chunks(10_000) {
+            block.append(piece).expect("room");
+            places.insert(block.place().offset);
+        }
+        assert!(places.len() > 1, "it never had to move");
+        let lies = block.region().expect("within");
+        assert!(lies.as_ref()[..100] == [7; 100] && lies.as_ref()[100..] == body);
+        assert_eq!(node.used(), 100 + payload as u64, "moving counts nothing twice");
+        assert_eq!(block.append(&[1]), Err(Full::Block), "that was all that it may have");
+        block.shrink();
+        drop((lies, block));
+        for offset in places {
+            let left = inbox.region(offset.into(), 100).expect("within");
+            assert!(left.as_ref().iter().all(|byte| *byte == 0), "what was moved on lies there still");
+        }
+        drop(idle);
+        assert_eq!((node.used(), inbox.in_use_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn the_largest_body_fits_where_nobody_else_is() {
+        let node = NodeBytes::new(u64::MAX);
+        let name = SegmentName { id: 1, generation: 1 };
+        let inbox = Inbox::new("huge", name, 1 << 30, Arc::clone(&node), Readers::Nobody).expect("an inbox");
+        let block = inbox.open(1000, 1 << 30).expect("room");
+        assert!(block.capacity > 1 << 30, "it need not move");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use http::Method;
 use super::client::{self, Client};
 use super::{Failure, Output, invoke, print, print_json, segment, show, show_at};
 use crate::api::{ActivationView, LaterState, LogLine};
+use crate::gateway::call_id::CallId;
 use crate::units::Period;
 
 /// What one request may wait for; longer waits are made of several.
@@ -75,6 +76,11 @@ pub(super) async fn activation(client: &Client, wanted: Activation, output: Outp
         Activation::Result { id, wait } => result(client, &id, wait).await,
         Activation::Get { id, wait } => get(client, &id, wait, output).await,
         Activation::Cancel { id } => {
+            if CallId::parse(&id).is_none() {
+                return Err(Failure::Usage(format!(
+                    "{id:?} is no call's id: these have 32 digits, 0 to 9 and a to f"
+                )));
+            }
             client.call(Method::DELETE, &format!("/async-function/{}", segment(&id)?)).await?;
             if output == Output::Text {
                 print(&format!("{id} is cancelled and won't run\n"))?;

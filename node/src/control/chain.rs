@@ -1,13 +1,12 @@
 //! `PUT` and `DELETE /system/chain/NAME`.
 
-use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
-use super::deploy::{DRAIN_MAX, next};
+use super::deploy::{TooLong, short};
 use super::{Asker, Control, Refused, answer, blocking, json};
 use crate::chain::spec::{ChainError, FILE_MAX};
 use crate::manifest::Name;
@@ -48,27 +47,12 @@ pub(super) async fn remove(name: &str, control: &Control) -> Result<Response<Ful
     Ok(answer(StatusCode::NO_CONTENT, Bytes::new()))
 }
 
-/// The text. Of one that is too long, the rest is read as well, so that its sender hears why before it meets a
-/// closed door.
 async fn receive<B>(body: B) -> Result<String, Refused>
 where
     B: http_body::Body<Data = Bytes> + Send,
     B::Error: std::fmt::Display,
 {
-    let mut body = pin!(body);
-    let mut text = Vec::new();
-    let mut bytes: u64 = 0;
-    while let Some(piece) = next(&mut body).await? {
-        bytes += piece.len() as u64;
-        if bytes <= FILE_MAX {
-            text.extend_from_slice(&piece);
-        } else if bytes > DRAIN_MAX as u64 {
-            break;
-        }
-    }
     let bad = |error| Refused::Store(StoreError::Chain(error));
-    if bytes > FILE_MAX {
-        return Err(bad(ChainError::TooLong { bytes }));
-    }
+    let text = short(body, FILE_MAX).await?.map_err(|TooLong(bytes)| bad(ChainError::TooLong { bytes }))?;
     String::from_utf8(text).map_err(|_| bad(ChainError::Toml("the text is not UTF-8".into())))
 }

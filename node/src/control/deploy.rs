@@ -97,6 +97,30 @@ where
     write(upload, pieces).await
 }
 
+/// Of a text that is over its limit: its bytes, as far as they were counted.
+pub(super) struct TooLong(pub(super) u64);
+
+/// A short text, of at most `most` bytes. Of a longer one, the rest is read as well, so that its sender hears why before it
+/// meets a closed door.
+pub(super) async fn short<B>(body: B, most: u64) -> Result<Result<Vec<u8>, TooLong>, Refused>
+where
+    B: http_body::Body<Data = Bytes> + Send,
+    B::Error: std::fmt::Display,
+{
+    let mut body = pin!(body);
+    let mut text = Vec::new();
+    let mut bytes: u64 = 0;
+    while let Some(piece) = next(&mut body).await? {
+        bytes += piece.len() as u64;
+        if bytes <= most {
+            text.extend_from_slice(&piece);
+        } else if bytes > DRAIN_MAX as u64 {
+            break;
+        }
+    }
+    Ok(if bytes > most { Err(TooLong(bytes)) } else { Ok(text) })
+}
+
 pub(super) async fn next<B>(body: &mut Pin<&mut B>) -> Result<Option<Bytes>, Refused>
 where
     B: http_body::Body<Data = Bytes>,

@@ -1,14 +1,13 @@
 //! `/system/tokens`: made, listed and revoked. A token's text is in the answer to its making and nowhere else.
 
 use std::collections::BTreeSet;
-use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
-use super::deploy::next;
+use super::deploy::{TooLong, short};
 use super::{Control, Refused, answer, blocking, json};
 use crate::access::{NewToken, StoredToken};
 use crate::activation::unix_ms;
@@ -17,7 +16,7 @@ use crate::manifest::Name;
 use crate::units::Period;
 
 /// Bytes of a request at most.
-const REQUEST_MAX: usize = 64 * 1024;
+const REQUEST_MAX: u64 = 64 * 1024;
 /// Bytes of a note at most.
 const NOTE_MAX: usize = 200;
 /// Tokens at most: all are in memory.
@@ -34,14 +33,8 @@ where
     B: http_body::Body<Data = Bytes> + Send,
     B::Error: std::fmt::Display,
 {
-    let mut body = pin!(body);
-    let mut text = Vec::new();
-    while let Some(piece) = next(&mut body).await? {
-        text.extend_from_slice(&piece);
-        if text.len() > REQUEST_MAX {
-            return Err(Refused::Token(format!("its description is over {REQUEST_MAX} bytes")));
-        }
-    }
+    let too_long = |TooLong(_)| Refused::Token(format!("its description is over {REQUEST_MAX} bytes"));
+    let text = short(body, REQUEST_MAX).await?.map_err(too_long)?;
     let wanted: TokenWanted =
         serde_json::from_slice(&text).map_err(|error| Refused::Token(error.to_string()))?;
     let (text, stored) = check(wanted)?.draw(unix_ms()).map_err(|_| Refused::Broken)?;

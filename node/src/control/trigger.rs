@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 
+use super::deploy::{TooLong, short};
 use super::{Control, Refused, answer, json};
-use crate::triggers::spec::FILE_MAX;
+use crate::triggers::spec::{FILE_MAX, SpecError};
 use crate::triggers::{TriggerError, Triggers};
 
 type Answer = Result<Response<Full<Bytes>>, Refused>;
@@ -31,12 +32,10 @@ where
     B::Error: std::fmt::Display,
 {
     let triggers = triggers(control)?;
-    // `Limited` wants errors that can be boxed; their words are enough.
-    let body = std::pin::pin!(body.map_err(|error| std::io::Error::other(error.to_string())));
-    let read =
-        Limited::new(body, FILE_MAX).collect().await.map_err(|error| Refused::Body(error.to_string()))?;
-    let text = String::from_utf8(read.to_bytes().into())
-        .map_err(|_| Refused::Body("it is no UTF-8 text".to_owned()))?;
+    let bad = |error| Refused::Trigger(TriggerError::Spec(error));
+    let text =
+        short(body, FILE_MAX as u64).await?.map_err(|TooLong(bytes)| bad(SpecError::TooLong { bytes }))?;
+    let text = String::from_utf8(text).map_err(|_| bad(SpecError::Toml("the text is not UTF-8".into())))?;
     let (changed, named) = (Arc::clone(&triggers), name.to_owned());
     let replaced = whole(async move { changed.apply(&named, text).await }).await?;
     json(&serde_json::json!({ "trigger": triggers.get(name), "replaced": replaced }))

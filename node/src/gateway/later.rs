@@ -5,6 +5,7 @@
 //! submitter was told it.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -20,12 +21,13 @@ use super::Refusal;
 use super::body::Body;
 use super::call_id::CallId;
 use super::headers::reaches_function;
-use super::service::{Worker, name, refuse};
+use super::service::{MEMORY_FULL, Worker, name, refuse};
 use super::timing::Timing;
 use crate::access::Caller;
 use crate::calls::call::Head;
 use crate::calls::{BODY_MAX, CallsError, DELAY_MAX, KEY_MAX, NewCall};
 use crate::control::later::{Found, answered, find, view};
+use crate::inbox::Held;
 use crate::units::Period;
 
 const X_CALLBACK_URL: &str = "x-callback-url";
@@ -71,9 +73,9 @@ impl Worker {
         self.control().access().conceal(request.headers_mut());
         let path = &request.uri().path()["/async-function/".len()..];
         let (called, rest) = path.split_at(name_len);
-        let limit_bytes = match (self.node.named(called), self.node.chain_named(called)) {
-            (Some(function), _) => function.stored.manifest.limits.payload.as_bytes(),
-            (None, Some(chain)) => chain.plan.payload_bytes,
+        let (limit_bytes, inbox) = match (self.node.named(called), self.node.chain_named(called)) {
+            (Some(function), _) => (function.stored.manifest.limits.payload.as_bytes(), function.inbox()),
+            (None, Some(chain)) => (chain.plan.payload_bytes, Arc::clone(chain.domain.inbox())),
             (None, None) => return Err(Refusal::NoSuchFunction(called.to_owned())),
         };
         let query = request.uri().query().map_or(String::new(), |query| format!("?{query}"));
@@ -94,8 +96,11 @@ impl Worker {
         }
         let head = Head { method, rest, headers: kept };
         self.fits(&head)?;
-        let body =
-            whole(request.into_body(), limit_bytes.min(BODY_MAX), self.ending().cut.subscribe()).await?;
+        // What arrives counts among the requests in memory until it is on disk.
+        let mut held = Held::new(Arc::clone(inbox.node_bytes()));
+        drop(inbox);
+        let limit_bytes = limit_bytes.min(BODY_MAX);
+        let body = whole(request.into_body(), limit_bytes, &mut held, self.ending().cut.subscribe()).await?;
         let accepted = self.calls.accept(NewCall { function, head, body, callback, delay, key }).await?;
         let mut response = Response::new(Full::default());
         *response.status_mut() = StatusCode::ACCEPTED;
@@ -185,7 +190,12 @@ fn wait_of(query: &str) -> Result<Duration, Refusal> {
 }
 
 /// A body of at most `limit_bytes`.
-async fn whole(incoming: Incoming, limit_bytes: u64, cut: watch::Receiver<bool>) -> Result<Bytes, Refusal> {
+async fn whole(
+    incoming: Incoming,
+    limit_bytes: u64,
+    held: &mut Held,
+    cut: watch::Receiver<bool>,
+) -> Result<Bytes, Refusal> {
     let too_large = || Refusal::PayloadTooLarge { limit_bytes };
     if incoming.size_hint().lower() > limit_bytes {
         return Err(too_large());
@@ -197,6 +207,7 @@ async fn whole(incoming: Incoming, limit_bytes: u64, cut: watch::Receiver<bool>)
         if (pieces.len() + data.len()) as u64 > limit_bytes {
             return Err(too_large());
         }
+        held.take(data.len() as u64).map_err(|_| MEMORY_FULL)?;
         if pieces.is_empty() && body.is_end() {
             return Ok(data);
         }

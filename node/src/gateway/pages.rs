@@ -35,12 +35,18 @@ pub(super) fn only_reads(method: &Method) -> Result<(), Refusal> {
     }
 }
 
+/// Methods that lead somewhere. A function may be called with any other as well, but for `CONNECT`.
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// `CONNECT` asks for a tunnel: what a function would answer, its client would never see (RFC 9110, section 9.3.6).
+pub(super) fn no_tunnel(method: &Method) -> Result<(), Refusal> {
+    if method == Method::CONNECT { Err(Refusal::MethodNotAllowed(METHODS)) } else { Ok(()) }
+}
+
 pub(super) fn options() -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::NO_CONTENT;
-    response
-        .headers_mut()
-        .insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(METHODS));
     response
 }
 

@@ -19,7 +19,7 @@ use super::answer::{self, Answer, Failed};
 use super::body::Body;
 use super::call_id::{CallId, CallIds};
 use super::headers::reaches_function;
-use super::pages::{only_reads, options, text};
+use super::pages::{no_tunnel, only_reads, options, text};
 use super::timing::Timing;
 use super::{coding, host};
 use crate::access::{Caller, Denied, Need, Scope};
@@ -34,6 +34,9 @@ use crate::trace::Tracer;
 
 /// A buffer for request heads that has grown beyond this is let go, so that one large request isn't kept in memory.
 const SCRATCH_KEPT: usize = 16 * 1024;
+
+const INBOX_FULL: Refusal = Refusal::NodeFull { what: "waiting bodies of this function" };
+pub(super) const MEMORY_FULL: Refusal = Refusal::NodeFull { what: "memory for requests" };
 
 static X_CALL_ID: HeaderName = HeaderName::from_static("x-call-id");
 pub(super) static X_SPRY_START: HeaderName = HeaderName::from_static("x-spry-start");
@@ -104,16 +107,18 @@ impl Worker {
     /// Answers one request, whatever it is.
     pub(super) async fn handle(
         self: Rc<Self>,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         caller: Caller,
     ) -> Response<Full<Bytes>> {
+        let sound = host::settle(&mut request)
+            .and_then(|()| coding::check(request.headers()))
+            .and_then(|()| no_tunnel(request.method()));
         let path = request.uri().path();
         let admitted = match path {
             // Whether it lives must be answered, whoever asks too often.
             "/healthz" => Ok(()),
             _ => self.control.access().admit(caller, request.headers()),
         };
-        let sound = host::check(&request).and_then(|()| coding::check(request.headers()));
         let admitted = sound.and_then(|()| admitted.map_err(Refusal::Denied));
         if let Err(refusal) = admitted {
             let call_id = self.call_ids.next();
@@ -290,8 +295,8 @@ impl Worker {
             let mut scratch = self.scratch.borrow_mut();
             encode_head(&parts, name_len, call_id, &mut scratch).map_err(Refusal::HeadTooLarge)?;
             debug_assert!(scratch.len() <= HEAD_MAX);
-            let block = inbox.allocate(scratch.len() + reserve);
-            let mut block = block.ok_or(Refusal::NodeFull { what: "waiting bodies of this function" })?;
+            let block = inbox.open(scratch.len(), reserve);
+            let mut block = block.ok_or(INBOX_FULL)?;
             fill(&mut block, &scratch, &too_large)?;
             if scratch.capacity() > SCRATCH_KEPT {
                 *scratch = Vec::new();
@@ -320,7 +325,8 @@ impl Worker {
 fn fill(block: &mut Block, bytes: &[u8], too_large: &Refusal) -> Result<(), Refusal> {
     block.append(bytes).map_err(|full| match full {
         FullInbox::Block => too_large.clone(),
-        FullInbox::Node => Refusal::NodeFull { what: "memory for requests" },
+        FullInbox::Inbox => INBOX_FULL,
+        FullInbox::Node => MEMORY_FULL,
     })
 }
 

@@ -152,6 +152,8 @@ pub(super) fn watch_zygote(
     function: Arc<Function>,
     tender: UnboundedSender<ToTender>,
 ) {
+    // (Its pipe has both streams.)
+    function.history.lock().log(None, Stream::Stderr, zygote.loading_output().as_bytes());
     if let Some(pipe) = zygote.take_output() {
         let function = Arc::clone(&function);
         tokio::task::spawn_local(log_zygote(function, pipe));

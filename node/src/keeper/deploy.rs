@@ -146,6 +146,8 @@ impl Keeper {
         // (It isn't served if it could not be.)
         if let Some(function) = self.node.unpublish(name.as_str()) {
             function.supersede();
+            // Who follows its output needn't wait for a line to hear that there is nothing to follow.
+            function.history.lock().news().notify_waiters();
         }
         // Versions before it may have calls, too.
         for tender in self.tenders_of(name) {

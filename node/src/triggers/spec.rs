@@ -23,6 +23,12 @@ pub enum SpecError {
     /// Not TOML, an unknown key, or a value of the wrong kind.
     #[error("trigger: {0}")]
     Toml(String),
+    /// It is longer than any that is read.
+    #[error("the trigger's text is {bytes} bytes long; {FILE_MAX} are the most that is read")]
+    TooLong {
+        /// How long.
+        bytes: u64,
+    },
     /// A key has a value that it can't have.
     #[error("trigger: {key} is \"{value}\", but must be {bound}")]
     Bound {
@@ -168,6 +174,9 @@ impl Schedule {
 impl FromStr for Spec {
     type Err = SpecError;
     fn from_str(text: &str) -> Result<Self, SpecError> {
+        if text.len() > FILE_MAX {
+            return Err(SpecError::TooLong { bytes: text.len() as u64 });
+        }
         let raw: RawSpec = toml::from_str(text).map_err(|error| SpecError::Toml(error.to_string()))?;
         let bad = |key, value: &str, bound: &str| SpecError::Bound {
             key,

@@ -92,6 +92,17 @@ impl Connection {
         response
     }
 
+    /// Reads an interim response (1xx); returns its status.
+    pub(crate) fn interim(&mut self) -> u16 {
+        let mut lines = [String::new(), String::new()];
+        for line in &mut lines {
+            self.stream.read_line(line).expect("a line");
+        }
+        assert_eq!(lines[1], "\r\n", "it has no headers");
+        let status = lines[0].split(' ').nth(1).and_then(|word| word.parse().ok());
+        status.unwrap_or_else(|| panic!("not a status line: {lines:?}"))
+    }
+
     pub(crate) fn call(
         &mut self,
         method: &str,

@@ -14,7 +14,7 @@ def main(request: spry.Request):
         return spry.Response(status=204)
     return {"method": request.method, "path": request.path, "query": request.query,
             "length": len(request.body), "sum": sum(request.body) % 65521,
-            "agent": request.headers.get("x-agent", "")}
+            "agent": request.headers.get("x-agent", ""), "host": request.headers.get("host", "")}
 "#;
 
 fn with_mirror() -> Daemon {
@@ -153,6 +153,62 @@ fn a_request_says_once_whom_it_is_for() {
 }
 
 #[test]
+fn a_target_that_names_a_host_says_which_it_is() {
+    need_root_and_cc!();
+    let daemon = with_mirror();
+    let mut connection = Connection::open(daemon.address);
+    connection.write(b"GET http://named:80/function/mirror/a?b HTTP/1.1\r\nhost: other\r\n\r\n");
+    let seen = connection.receive(false).json();
+    assert_eq!((&seen["host"], &seen["path"]), (&"named:80".into(), &"/a".into()));
+    connection.write(b"GET http://me@named/function/mirror HTTP/1.1\r\nhost: other\r\n\r\n");
+    assert_eq!(connection.receive(false).error_code(), "bad_host");
+    daemon.stop();
+}
+
+#[test]
+fn a_tunnel_is_refused_in_so_many_words() {
+    need_root_and_cc!();
+    let daemon = with_mirror();
+    let mut connection = Connection::open(daemon.address);
+    for target in ["/function/mirror", "http://t/function/mirror", "t:80"] {
+        connection.write(format!("CONNECT {target} HTTP/1.1\r\nhost: t\r\n\r\n").as_bytes());
+        let refused = connection.receive(false);
+        assert_eq!((refused.status, refused.error_code().as_str()), (405, "method_not_allowed"), "{target}");
+    }
+    assert_eq!(connection.call("GET", "/function/mirror", &[], b"").status, 200);
+    daemon.stop();
+}
+
+#[test]
+fn who_announces_bodies_and_sends_none_keeps_nobody_out() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("mirror", MIRROR, &["limits.payload=100MiB", "limits.memory=512MiB"]);
+    // Twenty times what the function's inbox has place for.
+    let idle: Vec<_> = (0..320)
+        .map(|number| {
+            let mut connection = Connection::open(daemon.address);
+            let framing = ["content-length: 100000000", "transfer-encoding: chunked"][number % 2];
+            connection.write(
+                format!(
+                    "POST /function/mirror HTTP/1.1\r\nhost: t\r\nexpect: 100-continue\r\n{framing}\r\n\r\n"
+                )
+                .as_bytes(),
+            );
+            // Its body is waited for: it has its place.
+            assert_eq!(connection.interim(), 100);
+            connection
+        })
+        .collect();
+    assert_eq!(daemon.get("/function/mirror").status, 200);
+    let body = vec![1; 20 << 20];
+    let large = daemon.post("/function/mirror", &body);
+    assert_eq!((large.status, large.json()["sum"].as_u64()), (200, Some(body.len() as u64 % 65521)));
+    drop(idle);
+    daemon.stop();
+}
+
+#[test]
 fn a_body_that_is_coded_otherwise_reaches_no_function() {
     need_root_and_cc!();
     let daemon = with_mirror();
@@ -197,6 +253,7 @@ fn http2_with_prior_knowledge_is_served() {
                 let body = response.into_body().collect().await.expect("a body").to_bytes();
                 let seen: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
                 assert_eq!(seen["length"], number * 1000);
+                assert_eq!(seen["host"], "t", "where HTTP/1.1 has it");
             }
         });
         let mut all = tokio::task::JoinSet::new();

@@ -213,6 +213,13 @@ fn one_slow_function_blocks_no_other_and_waiting_calls_can_be_cancelled() {
     assert_eq!(waited["later"]["state"], "cancelled", "and nobody waits for what has ended");
     assert_eq!(daemon.spry(&["activation", "cancel", id.trim()]).status.code(), Some(2));
     assert_eq!(daemon.spry(&["invoke", "quick", "--delay", "10m"]).status.code(), Some(64));
+    let no_id = daemon.spry(&["activation", "cancel", "quick"]);
+    assert_eq!(no_id.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&no_id.stderr).contains("\"quick\" is no call's id"));
+    assert_eq!(
+        daemon.spry_ok(&["dead", "retry", "--all-of", "quick"]),
+        "no call of \"quick\" was given up\n"
+    );
     let runs = slow.iter().zip(&cancelled).find(|(_, status)| **status == 409).expect("counted above").0;
     let early = daemon.spry(&["activation", "result", runs, "--wait", "1ms"]);
     assert_eq!(early.status.code(), Some(2));
@@ -255,6 +262,30 @@ fn a_full_queue_refuses_with_retry_after() {
     assert_eq!((id_of(&again), again.header("x-spry-repeated")), (id_of(&first), Some("true")));
     let other = later(daemon.address, "quick", &keyed, b"b");
     assert_eq!((other.status, other.error_code().as_str()), (422, "idempotency_key_reused"));
+    daemon.stop();
+}
+
+#[test]
+fn bodies_that_arrive_count_among_the_requests_in_memory() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("[queue]\nmemory = \"1MiB\"\n");
+    daemon.deploy_python("quick", "def main(params): return 'ok'\n", &[]);
+    let body = vec![b'x'; 700_000];
+    let mut slow = Connection::open(daemon.address);
+    slow.write(b"POST /async-function/quick HTTP/1.1\r\nhost: t\r\ncontent-length: 700000\r\n\r\n");
+    slow.write(&body[1..]);
+    daemon.until("there is no room for as much again", |daemon| {
+        let refused = later(daemon.address, "quick", &[], &body);
+        refused.status == 503
+            && refused.error_code() == "node_full"
+            && refused.header("retry-after").is_some()
+    });
+    assert_eq!(daemon.post("/function/quick", &body).error_code(), "node_full", "it is the same memory");
+    slow.write(b"x");
+    assert_eq!(slow.receive(false).status, 202);
+    daemon.until("its place is free again", |daemon| {
+        later(daemon.address, "quick", &[("x-delay", "1h")], &body).status == 202
+    });
     daemon.stop();
 }
 

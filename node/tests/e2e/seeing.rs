@@ -1,6 +1,7 @@
 //! What an operator sees: the metrics page.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
 
 use super::client::Connection;
 use super::daemon::Daemon;
@@ -89,6 +90,49 @@ fn metrics_tell_what_happened_and_each_has_its_description() {
 
 /// A function that says what it was given, and what the caller got back.
 const ECHO: &str = "import spry\ndef main(request: spry.Request):\n  return {k.lower(): v for k, v in dict(request.headers).items()}\n";
+
+#[test]
+fn top_counts_the_cpus_of_the_node() {
+    need_root_and_cc!();
+    // (Its workers have one each.)
+    let daemon = Daemon::start("");
+    let cpus = std::thread::available_parallelism().expect("a number");
+    let shown = daemon.spry_ok(&["top", "--once", "-i", "1ms"]);
+    assert!(shown.contains(&format!(", {cpus} CPUs,")) && !shown.contains("-0"), "{shown}");
+    daemon.stop();
+}
+
+#[test]
+fn what_is_printed_while_a_function_is_loaded_is_in_its_log() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    let source = "import sys\nprint('told at import')\nprint('warned at import', file=sys.stderr)\n\
+                  def main(params):\n    print('told in a call')\n    return {}\n";
+    daemon.deploy_python("fn", source, &[]);
+    assert_eq!(daemon.post("/function/fn", b"{}").status, 200);
+    daemon.until("all of it is there", |daemon| {
+        let logs = daemon.spry_ok(&["logs", "fn"]);
+        ["told at import", "warned at import", "told in a call"].iter().all(|words| logs.contains(words))
+    });
+    daemon.stop();
+}
+
+#[test]
+fn who_follows_the_log_of_what_is_removed_is_told() {
+    need_root_and_cc!();
+    let daemon = Daemon::start("");
+    daemon.deploy_python("fn", "def main(params): return {}\n", &[]);
+    let mut stream = std::os::unix::net::UnixStream::connect(daemon.socket()).expect("connected");
+    // A watchdog, far below the wait.
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(30))).expect("set");
+    let path = "/system/function/fn/logs?since=0&wait=60s";
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: t\r\nconnection: close\r\n\r\n").expect("sent");
+    daemon.spry_ok(&["remove", "fn"]);
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it is told before its wait is over");
+    assert!(answer.starts_with("HTTP/1.1 404") && answer.contains("no_such_function"), "{answer}");
+    daemon.stop();
+}
 
 #[test]
 fn a_trace_goes_through_the_function_and_comes_back() {

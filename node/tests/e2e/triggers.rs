@@ -1,5 +1,7 @@
 //! Triggers: a schedule that fires, a folder whose files are calls, over a restart.
 
+use std::io::{Read, Write};
+
 use super::daemon::Daemon;
 use crate::need_root_and_cc;
 
@@ -38,6 +40,16 @@ fn a_schedule_fires_and_rests_while_it_is_paused() {
     assert_eq!(daemon.spry(&["trigger", "pause", "tick"]).status.code(), Some(2));
     let refused = apply(&daemon, "name = 'x'\ncall = 'nobody'\n[cron]\nschedule = '0 0 * * *'\n");
     assert_eq!(refused.status.code(), Some(2));
+    // Whose text is too long hears that, however long it is.
+    let long = format!("#{}\n{text}", "x".repeat(3_000_000));
+    let said = String::from_utf8_lossy(&apply(&daemon, &long).stderr).into_owned();
+    assert!(said.contains("262144 are the most that is read"), "{said}");
+    let mut stream = std::os::unix::net::UnixStream::connect(daemon.socket()).expect("connected");
+    let head = format!("PUT /system/trigger/x HTTP/1.1\r\nhost: t\r\ncontent-length: {}\r\n", long.len());
+    stream.write_all(format!("{head}connection: close\r\n\r\n{long}").as_bytes()).expect("all is taken");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("bad_trigger"), "{answer}");
     daemon.stop();
 }
 

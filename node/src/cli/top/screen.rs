@@ -84,9 +84,10 @@ fn bound(ms: Option<f64>) -> String {
 fn summary(model: &Model) -> Vec<Line<'static>> {
     let Some(now) = model.now() else { return Vec::new() };
     let rows = model.rows();
-    let rate: f64 = rows.iter().map(|row| row.rate).sum();
-    let failed: f64 = rows.iter().map(|row| row.failed).sum();
-    let cpu: f64 = rows.iter().map(|row| row.cpu_percent).sum();
+    // (The sum of no floats is -0.)
+    let sum = |of: fn(&Row) -> f64| rows.iter().map(of).fold(0.0, |sum, one| sum + one);
+    let (rate, failed) = (sum(|row| row.rate), sum(|row| row.failed));
+    let cpu = sum(|row| row.cpu_percent);
     let (busy, processes) = rows.iter().fold((0, 0), |(b, p), row| (b + row.busy, p + row.processes));
     vec![
         Line::from(format!(

@@ -350,7 +350,7 @@ mod tests {
         // It is the same when it has been made.
         let measured = Measured { is_there: true, start_ns: 300_000_000, restore_ns: 1, bytes: 1 << 20 };
         let there = [(shared.key.clone(), measured)];
-        let again = known.plan(&[ground("g")].into(), &there, 2 << 20, Instant::now(), |_, _, _| true);
+        let again = known.plan(&[ground("g")].into(), &there, 1 << 20, Instant::now(), |_, _, _| true);
         assert_eq!(again.len(), 1, "{again:?}");
         assert_eq!(again[0].key, shared.key);
     }
