@@ -22,7 +22,7 @@ pub use own::{Given, OwnInboxes};
 
 /// Bodies that can be held at once, if all were of the largest size. Address space, not memory: pages
 /// that were never written cost nothing.
-const BLOCKS: u64 = 64;
+pub const BLOCKS: u64 = 64;
 const CAPACITY_MIN: u64 = 64 << 20;
 const CAPACITY_MAX: u64 = 2 << 30;
 /// What is set aside for a body in an inbox that fills up, before any of it has come.
@@ -67,7 +67,11 @@ impl NodeBytes {
     }
 
     fn take(&self, bytes: u64) -> bool {
-        if self.used.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.limit {
+        self.take_within(bytes, self.limit)
+    }
+
+    fn take_within(&self, bytes: u64, limit: u64) -> bool {
+        if self.used.fetch_add(bytes, Ordering::Relaxed) + bytes <= limit {
             return true;
         }
         self.give(bytes);
@@ -95,6 +99,11 @@ impl Held {
     /// None yet.
     pub fn new(node: Arc<NodeBytes>) -> Self {
         Self { node, bytes: 0 }
+    }
+
+    /// So many, if half of what there may be is left to others then.
+    pub fn of_half(node: &Arc<NodeBytes>, bytes: u64) -> Option<Self> {
+        node.take_within(bytes, node.limit / 2).then(|| Self { node: Arc::clone(node), bytes })
     }
 
     /// Takes more, if the node has them.

@@ -20,6 +20,7 @@ use spry_sched::backend::Process;
 use spry_sched::signals::Tracked;
 
 use crate::activation::Stream;
+use crate::gateway::Shelf;
 use crate::stat;
 use crate::sys::{self, CpuSet};
 use crate::zygote::rewind::Gate;
@@ -118,6 +119,8 @@ pub struct Instance {
     output: Mutex<Output>,
     has_output: AtomicBool,
     kept_blocks: AtomicU32,
+    /// Room for answers that wait to be sent.
+    pub unsent: Arc<Shelf>,
 }
 
 /// What an instance is made of.
@@ -166,6 +169,7 @@ impl Instance {
         // What is tracked counts from now on, the process's clock from its birth.
         let clock_ns = if parts.tracked.is_none() && !parts.ahead { process.cpu_ns() } else { None };
         let gate = parts.gate.clone();
+        let unsent = Shelf::new(parts.outbox.len() / 2);
         let instance = Arc::new(Self {
             peer: parts.peer,
             pid: parts.pid,
@@ -193,6 +197,7 @@ impl Instance {
             memory_bytes: AtomicU64::new(0),
             memory_looked_unix_ms: AtomicU64::new(0),
             kept_blocks: AtomicU32::new(0),
+            unsent,
             output: Mutex::new(Output {
                 pipes: vec![parts.stdout, parts.stderr],
                 held: Vec::new(),

@@ -24,6 +24,7 @@ use shm_bus::segment::{Region, SegmentError, SegmentName};
 use spry_sched::crowd::Crowd;
 use spry_wire::frame::Place;
 
+use crate::gateway::Shelf;
 use crate::inbox::Inbox;
 use crate::instance::Instance;
 
@@ -37,6 +38,7 @@ pub struct Domain {
     under_way: AtomicU32,
     crowd: Mutex<Crowd>,
     is_crowded: AtomicBool,
+    unsent: Arc<Shelf>,
 }
 
 /// Outboxes of the dead at most. More can't be needed: each holds the value of some run, and so many runs find no trails.
@@ -119,7 +121,10 @@ impl Calls {
 impl Domain {
     /// A domain without members.
     pub fn new(inbox: Arc<Inbox>) -> Arc<Self> {
+        // As much as in the outbox of a function with the same limit.
+        let unsent = Shelf::new(2 * u64::from(inbox.spec().len) / crate::inbox::BLOCKS);
         Arc::new(Self {
+            unsent,
             inbox,
             outboxes: RwLock::default(),
             calls: Mutex::default(),
@@ -146,6 +151,11 @@ impl Domain {
     /// Whether its runs are a crowd.
     pub fn is_crowded(&self) -> bool {
         self.is_crowded.load(Ordering::Relaxed)
+    }
+
+    /// Room for results that wait to be sent.
+    pub fn unsent(&self) -> &Arc<Shelf> {
+        &self.unsent
     }
 
     /// Where spryd writes what the members read.

@@ -28,7 +28,7 @@ use crate::control::Control;
 use crate::control::token::{ApiToken, TokenError};
 use crate::dispatch::{Bus, Dispatcher, QueueLimits, ToWorker};
 use crate::embedded::{self, ExtractError};
-use crate::gateway::{self, WorkerSpec, tls};
+use crate::gateway::{self, Unsent, WorkerSpec, tls};
 use crate::inbox::NodeBytes;
 use crate::keeper::{self, Keeper};
 use crate::log;
@@ -171,11 +171,13 @@ async fn serve(
         Arc::new(control_api.with_calls(Arc::clone(&calls)).with_triggers(Arc::clone(&triggers)));
     let door = config.tls.as_ref().map(tls::Door::open).transpose()?;
     let (exporter, spans) = start_tracing(&config, &bus)?;
+    let node_bytes = NodeBytes::new(config.queue.memory.as_bytes());
     let shared = Shared {
         bus: Arc::clone(&bus),
         node: Arc::clone(&node),
         control: Arc::clone(&control_api),
         calls: Arc::clone(&calls),
+        unsent: Unsent::new(Arc::clone(&node_bytes)),
         tls: door.clone(),
         spans,
     };
@@ -194,7 +196,7 @@ async fn serve(
         secrets,
         dispatcher: Rc::clone(&dispatcher),
         workers,
-        node_bytes: NodeBytes::new(config.queue.memory.as_bytes()),
+        node_bytes,
         budget,
         keepalive: config.keepalive,
     });
@@ -304,6 +306,7 @@ struct Shared {
     node: Arc<Node>,
     control: Arc<Control>,
     calls: Arc<Calls>,
+    unsent: Arc<Unsent>,
     tls: Option<Arc<tls::Door>>,
     spans: Option<trace::Sink>,
 }
@@ -337,6 +340,7 @@ fn start_workers(config: &Config, shared: &Shared) -> Result<(Vec<keeper::Worker
             node: Arc::clone(&shared.node),
             control: Arc::clone(&shared.control),
             calls: Arc::clone(&shared.calls),
+            unsent: Arc::clone(&shared.unsent),
             tls: shared.tls.clone(),
             spans: shared.spans.clone(),
         };

@@ -22,7 +22,7 @@ use crate::inbox::Block;
 use crate::instance::Instance;
 
 /// Answers up to this length are copied, and the instance gets its block back at once.
-const COPY_MAX: usize = 16 * 1024;
+pub(super) const COPY_MAX: usize = 16 * 1024;
 /// A failure's text is cut to this length.
 const FAILURE_MAX: usize = 64 * 1024;
 
@@ -288,7 +288,7 @@ pub(super) fn place(descriptor: &Descriptor) -> Place {
     Place { segment, generation, offset, length }
 }
 
-fn copied(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn copied(bytes: &[u8]) -> Vec<u8> {
     let mut copy = vec![0; bytes.len()];
     shm_bus::copy::copy(&mut copy, bytes);
     copy

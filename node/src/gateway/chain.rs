@@ -10,6 +10,7 @@ use super::answer::{self, Answer};
 use super::call_id::CallId;
 use super::service::{Outcome, Worker, set_deadline};
 use super::timing::Timing;
+use super::unsent::Client;
 use crate::chain::{Call, Chain};
 
 impl Worker {
@@ -20,6 +21,7 @@ impl Worker {
         request: Request<B>,
         name_len: usize,
         call_id: CallId,
+        client: Option<&Arc<Client>>,
     ) -> (Outcome<Answer>, Vec<u8>)
     where
         B: http_body::Body<Data = Bytes> + Unpin,
@@ -51,7 +53,7 @@ impl Worker {
         drop(timeline);
         let answer = went.and_then(|result| answer::of_chain(result, call.into_holdings(), &chain));
         let outcome = match answer {
-            Ok(answer) => Ok((answer, timing)),
+            Ok(answer) => Ok((self.sent(answer, client, Some(chain.domain.unsent())), timing)),
             Err(failed) => Err((failed, timing)),
         };
         (outcome, steps)

@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 
 use super::LAST_WORDS;
+use super::unsent::Client;
 
 /// What is read from an HTTP/1 connection at once, and the longest head. Twice a head that fits into a frame, so that
 /// one that doesn't is refused in our own words; no more, so that a body's pieces are in the core's own cache when
@@ -44,22 +46,22 @@ pub(super) async fn hold<I, A, F>(
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
-    A: Fn(Request<Incoming>) -> F,
+    A: Fn(Request<Incoming>, Arc<Client>) -> F,
     F: Future<Output = Response<Full<Bytes>>> + 'static,
 {
     let mut builder = auto::Builder::new(LocalExecutor);
     // Not `pipeline_flush`: with it, the 400 for a malformed request is never sent.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(patience).max_buf_size(READ_MAX);
     builder.http2().timer(TokioTimer::new()).max_concurrent_streams(STREAMS_MAX);
-    let pulse = Rc::new(Pulse::default());
+    let (pulse, client) = (Rc::new(Pulse::default()), Arc::<Client>::default());
     let service = hyper::service::service_fn(|request| {
-        let (asked, answer) = (Asked::new(Rc::clone(&pulse)), answer(request));
+        let (asked, answer) = (Asked::new(Rc::clone(&pulse)), answer(request, Arc::clone(&client)));
         async move {
             let _asked = asked;
             Ok::<_, std::convert::Infallible>(answer.await)
         }
     });
-    let io = TokioIo::new(Felt { io, pulse: Rc::clone(&pulse) });
+    let io = TokioIo::new(Felt { io, pulse: Rc::clone(&pulse), client: Arc::clone(&client) });
     let conversation = builder.serve_connection(io, service);
     tokio::pin!(conversation);
     let look = tokio::time::sleep(patience);
@@ -67,6 +69,7 @@ where
     loop {
         tokio::select! {
             ended = conversation.as_mut() => return ended,
+            () = client.ended() => return Ok(()),
             _ = closed.wait_for(|closed| *closed) => break,
             () = look.as_mut() => {}
         }
@@ -141,6 +144,7 @@ impl Drop for Asked {
 struct Felt<I> {
     io: I,
     pulse: Rc<Pulse>,
+    client: Arc<Client>,
 }
 
 impl<I> Felt<I> {
@@ -149,6 +153,13 @@ impl<I> Felt<I> {
             self.pulse.beat();
         }
         went
+    }
+
+    fn taken(&self, went: Poll<std::io::Result<usize>>) -> Poll<std::io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = went {
+            self.client.took(bytes);
+        }
+        self.felt(went)
     }
 }
 
@@ -170,7 +181,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Felt<I> {
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
         let went = Pin::new(&mut self.io).poll_write(context, bytes);
-        self.felt(went)
+        self.taken(went)
     }
 
     fn poll_write_vectored(
@@ -179,7 +190,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Felt<I> {
         pieces: &[IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         let went = Pin::new(&mut self.io).poll_write_vectored(context, pieces);
-        self.felt(went)
+        self.taken(went)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -219,7 +230,7 @@ mod tests {
     async fn heard(sent: &[u8], patience: Duration) -> Vec<u8> {
         let (client, server) = tokio::io::duplex(1 << 16);
         let (_closing, closed) = watch::channel(false);
-        let answer = |_| async { Response::new(Full::from("hello")) };
+        let answer = |_, _| async { Response::new(Full::from("hello")) };
         let (mut reader, mut writer) = tokio::io::split(client);
         let listen = async {
             writer.write_all(sent).await.expect("written");

@@ -19,6 +19,7 @@ mod pages;
 mod service;
 mod timing;
 pub mod tls;
+mod unsent;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub use answer::Failed;
 pub(crate) use answer::failure_in;
 pub use error::Refusal;
 pub(crate) use timing::milliseconds;
+pub use unsent::{Shelf, Unsent};
 
 use crate::access::Caller;
 use crate::calls::Calls;
@@ -76,6 +78,8 @@ pub struct WorkerSpec {
     pub control: Arc<Control>,
     /// The asynchronous calls.
     pub calls: Arc<Calls>,
+    /// The answers that are on their way.
+    pub unsent: Arc<Unsent>,
     /// What HTTP is encrypted with, if it is.
     pub tls: Option<Arc<tls::Door>>,
     /// Where spans of calls go, if anywhere.
@@ -115,7 +119,8 @@ pub fn run(spec: WorkerSpec, ready: std::sync::mpsc::Sender<Result<(), String>>)
         });
         let door = spec.tls;
         let tracer = Tracer::new(spec.spans, tracing);
-        let worker = Worker::new(random, tracer, spec.node, spec.control, spec.calls, dispatcher);
+        let worker =
+            Worker::new(random, tracer, spec.node, spec.control, spec.calls, spec.unsent, dispatcher);
         serve(worker, spec.mailbox, door).await;
     });
 }
@@ -249,11 +254,11 @@ async fn talk<I>(worker: Rc<Worker>, io: I, caller: Caller, closed: watch::Recei
 where
     I: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let answer = move |request: hyper::Request<Incoming>| {
+    let answer = move |request: hyper::Request<Incoming>, client| {
         let worker = Rc::clone(&worker);
         async move {
             let multiplexed = request.version() == http::Version::HTTP_2;
-            let mut response = Rc::clone(&worker).handle(request, caller).await;
+            let mut response = Rc::clone(&worker).handle(request, caller, client).await;
             if worker.ending().closing.get() && !multiplexed {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

@@ -21,6 +21,7 @@ use super::call_id::{CallId, CallIds};
 use super::headers::reaches_function;
 use super::pages::{no_tunnel, only_reads, options, text};
 use super::timing::Timing;
+use super::unsent::{Client, Shelf, Unsent};
 use super::{coding, host};
 use crate::access::{Caller, Denied, Need, Scope};
 use crate::calls::Calls;
@@ -29,6 +30,7 @@ use crate::control::{self, Control};
 use crate::dispatch::{self, Dispatcher, Job};
 use crate::function::Entered;
 use crate::inbox::{Block, Full as FullInbox, Inbox};
+use crate::manifest::Isolation;
 use crate::node::Node;
 use crate::trace::Tracer;
 
@@ -47,6 +49,7 @@ pub(super) struct Worker {
     pub(super) node: Arc<Node>,
     control: Arc<Control>,
     pub(super) calls: Arc<Calls>,
+    unsent: Arc<Unsent>,
     dispatcher: Rc<Dispatcher>,
     pub(super) call_ids: CallIds,
     scratch: RefCell<Vec<u8>>,
@@ -74,6 +77,7 @@ impl Worker {
         node: Arc<Node>,
         control: Arc<Control>,
         calls: Arc<Calls>,
+        unsent: Arc<Unsent>,
         dispatcher: Rc<Dispatcher>,
     ) -> Rc<Self> {
         let call_ids = CallIds::new(random);
@@ -81,6 +85,7 @@ impl Worker {
             node,
             control,
             calls,
+            unsent,
             dispatcher,
             call_ids,
             scratch: RefCell::default(),
@@ -109,6 +114,7 @@ impl Worker {
         self: Rc<Self>,
         mut request: Request<Incoming>,
         caller: Caller,
+        client: Arc<Client>,
     ) -> Response<Full<Bytes>> {
         let sound = host::settle(&mut request)
             .and_then(|()| coding::check(request.headers()))
@@ -129,7 +135,7 @@ impl Worker {
         if let Some(rest) = path.strip_prefix("/function/") {
             let name_len = rest.find('/').unwrap_or(rest.len());
             let call_id = self.call_ids.next();
-            return self.invoke(request, name_len, call_id, caller).await;
+            return self.invoke(request, name_len, call_id, caller, Some(&client)).await;
         }
         if let Some(rest) = path.strip_prefix("/async-function/") {
             let name_len = rest.find('/').unwrap_or(rest.len());
@@ -170,7 +176,7 @@ impl Worker {
     pub(super) async fn run_launch(self: Rc<Self>, mut launch: Launch) {
         let (call_id, name_len) = (launch.id(), launch.name_len());
         let response = match launch.take_request() {
-            Some(request) => self.invoke(request, name_len, call_id, Caller::Local).await,
+            Some(request) => self.invoke(request, name_len, call_id, Caller::Local, None).await,
             None => refuse(&Refusal::NoSuchPath, call_id, Timing::NONE),
         };
         launch.answer(response).await;
@@ -182,6 +188,7 @@ impl Worker {
         name_len: usize,
         call_id: CallId,
         caller: Caller,
+        client: Option<&Arc<Client>>,
     ) -> Response<Full<Bytes>>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
@@ -207,7 +214,7 @@ impl Worker {
             let traced = traced.map(|traced| Named { traced, name: entered.name().into(), is_chain: false });
             let version = entered.stored.version;
             let accepted = Accepted { history, counts, version, call_id, at, traced };
-            let outcome = self.run(entered, request, name_len, call_id).await;
+            let outcome = self.run(entered, request, name_len, call_id, client).await;
             return accepted.respond(outcome, b"", &self.tracer);
         }
         if let Some(chain) = chain {
@@ -215,7 +222,7 @@ impl Worker {
             let (history, counts) = (Arc::clone(&chain.history), Arc::clone(&chain.counts));
             let traced = traced.map(|traced| Named { traced, name: chain.name().into(), is_chain: true });
             let accepted = Accepted { history, counts, version: chain.version, call_id, at, traced };
-            let (outcome, steps) = self.run_chain(chain, request, name_len, call_id).await;
+            let (outcome, steps) = self.run_chain(chain, request, name_len, call_id, client).await;
             return accepted.respond(outcome, &steps, &self.tracer);
         }
         let called = request.uri().path()["/function/".len()..][..name_len].to_owned();
@@ -231,6 +238,7 @@ impl Worker {
         request: Request<B>,
         name_len: usize,
         call_id: CallId,
+        client: Option<&Arc<Client>>,
     ) -> Outcome<Answer>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
@@ -268,7 +276,24 @@ impl Worker {
         let find = answer::of_call(&answered.instance, block);
         let answer = answer::read(&answered.descriptor, limit_bytes, find);
         let answer = answer.map_err(|failed| (failed, timing))?;
-        Ok((answer, timing))
+        let is_reused = function.stored.manifest.isolation == Isolation::Instance;
+        let shelf = is_reused.then_some(&answered.instance.unsent);
+        Ok((self.sent(answer, client, shelf), timing))
+    }
+
+    /// An answer on its way to a client, if there is one.
+    pub(super) fn sent(
+        &self,
+        answer: Answer,
+        client: Option<&Arc<Client>>,
+        shelf: Option<&Arc<Shelf>>,
+    ) -> Answer {
+        let Some(client) = client else { return answer };
+        let body = self.unsent.send(client, answer.body, shelf);
+        if self.unsent.wants_relief() {
+            tokio::task::spawn_local(Arc::clone(&self.unsent).relieve());
+        }
+        Answer { body, ..answer }
     }
 
     /// Writes a request into an inbox while it arrives.

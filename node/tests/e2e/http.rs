@@ -305,3 +305,32 @@ fn clients_that_reset_or_talk_nonsense_harm_nobody() {
     assert!(nonsense.is_closed());
     daemon.stop();
 }
+
+/// An answer of seven million bytes, for clients that take it and for clients that don't.
+#[test]
+fn clients_that_do_not_take_their_answers_keep_nobody_from_theirs() {
+    need_root_and_cc!();
+    // Room for four answers in half of the outbox, and for one copy.
+    let daemon = Daemon::start("[queue]\nmemory = \"16MiB\"\n");
+    let large = "def main(params):\n    return {'large': 'x' * 7_000_000}\n";
+    daemon.deploy_python("large", large, &["scale.max=1", "limits.payload=8MiB"]);
+    let whole = daemon.get("/function/large");
+    assert_eq!((whole.status, whole.body.len()), (200, 7_000_012));
+    let deaf: Vec<TcpStream> = (0..24)
+        .map(|_| {
+            let mut stream = TcpStream::connect(daemon.address).expect("connect");
+            nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::RcvBuf, &4096)
+                .expect("SO_RCVBUF");
+            stream.write_all(b"GET /function/large HTTP/1.1\r\nhost: t\r\n\r\n").expect("send");
+            stream
+        })
+        .collect();
+    // (The first may come when the outbox is full, and a busy machine be slow to make room.)
+    let whole = || {
+        let whole = daemon.get("/function/large");
+        (whole.status, whole.body.len()) == (200, 7_000_012)
+    };
+    assert!((0..3).any(|_| whole()) && (0..3).all(|_| whole()));
+    drop(deaf);
+    daemon.stop();
+}
