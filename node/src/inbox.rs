@@ -175,11 +175,6 @@ impl Inbox {
         Block { inbox: Arc::clone(self), offset: taken.offset, capacity: taken.len, most, len: 0 }
     }
 
-    /// What the node's requests hold.
-    pub fn node_bytes(&self) -> &Arc<NodeBytes> {
-        &self.node
-    }
-
     /// Gives a block back in which `len` bytes were written.
     fn clear(&self, offset: u32, len: u32) {
         if self.readers == Readers::Instances(Isolation::Request) {

@@ -8,8 +8,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use parking_lot::Mutex;
 use shm_bus::Descriptor;
 use shm_bus::begun;
 use shm_bus::ids::{InvocationId, PeerId};
@@ -19,11 +17,14 @@ use shm_bus::transport::FaultKind;
 use spry_sched::backend::Process;
 use spry_sched::signals::Tracked;
 
-use crate::activation::Stream;
 use crate::gateway::Shelf;
 use crate::stat;
 use crate::sys::{self, CpuSet};
 use crate::zygote::rewind::Gate;
+
+mod output;
+
+pub use output::{Output, Taken};
 
 /// What an instance's process has used for a call, as far as it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,8 +117,8 @@ pub struct Instance {
     used_unix_ms: AtomicU64,
     memory_bytes: AtomicU64,
     memory_looked_unix_ms: AtomicU64,
-    output: Mutex<Output>,
-    has_output: AtomicBool,
+    /// What it writes to its standard output and error.
+    pub output: Output,
     kept_blocks: AtomicU32,
     /// Room for answers that wait to be sent.
     pub unsent: Arc<Shelf>,
@@ -198,14 +199,7 @@ impl Instance {
             memory_looked_unix_ms: AtomicU64::new(0),
             kept_blocks: AtomicU32::new(0),
             unsent,
-            output: Mutex::new(Output {
-                pipes: vec![parts.stdout, parts.stderr],
-                held: Vec::new(),
-                held_bytes: 0,
-                dropped_bytes: 0,
-                max_bytes: parts.output_max,
-            }),
-            has_output: AtomicBool::new(false),
+            output: Output::new([parts.stdout, parts.stderr], parts.output_max),
             gate: parts.gate,
         });
         if let Some(gate) = gate {
@@ -238,11 +232,6 @@ impl Instance {
     /// Whether it was reaped.
     pub fn has_ended(&self) -> bool {
         self.ended.load(Ordering::SeqCst)
-    }
-
-    /// Its output has been read to the end: what it is kept for now is its outbox.
-    pub fn close_output(&self) {
-        self.output.lock().pipes.clear();
     }
 
     /// It was reaped: its pid may name another process from now on.
@@ -399,12 +388,12 @@ impl Instance {
 
     /// A chain keeps the block at `offset` no longer: the instance may use it again.
     pub fn give_back(&self, offset: u32) {
-        self.keep_block_once();
+        self.uncount_block();
         self.release.post(offset);
     }
 
-    /// A chain has noted twice that it keeps a block.
-    pub fn keep_block_once(&self) {
+    /// A chain has counted a block that it keeps twice.
+    pub fn uncount_block(&self) {
         self.kept_blocks.fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -412,103 +401,6 @@ impl Instance {
     pub fn is_short_of_blocks(&self) -> bool {
         self.kept_blocks.load(Ordering::Relaxed) >= KEPT_BLOCKS_MAX
     }
-
-    /// Reads what is in the pipes into memory, so that the writer isn't held up.
-    pub fn drain_output(&self) {
-        // Before the read: whoever sees an answer that was sent after the read sees the flag, and
-        // waits for the lock.
-        self.has_output.store(true, Ordering::SeqCst);
-        self.output.lock().drain();
-    }
-
-    /// Reads what is in the pipes; true if they are empty now.
-    pub fn drain_whole_output(&self) -> bool {
-        let mut output = self.output.lock();
-        let before = output.held_bytes;
-        let is_whole = output.drain();
-        if output.held_bytes > before {
-            self.has_output.store(true, Ordering::SeqCst);
-        }
-        is_whole
-    }
-
-    /// Takes the output since the last call. `more`: the pipes may hold some that wasn't read yet.
-    pub fn take_output(&self, more: bool) -> Option<Taken> {
-        if !more && !self.has_output.load(Ordering::SeqCst) {
-            return None;
-        }
-        let mut output = self.output.lock();
-        if more {
-            output.drain();
-        }
-        self.has_output.store(false, Ordering::SeqCst);
-        let taken = Taken { chunks: std::mem::take(&mut output.held), dropped_bytes: output.dropped_bytes };
-        output.held_bytes = 0;
-        output.dropped_bytes = 0;
-        (!taken.chunks.is_empty()).then_some(taken)
-    }
-}
-
-/// Output of one invocation.
-#[derive(Debug)]
-pub struct Taken {
-    /// In the order in which it was read.
-    pub chunks: Vec<(Stream, Vec<u8>)>,
-    /// What was over the limit.
-    pub dropped_bytes: u64,
-}
-
-#[derive(Debug)]
-struct Output {
-    /// Standard output and error, until they are closed.
-    pipes: Vec<OwnedFd>,
-    held: Vec<(Stream, Vec<u8>)>,
-    held_bytes: usize,
-    dropped_bytes: u64,
-    max_bytes: usize,
-}
-
-/// Bytes read from one pipe in one go, at most: a process that writes without end must not keep a worker.
-const DRAIN_MAX: usize = 256 * 1024;
-
-impl Output {
-    /// True: until there was no more, rather than until it was enough.
-    fn drain(&mut self) -> bool {
-        // Both are asked at once: mostly nothing was written.
-        if let [stdout, stderr] = &self.pipes[..]
-            && is_empty([stdout, stderr])
-        {
-            return true;
-        }
-        let mut buffer = [0; 16 * 1024];
-        let mut is_whole = true;
-        for (pipe, stream) in self.pipes.iter().zip([Stream::Stdout, Stream::Stderr]) {
-            let mut total = 0;
-            while total < DRAIN_MAX {
-                let Ok(len) = nix::unistd::read(pipe, &mut buffer) else { break };
-                if len == 0 {
-                    break;
-                }
-                total += len;
-                is_whole &= total < DRAIN_MAX;
-                let room = self.max_bytes.saturating_sub(self.held_bytes).min(len);
-                self.held_bytes += room;
-                self.dropped_bytes += (len - room) as u64;
-                match self.held.last_mut() {
-                    _ if room == 0 => {}
-                    Some((last, bytes)) if *last == stream => bytes.extend_from_slice(&buffer[..room]),
-                    _ => self.held.push((stream, buffer[..room].to_vec())),
-                }
-            }
-        }
-        is_whole
-    }
-}
-
-/// Whether there is nothing to read in these pipes, nor an end.
-fn is_empty(pipes: [&OwnedFd; 2]) -> bool {
-    let mut polled = pipes.map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN));
-    poll(&mut polled, PollTimeout::ZERO) == Ok(0)
 }
 
 /// `VmHWM` of a process.

@@ -91,6 +91,16 @@ impl CpuSet {
     }
 }
 
+/// The CPUs that this process may use, whichever of them the calling thread is bound to: its first thread is bound to none.
+pub fn allowed_cpus() -> Vec<usize> {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::this());
+    let count = nix::sched::CpuSet::count();
+    set.map_or_else(
+        |_| Vec::new(),
+        |set| (0..count).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect(),
+    )
+}
+
 /// Where a thread (by default a process's first) may run.
 pub fn set_affinity(tid: i32, cpus: &CpuSet) -> io::Result<()> {
     // SAFETY: the set is read, at the size given.

@@ -68,7 +68,7 @@ impl Holdings {
         self.blocks.append(&mut other.blocks);
         for (block, instance) in other.answers.drain() {
             if let Some(instance) = self.answers.insert(block, instance).and_then(|kept| kept.upgrade()) {
-                instance.keep_block_once();
+                instance.uncount_block();
             }
         }
         self.answer_bytes += std::mem::take(&mut other.answer_bytes);

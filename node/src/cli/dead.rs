@@ -62,16 +62,14 @@ pub(super) async fn dead(client: &Client, wanted: Dead, output: Output) -> Resul
     // Those that there are now, page by page: one that dies again meanwhile is a new one, and in nobody's way.
     let path = format!("{}&until={}", list_of(Some(&name), PAGE)?, crate::activation::unix_ms());
     let mut done = HashSet::new();
-    let mut none = true;
     loop {
         let page: Vec<DeadLetter> = client::read(&client.call(Method::GET, &path).await?)?;
         // (With a clock that was set back, one that has died again looks like an old one.)
         let old: Vec<_> = page.into_iter().filter(|dead| done.insert(dead.call_id.clone())).collect();
         if old.is_empty() {
-            let silent = output != Output::Text || !none;
-            return if silent { Ok(()) } else { print(&format!("no call of {name:?} was given up\n")) };
+            let is_news = output == Output::Text && done.is_empty();
+            return if is_news { print(&format!("no call of {name:?} was given up\n")) } else { Ok(()) };
         }
-        none = false;
         for dead in old {
             each(&dead.call_id).await?;
         }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
-use super::deploy::{TooLong, short};
+use super::body::{TooLong, short};
 use super::{Asker, Control, Refused, answer, blocking, json};
 use crate::chain::spec::{ChainError, FILE_MAX};
 use crate::manifest::Name;

@@ -4,6 +4,7 @@
 //! [`Store`]'s; who may is [`crate::access`]'s. `docs/control-api.md` has the routes; a test holds it to [`ROUTES`].
 
 mod asker;
+mod body;
 mod chain;
 mod deploy;
 pub(crate) mod later;

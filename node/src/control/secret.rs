@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
-use super::deploy::{DRAIN_MAX, next};
+use super::body::{DRAIN_MAX, next};
 use super::{Control, Refused, answer, blocking, json};
 use crate::secrets::{SecretError, SecretName, VALUE_MAX, Value};
 

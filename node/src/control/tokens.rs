@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
-use super::deploy::{TooLong, short};
+use super::body::{TooLong, short};
 use super::{Control, Refused, answer, blocking, json};
 use crate::access::{NewToken, StoredToken};
 use crate::activation::unix_ms;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
-use super::deploy::{TooLong, short};
+use super::body::{TooLong, short};
 use super::{Control, Refused, answer, json};
 use crate::triggers::spec::{FILE_MAX, SpecError};
 use crate::triggers::{TriggerError, Triggers};

@@ -326,7 +326,7 @@ fn start_tracing(
 type Threads = Vec<std::thread::JoinHandle<()>>;
 
 fn start_workers(config: &Config, shared: &Shared) -> Result<(Vec<keeper::Worker>, Threads), StartupError> {
-    let cpus = allowed_cpus();
+    let cpus = crate::sys::allowed_cpus();
     let (mut workers, mut threads) = (Vec::new(), Vec::new());
     for index in 0..config.workers {
         let (mailbox, letters) = unbounded_channel();
@@ -352,15 +352,6 @@ fn start_workers(config: &Config, shared: &Shared) -> Result<(Vec<keeper::Worker
         workers.push(keeper::Worker { mailbox, cpu });
     }
     Ok((workers, threads))
-}
-
-fn allowed_cpus() -> Vec<usize> {
-    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0));
-    let count = nix::sched::CpuSet::count();
-    set.map_or_else(
-        |_| Vec::new(),
-        |set| (0..count).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).collect(),
-    )
 }
 
 fn open_transport(choice: TransportChoice, ports: usize) -> Result<Selected, BusError> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shm_bus::ids::PortIndex;
 
-use super::{StartupError, allowed_cpus, os};
+use super::{StartupError, os};
 use crate::config::Config;
 use crate::dispatch::{Bus, Cores};
 use crate::schedule::{self, Scheduler};
@@ -13,7 +13,7 @@ use crate::zygote::Executor;
 /// What the bus gets, and in words where CPU times come from.
 pub(super) fn open(config: &Config, executor: &Executor) -> Result<(Cores, String), StartupError> {
     let backend = schedule::open_backend(config.scheduler, executor.cpu_folder());
-    let cores = allowed_cpus().len().max(1);
+    let cores = crate::sys::allowed_cpus().len().max(1);
     let opened = Scheduler::new(config.scheduler.policy, Arc::clone(&backend), cores);
     let scheduler = opened.map_err(os("make the scheduler's timer"))?;
     if let Some(scheduler) = &scheduler {

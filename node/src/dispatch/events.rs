@@ -264,7 +264,7 @@ impl Dispatcher {
 
     /// What the invocation has written goes to the function's log.
     fn log_output(&self, sender: &Sender, id: InvocationId) {
-        let Some(output) = sender.instance.take_output(sender.held) else { return };
+        let Some(output) = sender.instance.output.take(sender.held) else { return };
         let call: Option<CallId> = self.inner.borrow_mut().pending.get(id).map(|pending| pending.call_id());
         let mut history = sender.function.history.lock();
         for (stream, bytes) in &output.chunks {

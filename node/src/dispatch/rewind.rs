@@ -111,7 +111,7 @@ impl Dispatcher {
         let Some(instance) = gate.instance() else { return };
         let function = self.bus.function(instance.peer.function());
         // What it has written since it answered could be read back by its next request.
-        let is_silent = instance.drain_whole_output();
+        let is_silent = instance.output.drain_whole();
         if let Some(function) = &function {
             log_late(function, &instance);
         }
@@ -157,7 +157,7 @@ impl Dispatcher {
 
 /// What an instance has written after its answer is of no call.
 fn log_late(function: &Function, instance: &Instance) {
-    let Some(output) = instance.take_output(false) else { return };
+    let Some(output) = instance.output.take(false) else { return };
     let mut history = function.history.lock();
     for (stream, bytes) in &output.chunks {
         history.log(None, *stream, bytes);

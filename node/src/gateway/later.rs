@@ -73,9 +73,9 @@ impl Worker {
         self.control().access().conceal(request.headers_mut());
         let path = &request.uri().path()["/async-function/".len()..];
         let (called, rest) = path.split_at(name_len);
-        let (limit_bytes, inbox) = match (self.node.named(called), self.node.chain_named(called)) {
-            (Some(function), _) => (function.stored.manifest.limits.payload.as_bytes(), function.inbox()),
-            (None, Some(chain)) => (chain.plan.payload_bytes, Arc::clone(chain.domain.inbox())),
+        let limit_bytes = match (self.node.named(called), self.node.chain_named(called)) {
+            (Some(function), _) => function.stored.manifest.limits.payload.as_bytes(),
+            (None, Some(chain)) => chain.plan.payload_bytes,
             (None, None) => return Err(Refusal::NoSuchFunction(called.to_owned())),
         };
         let query = request.uri().query().map_or(String::new(), |query| format!("?{query}"));
@@ -97,8 +97,7 @@ impl Worker {
         let head = Head { method, rest, headers: kept };
         self.fits(&head)?;
         // What arrives counts among the requests in memory until it is on disk.
-        let mut held = Held::new(Arc::clone(inbox.node_bytes()));
-        drop(inbox);
+        let mut held = Held::new(Arc::clone(self.unsent.memory()));
         let limit_bytes = limit_bytes.min(BODY_MAX);
         let body = whole(request.into_body(), limit_bytes, &mut held, self.ending().cut.subscribe()).await?;
         let accepted = self.calls.accept(NewCall { function, head, body, callback, delay, key }).await?;

@@ -49,7 +49,7 @@ pub(super) struct Worker {
     pub(super) node: Arc<Node>,
     control: Arc<Control>,
     pub(super) calls: Arc<Calls>,
-    unsent: Arc<Unsent>,
+    pub(super) unsent: Arc<Unsent>,
     dispatcher: Rc<Dispatcher>,
     pub(super) call_ids: CallIds,
     scratch: RefCell<Vec<u8>>,

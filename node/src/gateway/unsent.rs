@@ -3,10 +3,11 @@
 //! A large answer is sent from where its function has written it: its block is in use until the client has taken the last of it. Clients
 //! that take nothing would have a function's whole outbox, and nobody else a large answer. So:
 //!
-//! - Half of an outbox ([`Shelf`]) is for them. Beyond, an answer is copied, and its block is free at once. Copies, and answers in
+//! - Half of an outbox ([`Shelf`]) is for them, or one answer that is larger. Beyond, an answer is copied, and its block is free at once. Copies, and answers in
 //!   outboxes that nothing else is written to, take memory while no more than half of `queue.memory` is in use.
 //! - Where there is no room for another, it stays where it is, and as long as it does, connections are ended that hold as much: of
-//!   clients that have not taken [`PACE`] bytes for [`PATIENCE`], those first that have waited longest.
+//!   clients that have not taken [`PACE`] bytes for [`PATIENCE`], those first that have waited longest. One that is alone keeps nobody
+//!   from anything, and isn't ended.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ impl Shelf {
         let used = self.used.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // (Otherwise it is given back with the room.)
         let room = Room::Shelf(Arc::clone(self), bytes);
-        (used <= self.most).then_some(room)
+        (used <= self.most || used == bytes).then_some(room)
     }
 }
 
@@ -126,10 +127,15 @@ pub struct Unsent {
 }
 
 impl Unsent {
-    /// With copies in this memory.
+    /// With copies in this memory, beside requests.
     pub fn new(memory: Arc<NodeBytes>) -> Arc<Self> {
         let (clients, beyond, is_relieved) = Default::default();
         Arc::new(Self { memory, clients, beyond, is_relieved })
+    }
+
+    /// Where requests that arrive count, and answers beyond the outboxes.
+    pub(super) fn memory(&self) -> &Arc<NodeBytes> {
+        &self.memory
     }
 
     /// An answer's body, on its way to a client. `shelf`: of the outbox that it lies in, if others are written there.
@@ -180,6 +186,9 @@ impl Unsent {
     /// Ends the connections of slow clients that hold so many bytes, if there are any.
     fn end_slow(&self, bytes: u64, now: Instant) {
         let clients = self.clients.lock();
+        if clients.len() < 2 {
+            return;
+        }
         let slow = clients.values().filter_map(|client| {
             let debt = client.debt.lock();
             let since = debt.since.filter(|_| !debt.is_ended)?;
@@ -187,19 +196,20 @@ impl Unsent {
         });
         let mut slow: Vec<_> = slow.collect();
         slow.sort_unstable_by_key(|(since, ..)| *since);
-        let mut freed = 0;
-        for (since, owed, client) in slow.into_iter().take_while(|(_, owed, _)| {
-            let enough = freed >= bytes;
-            freed += owed;
-            !enough
-        }) {
+        let (mut ended, mut freed) = (0, 0);
+        for (_, owed, client) in slow {
+            if freed >= bytes {
+                break;
+            }
+            (ended, freed) = (ended + 1, freed + owed);
             client.debt.lock().is_ended = true;
             client.end.notify_one();
-            let slow_s = now.saturating_duration_since(since).as_secs_f64();
-            tracing::debug!(
-                owed,
-                slow_s,
-                "a connection is ended: its client doesn't take its answer, and others need the room"
+        }
+        if ended > 0 {
+            tracing::info!(
+                ended,
+                bytes = freed,
+                "connections are ended: their clients don't take their answers, and others need the room"
             );
         }
     }
@@ -302,6 +312,24 @@ mod tests {
         drop(sent);
         assert_eq!((memory.used(), shelf.used.load(Ordering::Relaxed)), (0, 0));
         assert!(unsent.clients.lock().is_empty() && unsent.beyond.load(Ordering::Relaxed) == 0);
+    }
+
+    #[test]
+    fn who_is_alone_has_all_the_time() {
+        let (unsent, client) = (Unsent::new(NodeBytes::new(LEN as u64)), Arc::default());
+        let shelf = Shelf::new(LEN as u64 / 2);
+        let first = unsent.send(&client, Bytes::from(vec![7; LEN]), Some(&shelf));
+        assert!(!unsent.wants_relief(), "one answer has room on any shelf");
+        let second = unsent.send(&client, Bytes::from(vec![7; LEN]), Some(&shelf));
+        assert!(unsent.wants_relief());
+        wait(&client, 100 * PATIENCE);
+        unsent.end_slow(LEN as u64, Instant::now());
+        assert!(!is_ended(&client));
+        let other = Arc::default();
+        let third = unsent.send(&other, Bytes::from(vec![7; LEN]), None);
+        unsent.end_slow(LEN as u64, Instant::now());
+        assert!(is_ended(&client) && !is_ended(&other));
+        drop((first, second, third));
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub(super) fn watch(watched: Watched) {
             reader.abort();
         }
         log_rest(&function, &instance);
-        instance.close_output();
+        instance.output.close();
         for (invocation, port) in held {
             let begun = instance.has_begun(invocation);
             let refusal = refusal(&function, &instance, &exit, invocation);
@@ -108,7 +108,7 @@ pub(super) fn ended(function: &Function, exit: &Exit) -> Refusal {
 }
 
 fn log_rest(function: &Function, instance: &Instance) {
-    if let Some(output) = instance.take_output(true) {
+    if let Some(output) = instance.output.take(true) {
         let mut history = function.history.lock();
         for (stream, bytes) in &output.chunks {
             history.log(None, *stream, bytes);
@@ -121,7 +121,7 @@ async fn read_output(instance: Arc<Instance>, pipe: OwnedFd) {
     let Ok(ready) = crate::sys::watch(pipe) else { return };
     while let Ok(mut guard) = ready.readable().await {
         guard.clear_ready();
-        instance.drain_output();
+        instance.output.drain();
         if guard.get_inner().as_fd().is_at_end() {
             return;
         }

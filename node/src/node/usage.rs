@@ -27,20 +27,11 @@ pub(super) fn usage(
         at_unix_ms: unix_ms(),
         uptime_ms: uptime.as_millis() as u64,
         transport: transport_name(transport.kind()).to_owned(),
-        cpus: cpus(),
+        cpus: crate::sys::allowed_cpus().len().max(1) as u32,
         spryd: shown(own.cpu, own.resident_bytes),
         bounds_ms: BOUNDS.iter().map(|(ns, _)| *ns as f64 / 1e6).collect(),
         all: functions.chain(chains).collect(),
     }
-}
-
-/// Those that spryd may use. (The thread that looks may be bound to one: the process' first never is.)
-fn cpus() -> u32 {
-    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::this());
-    let count = |set: nix::sched::CpuSet| {
-        (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap_or(false)).count()
-    };
-    set.map_or(1, |set| count(set).max(1) as u32)
 }
 
 fn of_function(function: &Function) -> Usage {

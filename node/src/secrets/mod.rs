@@ -17,7 +17,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::store::{Store, StoreError};
+use crate::store::{Removal, Store, StoreError};
 use key::{Key, KeyError};
 
 /// Bytes of one secret at most.
@@ -179,9 +179,9 @@ impl Secrets {
     /// Forgets one that no function lists.
     pub fn remove(&self, name: &SecretName) -> Result<(), SecretError> {
         match self.store.remove_secret(name)? {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(SecretError::Missing(name.clone())),
-            Err(functions) => Err(SecretError::InUse { name: name.clone(), functions }),
+            Removal::Done => Ok(()),
+            Removal::Missing => Err(SecretError::Missing(name.clone())),
+            Removal::Listed(functions) => Err(SecretError::InUse { name: name.clone(), functions }),
         }
     }
 

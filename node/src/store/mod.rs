@@ -55,6 +55,7 @@ pub use chains::{PlannedChain, Retired, StoredChain, StoredPlan};
 use database::Database;
 pub use error::StoreError;
 use fault::{Seam, Step};
+pub use secrets::Removal;
 pub use stage::{Leaving, Staged, Upload};
 pub use sweep::Opened;
 pub use unpack::{UnpackError, Unpacked};

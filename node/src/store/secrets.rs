@@ -5,6 +5,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::{Store, StoreError};
 use crate::secrets::{SecretName, SecretView};
 
+/// What came of a secret that was to be forgotten.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Removal {
+    /// It is.
+    Done,
+    /// There was none.
+    Missing,
+    /// It isn't: the current versions of these functions list it.
+    Listed(Vec<String>),
+}
+
 impl Store {
     /// Sets one, or replaces it, durably.
     pub fn set_secret(&self, name: &SecretName, sealed: &[u8]) -> Result<(), StoreError> {
@@ -26,8 +37,8 @@ impl Store {
         self.shared.database.lock().secret(name.as_str())
     }
 
-    /// Forgets one that the current version of no function lists; says whether it was there, or else who lists it.
-    pub fn remove_secret(&self, name: &SecretName) -> Result<Result<bool, Vec<String>>, StoreError> {
+    /// Forgets one that the current version of no function lists.
+    pub fn remove_secret(&self, name: &SecretName) -> Result<Removal, StoreError> {
         // Under one lock, so that none becomes the current one in between.
         let database = self.shared.database.lock();
         let functions = database.functions()?.into_iter().map(|row| self.stored(row));
@@ -38,6 +49,9 @@ impl Store {
                 users.push(manifest.name.to_string());
             }
         }
-        if users.is_empty() { database.remove_secret(name.as_str()).map(Ok) } else { Ok(Err(users)) }
+        if !users.is_empty() {
+            return Ok(Removal::Listed(users));
+        }
+        Ok(if database.remove_secret(name.as_str())? { Removal::Done } else { Removal::Missing })
     }
 }

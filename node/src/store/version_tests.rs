@@ -10,6 +10,7 @@ use super::super::tests::{archive, deploy, failing_after, name, open, options, r
 use super::*;
 use crate::manifest::Defaults;
 use crate::secrets::SecretName;
+use crate::store::Removal;
 
 /// A Python text that tells its versions apart.
 fn text(version: u64) -> String {
@@ -120,17 +121,17 @@ fn no_version_becomes_current_without_its_secrets() {
     // It was there when the function's first process began, and nobody listed it.
     set();
     let staged = lists(1);
-    assert_eq!(store.remove_secret(&secret).expect("asked"), Ok(true));
+    assert_eq!(store.remove_secret(&secret).expect("asked"), Removal::Done);
     let error = store.commit(staged).expect_err("its secret is gone");
     assert!(matches!(error, StoreError::SecretRemoved { .. }), "{error}");
     assert!(store.function("hello").expect("asked").is_none());
     set();
     store.commit(lists(2)).expect("deployed");
-    assert_eq!(store.remove_secret(&secret).expect("asked"), Err(vec!["hello".to_owned()]));
+    assert_eq!(store.remove_secret(&secret).expect("asked"), Removal::Listed(vec!["hello".to_owned()]));
     // A version that is kept and doesn't serve holds none, and doesn't serve again without.
     deploy(&store, "hello", &text(3)).expect("deployed");
     let recalled = store.recall(&name("hello"), None).expect("held");
-    assert_eq!(store.remove_secret(&secret).expect("asked"), Ok(true));
+    assert_eq!(store.remove_secret(&secret).expect("asked"), Removal::Done);
     let error = store.roll_back(&recalled).expect_err("its secret is gone");
     assert!(matches!(error, StoreError::SecretRemoved { .. }), "{error}");
     set();

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::chains::{apply, chain_of};
 use super::client::Connection;
-use super::daemon::Daemon;
+use super::daemon::{Daemon, UNTIL_LET_GO};
 use crate::need_root_and_cc;
 
 /// Elements of a list at most.
@@ -160,9 +160,9 @@ fn a_chain_goes_at_once_and_what_waits_in_its_windows_with_it() {
 fn a_chain_that_is_out_of_time_says_that_it_is_the_chain() {
     need_root_and_cc!();
     let daemon = Daemon::start("");
-    daemon.deploy_python("slow", "import time\ndef main(p): time.sleep(60)\n", &[]);
+    daemon.deploy_python("slow", UNTIL_LET_GO, &[]);
     apply(&daemon, &format!("timeout = \"300ms\"\n{}", chain_of("slowly", &["slow"])));
-    let response = daemon.post("/function/slowly", b"{}");
+    let response = daemon.post("/function/slowly", br#"{"wait": true}"#);
     assert_eq!((response.status, response.error_code()), (504, "timed_out".into()));
     assert!(
         response.text().contains("the chain did not end within its limit of 300ms"),

@@ -96,7 +96,9 @@ fn top_counts_the_cpus_of_the_node() {
     need_root_and_cc!();
     // (Its workers have one each.)
     let daemon = Daemon::start("");
-    let cpus = std::thread::available_parallelism().expect("a number");
+    // (Not what a quota leaves of them, which `available_parallelism` says.)
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::this()).expect("a set");
+    let cpus = (0..nix::sched::CpuSet::count()).filter(|cpu| set.is_set(*cpu).expect("a CPU")).count();
     let shown = daemon.spry_ok(&["top", "--once", "-i", "1ms"]);
     assert!(shown.contains(&format!(", {cpus} CPUs,")) && !shown.contains("-0"), "{shown}");
     daemon.stop();
